@@ -1,0 +1,149 @@
+"""Views and synthetic anomalies made from normal images: what stage 1 contrasts and stage 2 learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
+
+
+class SyntheticAnomaly(NamedTuple):
+    """A changed image and where it was changed.
+
+    Attributes:
+        pixels: (h, w, 3) uint8.
+        mask: (h, w) bool, all true for a change of style.
+        kind: name of the change.
+    """
+
+    pixels: Pixels
+    mask: Mask
+    kind: str
+
+
+def light_view(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Vary brightness, contrast, tint and noise as a camera varies them from picture to picture.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        generator: source of every random number.
+
+    Returns:
+        (h, w, 3) uint8, every cell still showing the same place.
+    """
+    values = pixels.astype(np.float32)
+    centre = values.mean()
+    tint = generator.uniform(0.96, 1.04, 3)
+    values = (values - centre) * generator.uniform(0.85, 1.15) + centre * generator.uniform(0.9, 1.1) * tint
+    values += generator.normal(0, generator.uniform(0, 4), values.shape)
+    return _to_pixels(values)
+
+
+def synthetic_anomaly(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> SyntheticAnomaly:
+    """Change a normal image at object, style or local scale, near the boundary of what can be seen.
+
+    Strong changes teach the wrong thing (docs/method.md), so each one is blended in with low opacity.
+
+    Args:
+        pixels: (h, w, 3) uint8 normal image.
+        other: (h2, w2, 3) uint8, another normal image to cut patches from.
+        generator: source of every random number.
+    """
+    kind = str(generator.choice(list(_CHANGES)))
+    change = _CHANGES[kind]
+    mask = _whole(pixels) if kind in _STYLES else _blob(pixels.shape[:2], generator)
+    changed = change(pixels.astype(np.float32), other, mask, generator)
+    opacity = generator.uniform(0.25, 0.8)
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * opacity
+    return SyntheticAnomaly(_to_pixels(pixels * (1 - soft) + changed * soft), mask, kind)
+
+
+def _to_pixels(values: NDArray[np.floating]) -> Pixels:
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _whole(pixels: Pixels) -> Mask:
+    return np.ones(pixels.shape[:2], bool)
+
+
+def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
+    """An irregular patch or a thin scar covering between 0.2 and 8 % of the picture."""
+    h, w = size[:2]
+    noise = ndimage.gaussian_filter(generator.normal(size=(h, w)), generator.uniform(2, max(h, w) / 16))
+    y, x = np.mgrid[:h, :w]
+    cy, cx = generator.uniform(0.1, 0.9) * h, generator.uniform(0.1, 0.9) * w
+    angle = generator.uniform(0, np.pi)
+    along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+    across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+    area = np.exp(generator.uniform(np.log(0.002), np.log(0.08))) * h * w
+    stretch = np.exp(generator.uniform(0, 2.3))
+    radius = np.sqrt(area * stretch / np.pi)
+    distance = np.hypot(along / radius, across * stretch / radius)
+    blob: Mask = distance + 0.4 * noise / noise.std() < 1
+    blob[int(cy), int(cx)] = True
+    return blob
+
+
+def _cut_paste(values: NDArray[np.float32], other: Pixels, _mask: Mask, generator: np.random.Generator) -> Pixels:
+    """Another normal image, turned and shifted, to be seen through the mask."""
+    turned = np.rot90(other, int(generator.integers(4)))
+    rows = (np.arange(values.shape[0]) + int(generator.integers(turned.shape[0]))) % turned.shape[0]
+    columns = (np.arange(values.shape[1]) + int(generator.integers(turned.shape[1]))) % turned.shape[1]
+    shifted: Pixels = turned[rows][:, columns]
+    return shifted
+
+
+def _stain(
+    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    shift = generator.uniform(-110, 110) + generator.uniform(-40, 40, 3)
+    return values + shift.astype(np.float32)
+
+
+def _blur(
+    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    sigma = generator.uniform(1.5, 4)
+    blurred: NDArray[np.float32] = ndimage.gaussian_filter(values, (sigma, sigma, 0))
+    return blurred
+
+
+def _noise(
+    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    grain = ndimage.gaussian_filter(generator.normal(size=values.shape[:2]), generator.uniform(0, 3))
+    noisy: NDArray[np.float32] = (values + (grain / grain.std() * generator.uniform(15, 50))[..., None]).astype(
+        np.float32
+    )
+    return noisy
+
+
+def _grey(
+    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    level = generator.uniform(0.6, 1.5)
+    grey: NDArray[np.float32] = np.repeat((values @ GREY)[..., None] * level, 3, axis=2).astype(np.float32)
+    return grey
+
+
+_Change = Callable[[NDArray[np.float32], Pixels, Mask, np.random.Generator], NDArray[np.generic]]
+_CHANGES: dict[str, _Change] = {
+    "cut-paste": _cut_paste,
+    "stain": _stain,
+    "blur": _blur,
+    "noise": _noise,
+    "style blur": _blur,
+    "style noise": _noise,
+    "style light": _stain,
+    "style grey": _grey,
+    "object": _cut_paste,
+}
+_STYLES = {"style blur", "style noise", "style light", "style grey", "object"}

@@ -1,0 +1,138 @@
+"""Turn raw deviations into scores in units of the limit of normal, and scores into p- and q-values (NumPy only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+LIMIT_QUANTILE = 0.99  # of held-out normal images lie below the limit of normal
+STOREY_LAMBDA = 0.5
+MIN_SPREAD = 1e-6  # keeps identical normal images from dividing by zero
+
+Floats = NDArray[np.float64]
+
+
+def normal_limit(values: ArrayLike) -> float:
+    """Estimate the 99th percentile of normal values, upwards where they are few.
+
+    The larger of two estimates: the conformal order statistic ⌈0.99 (n + 1)⌉ (the largest value when n < 99), and
+    the one-sided 99 % prediction limit of a normal distribution for the next value (Student's t, n − 1 degrees
+    of freedom), which lies above the largest value when n is small.
+
+    Args:
+        values: (n,) raw deviations of held-out normal images, n ≥ 2.
+    """
+    ordered = np.sort(np.asarray(values, np.float64))
+    n = len(ordered)
+    rank = min(int(np.ceil(LIMIT_QUANTILE * (n + 1))), n)
+    reach = stats.t.ppf(LIMIT_QUANTILE, n - 1) * np.sqrt(1 + 1 / n)
+    predicted = ordered.mean() + reach * ordered.std(ddof=1)
+    return float(max(ordered[rank - 1], predicted))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A scale on which 0.5 is the median of normal and 1.0 its limit; linear above the median, positive below."""
+
+    median: float
+    limit: float
+
+    @classmethod
+    def fit(cls, values: ArrayLike) -> Unit:
+        """Place the unit on (n,) values of held-out normal images."""
+        median = float(np.median(np.asarray(values, np.float64)))
+        return cls(median, max(normal_limit(values), median + MIN_SPREAD))
+
+    def apply(self, values: ArrayLike) -> Floats:
+        """Convert raw values of any shape: > 0, strictly increasing, unbounded above, smooth at the median."""
+        t = (np.asarray(values, np.float64) - self.median) / (self.limit - self.median)
+        return np.where(t >= 0, 0.5 + 0.5 * t, 0.5 * np.exp(np.minimum(t, 0)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out normal images look like: how each scale varies among them, and the scores they get.
+
+    Attributes:
+        location: (E,) mean of each scale's log deviation.
+        spread: (E,) its standard deviation.
+        weights: (E,) share of each scale in the image score, sum 1.
+        scale_units: unit of each scale's own standardised deviation.
+        score_unit: unit of the weighted mean.
+        normal_scores: (n,) ascending scores of the held-out normal images.
+    """
+
+    location: Floats
+    spread: Floats
+    weights: Floats
+    scale_units: tuple[Unit, ...]
+    score_unit: Unit
+    normal_scores: Floats
+
+    @classmethod
+    def fit(cls, deviations: Floats, weights: Floats) -> Calibration:
+        """Learn from (n, E) deviations > 0 of images that did not shape what they are measured against."""
+        logs = np.log(deviations)
+        location = logs.mean(axis=0)
+        spread = np.maximum(logs.std(axis=0, ddof=1), MIN_SPREAD)
+        standard = (logs - location) / spread
+        units = tuple(Unit.fit(column) for column in standard.T)
+        weights = weights / weights.sum()
+        unit = Unit.fit(standard @ weights)
+        return cls(location, spread, weights, units, unit, np.sort(unit.apply(standard @ weights)))
+
+    def scores(self, deviations: Floats) -> tuple[Floats, Floats]:
+        """Score images.
+
+        Args:
+            deviations: (N, E), > 0.
+
+        Returns:
+            (N,) image scores and (N, E) scores of each scale alone, all in units of the limit of normal.
+        """
+        standard = (np.log(deviations) - self.location) / self.spread
+        each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
+        return self.score_unit.apply(standard @ self.weights), each
+
+    def p_values(self, scores: ArrayLike) -> Floats:
+        """Conformal p-values of (N,) scores against the held-out normal images.
+
+        p = (1 + number of normal scores ≥ score) / (n + 1); for a normal image P(p ≤ t) ≤ t, whatever the
+        distribution, if it is exchangeable with the held-out ones (Bates et al. 2023, equation 2).
+        """
+        n = len(self.normal_scores)
+        below = np.searchsorted(self.normal_scores, np.asarray(scores, np.float64), side="left")
+        p: Floats = (1 + n - below) / (n + 1)
+        return p
+
+
+def normal_share(p_values: ArrayLike) -> float:
+    """Estimate the share of normal images in a batch from its (N,) p-values, from above, in (0, 1].
+
+    Storey's estimate with the finite-sample correction (Storey, Taylor, Siegmund 2004): normal images spread evenly
+    over p, so those above `STOREY_LAMBDA` tell how many there are.
+    """
+    p = np.asarray(p_values, np.float64)
+    return float(min(1.0, (1 + (p > STOREY_LAMBDA).sum()) / (len(p) * (1 - STOREY_LAMBDA))))
+
+
+def q_values(p_values: ArrayLike) -> Floats:
+    """Benjamini-Hochberg adjusted p-values: flagging all q ≤ a keeps the false discovery rate at most a.
+
+    Scaled by the estimated share of normal images; with conformal p-values both forms are valid (Bates et al. 2023,
+    section 2.3).
+
+    Args:
+        p_values: (N,) in (0, 1].
+
+    Returns:
+        (N,) in (0, 1].
+    """
+    p = np.asarray(p_values, np.float64)
+    if len(p) == 0:
+        return p
+    q: Floats = stats.false_discovery_control(p, method="bh") * normal_share(p)
+    return q

@@ -1,0 +1,192 @@
+"""Model files: one safetensors file with a JSON header, whole or not there, checked before anything is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from anomaly_cli.backbone import empty_backbone
+from anomaly_cli.calibration import Calibration, Unit
+from anomaly_cli.config import DetectorConfig, Effort
+from anomaly_cli.detector import AnomalyDetector, ScaleModel
+from anomaly_cli.errors import AnomalyError, CheckpointError
+from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.table import atomic_output
+
+FORMAT = 1
+KEY = "anomaly"  # of the JSON document among the file's metadata
+DAMAGED = "is damaged or was edited; train the detector again"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from, for `anomaly info` and for whoever finds the file in a year.
+
+    Attributes:
+        images: readable normal images it was trained on.
+        anomalies: labelled anomalous images it was trained on.
+        head_gain: by how much stage 2 reduced the cross-validated loss of the plain distance, 0 if it is off.
+        unreadable: files of the normal folder that could not be read.
+        training_set: SHA-256 over the contents of the normal images.
+        versions: of Python, torch, torchvision and this package.
+        created: ISO 8601, UTC.
+    """
+
+    images: int
+    anomalies: int
+    head_gain: float
+    unreadable: int
+    training_set: str
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that a model file holds."""
+
+    detector: AnomalyDetector
+    calibration: Calibration
+    map_unit: Unit
+    config: DetectorConfig
+    provenance: Provenance
+
+
+def save_model(model: Model, path: Path) -> None:
+    """Write the model file whole: an interrupted run leaves the old file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    # A clone, because a 1×1 convolution in channels-last order calls itself contiguous with strides that are not.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.detector.state_dict().items()
+    }
+    header = {
+        "format": FORMAT,
+        "config": asdict(model.config),
+        "scales": list(model.detector.scale_names),
+        "calibration": _calibration_to_json(model.calibration),
+        "map_unit": asdict(model.map_unit),
+        "provenance": asdict(model.provenance),
+    }
+    header["digest"] = _digest(header, state)
+    content = save(state, {KEY: json.dumps(header)})
+    with atomic_output(path) as file:
+        file.write(content)
+
+
+def load_model(path: Path, device: torch.device | None = None) -> Model:
+    """Read a model file.
+
+    Raises:
+        CheckpointError: it is missing, no model of ours, of another format, cut, edited or damaged.
+    """
+    header, state = _read(path)
+    try:
+        config = DetectorConfig(**{**header["config"], "effort": Effort(header["config"]["effort"])})
+        detector = _assemble(config, header["scales"], state)
+        calibration = _calibration_from_json(header["calibration"])
+        map_unit = Unit(**header["map_unit"])
+        provenance = Provenance(**header["provenance"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
+        raise CheckpointError(f"{path} {DAMAGED}") from error
+    detector = detector.to(device or torch.device("cpu"))
+    return Model(detector.to(memory_format=torch.channels_last).eval(), calibration, map_unit, config, provenance)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the checked header of a model file, with the size of each memory, for `anomaly info`.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    header, state = _read(path)
+    sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
+    header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
+    return header
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # In memory, not through safetensors' own file reader, which takes no path that is not UTF-8.
+    content = _read_bytes(path)
+    try:
+        state = load(content)
+        length = int.from_bytes(content[:8], "little")
+        text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(KEY)
+        if text is None:
+            raise CheckpointError(f"{path} is not a model of `anomaly train`")
+        header = json.loads(text)
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a model file, or was cut short") from error
+    version = header.get("format") if isinstance(header, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has model format {version}, this version reads {FORMAT}; train the detector again"
+        )
+    if header.pop("digest", None) != _digest(header, state):
+        raise CheckpointError(f"{path} {DAMAGED}")
+    return header, state
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a model file")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"no model file at {path}: make one with `anomaly train NORMAL_DIR`") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _digest(header: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """Hash header and tensors, so that a flipped bit or an edited number is noticed."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(state):
+        value = state[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]) -> AnomalyDetector:
+    scales = {}
+    for name in names:
+        prefix = f"scales.stride_{name}."
+        matrix = state[prefix + "whitening.matrix"]
+        whitening = Whitening(torch.zeros(len(matrix)), torch.zeros_like(matrix))
+        projection = state.get(prefix + "projection")
+        scale = ScaleModel(whitening, None if projection is None else torch.zeros_like(projection))
+        scale.memory = PrototypeMemory(torch.zeros_like(state[prefix + "memory.prototypes"]))
+        scales[name] = scale
+    detector = AnomalyDetector(empty_backbone(config.backbone), scales)
+    detector.load_state_dict(state)
+    return detector
+
+
+def _calibration_to_json(calibration: Calibration) -> dict[str, Any]:
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(calibration).items()
+    }
+
+
+def _calibration_from_json(values: dict[str, Any]) -> Calibration:
+    return Calibration(
+        location=np.array(values["location"]),
+        spread=np.array(values["spread"]),
+        weights=np.array(values["weights"]),
+        scale_units=tuple(Unit(**unit) for unit in values["scale_units"]),
+        score_unit=Unit(**values["score_unit"]),
+        normal_scores=np.array(values["normal_scores"]),
+    )

@@ -1,0 +1,52 @@
+"""Settings of a detector, checked once where they are made; command-line defaults are read from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from anomaly_cli.errors import ConfigError
+
+MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for the calibration
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
+
+
+class Effort(StrEnum):
+    """How much time training may take: which learned parts run, and how long."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    THOROUGH = "thorough"
+
+
+class RawMap(StrEnum):
+    """How `heatmap --raw` stores the anomaly map itself."""
+
+    PNG16 = "png16"
+    NPY = "npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """What a detector is: changing any field needs a new training run."""
+
+    backbone: str = "embedded"  # `embedded`, `scratch` or a torchvision model name
+    image_size: int = 256  # pixels; images are resized to about this many pixels squared, aspect kept
+    prototypes: int = 1000  # upper limit a scale
+    effort: Effort = Effort.STANDARD
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            ConfigError: a value is out of its range.
+        """
+        size = self.image_size
+        if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE or size % IMAGE_SIZE_STEP:
+            rule = f"a multiple of {IMAGE_SIZE_STEP} from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}"
+            raise ConfigError(f"image size must be {rule}, got {size}")
+        if not 8 <= self.prototypes <= 100_000:
+            raise ConfigError(f"prototypes must be from 8 to 100000, got {self.prototypes}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")

@@ -1,0 +1,178 @@
+"""Stage 1: memory-augmented contrastive learning of embeddings and prototypes, all scales at once.
+
+Equation (reconstructed, docs/method.md): L = Σ_s λ_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ] with
+z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a labelled anomaly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_cli.augment import light_view
+from anomaly_cli.backbone import Backbone
+from anomaly_cli.detector import scale_features
+from anomaly_cli.memory import hopfield_retrieve
+from anomaly_cli.scoring import Progress
+
+TEMPERATURE = 0.2  # of NT-Xent (Chen et al. 2020)
+BETA = 16.0  # of the retrieval, for embeddings of unit length
+VARIANCE_WEIGHT = 0.5  # λ_V
+CELLS_PER_IMAGE = 4  # a scale and step
+LEARNING_RATE = 1e-3
+BATCH_SIZE = 16  # images
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long stage 1 runs."""
+
+    steps: int
+    crop: int  # pixels, side of the square views; a multiple of 32
+    prototypes: int = 256  # a scale, learned by gradient
+
+
+def nt_xent(z: Tensor, positive: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Normalised temperature-scaled cross entropy (Chen et al. 2020, equation 1), one direction.
+
+    Args:
+        z: (B, D) embeddings.
+        positive: (B, D) what each should be near; those of the other rows are its negatives.
+        temperature: > 0.
+
+    Returns:
+        Scalar mean over the batch.
+    """
+    similarity = F.normalize(z, dim=1) @ F.normalize(positive, dim=1).T / temperature  # (B, B)
+    return F.cross_entropy(similarity, torch.arange(len(z), device=z.device))
+
+
+def variance_penalty(z: Tensor) -> Tensor:
+    """Penalise channels that collapse: mean over D of max(0, 1 − std), for (B, D) embeddings of unit spread."""
+    return F.relu(1 - z.std(dim=0)).mean()
+
+
+def memory_contrast(z: Tensor, other: Tensor, normal: Tensor, prototypes: Tensor) -> Tensor:
+    """Loss of one scale: contrast one view with what the memory retrieves for the other.
+
+    Args:
+        z: (B, D) embeddings of one view.
+        other: (B, D) embeddings of the same cells in the other view.
+        normal: (B,) bool; labelled anomalies meet the other view itself, so they never enter the memory.
+        prototypes: (K, D), compared at unit length and updated by the gradient.
+    """
+    D = z.shape[1]
+    query = F.normalize(other, dim=1)
+    retrieved = torch.where(normal[:, None], hopfield_retrieve(query, F.normalize(prototypes, dim=1), BETA), query)
+    spread = variance_penalty(F.normalize(retrieved, dim=1) * D**0.5)
+    return nt_xent(z, retrieved) + VARIANCE_WEIGHT * spread
+
+
+def _random_prototypes(count: int, width: int, generator: torch.Generator, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.randn(count, width, generator=generator).to(device))
+
+
+def learn_backbone(
+    backbone: Backbone,
+    names: tuple[str, ...],
+    images: list[np.ndarray],
+    normal: Tensor,
+    schedule: Schedule,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Train the whole backbone in place with stage 1, prototypes of every scale beside it.
+
+    Args:
+        backbone: with its starting weights; left in eval mode.
+        names: scales that take part, each with λ_s = 1.
+        images: (h, w, 3) uint8 at network size.
+        normal: (N,) bool, false for labelled anomalies.
+        schedule: how long.
+        seed: of views, cells and prototypes.
+        progress: told after each step.
+    """
+    device = next(backbone.parameters()).device
+    draw = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        shapes = scale_features(backbone, torch.zeros(1, 3, schedule.crop, schedule.crop, device=device), names)
+    memories = {
+        name: _random_prototypes(schedule.prototypes, shapes[name].shape[1], generator, device) for name in names
+    }
+    parameters = [*backbone.parameters(), *memories.values()]
+    optimiser = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=1e-4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)
+    backbone.train()
+    for step in range(schedule.steps):
+        chosen = draw.integers(len(images), size=BATCH_SIZE)
+        views = [_paired_views(images[i], schedule.crop, draw) for i in chosen]
+        batch = torch.from_numpy(np.stack([v for pair in zip(*views, strict=True) for v in pair]))
+        features = scale_features(backbone, batch.permute(0, 3, 1, 2).float().div_(255).to(device), names)
+        losses = []
+        for name in names:
+            z, other = _paired_cells(features[name], generator)
+            count = len(z) // BATCH_SIZE
+            labels = normal[torch.from_numpy(chosen)].repeat_interleave(count).to(device)
+            losses.append(memory_contrast(z, other, labels, memories[name]))
+        optimiser.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()
+        optimiser.step()
+        cosine.step()
+        progress("learning features (stage 1)", step + 1, schedule.steps)
+    backbone.eval()
+
+
+def _paired_views(image: np.ndarray, crop: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the same crop twice and light it differently: equal cells show equal places."""
+    h, w = image.shape[:2]
+    top, left = int(draw.integers(max(1, h - crop + 1))), int(draw.integers(max(1, w - crop + 1)))
+    cut = image[top : top + crop, left : left + crop]
+    cut = np.pad(cut, ((0, crop - cut.shape[0]), (0, crop - cut.shape[1]), (0, 0)), "reflect")
+    if draw.random() < 0.5:
+        cut = cut[:, ::-1]
+    return light_view(cut, draw), light_view(cut, draw)
+
+
+def _paired_cells(feature_map: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Choose the same cells of both views: (2N, D, h, w) to twice (N * min(CELLS_PER_IMAGE, h*w), D)."""
+    N, D = feature_map.shape[0] // 2, feature_map.shape[1]
+    cells = feature_map.flatten(2).transpose(1, 2)  # (2N, h*w, D)
+    chosen = torch.randperm(cells.shape[1], generator=generator)[:CELLS_PER_IMAGE].to(cells.device)
+    picked = cells[:, chosen]
+    return picked[:N].reshape(-1, D), picked[N:].reshape(-1, D)
+
+
+def learn_projection(cells: Tensor, schedule: Schedule, seed: int) -> Tensor:
+    """Learn a linear projection of one scale's whitened cells with stage 1, the backbone frozen.
+
+    Starts at the identity, so that no steps means no change.
+
+    Args:
+        cells: (M, 2, D) whitened cells of normal images in two views.
+        schedule: how long; `crop` does not matter.
+        seed: of batches and prototypes.
+
+    Returns:
+        (D, D) to multiply row vectors with.
+    """
+    M, _, D = cells.shape
+    generator = torch.Generator().manual_seed(seed)
+    projection = nn.Parameter(torch.eye(D, device=cells.device))
+    first = torch.randperm(M, generator=generator)[: schedule.prototypes].to(cells.device)
+    prototypes = nn.Parameter(cells[first, 0].clone())
+    optimiser = torch.optim.Adam([projection, prototypes], LEARNING_RATE)
+    normal = torch.ones(BATCH_SIZE * CELLS_PER_IMAGE, dtype=torch.bool, device=cells.device)
+    with torch.enable_grad():
+        for _ in range(schedule.steps):
+            chosen = torch.randint(0, M, (len(normal),), generator=generator).to(cells.device)
+            z, other = cells[chosen, 0] @ projection, cells[chosen, 1] @ projection
+            loss = memory_contrast(z, other, normal, prototypes)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+    return projection.detach()

@@ -1,0 +1,187 @@
+"""The detector: backbone, one prototype memory a scale, and the distance maps and deviations made from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_cli.backbone import Backbone
+from anomaly_cli.memory import PrototypeMemory, Whitening
+
+IMAGE_SCALE = "image"  # name of the scale with one globally pooled cell an image
+POOLED_STRIDES = (16, 32)  # whose maps the image scale pools
+HOT_SHARE = 0.02  # of the cells of a map make up its deviation: the mean of the hottest
+MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
+
+
+class Detection(NamedTuple):
+    """What the detector measures on a batch, before calibration.
+
+    Attributes:
+        anomaly_maps: (N, h, w) mean standardised distance over the local scales, on the finest grid.
+        deviations: (N, E) > 0, one per name in `deviation_names`.
+    """
+
+    anomaly_maps: Tensor
+    deviations: Tensor
+
+
+class ScaleModel(nn.Module):
+    """One scale: whitening of its embeddings, a learned projection, its memory and weights of the channels."""
+
+    cell_mean: Tensor
+    cell_std: Tensor
+    channel_weights: Tensor
+
+    def __init__(self, whitening: Whitening, projection: Tensor | None = None) -> None:
+        """Start with an empty memory.
+
+        Args:
+            whitening: fitted on normal embeddings of D channels.
+            projection: (D, D) learned by stage 1 on whitened embeddings; the identity if None.
+        """
+        super().__init__()
+        D = whitening.matrix.shape[1]
+        self.whitening = whitening
+        self.projection: Tensor | None
+        self.register_buffer("projection", projection)
+        self.memory = PrototypeMemory(torch.zeros(1, D))
+        self.register_buffer("channel_weights", torch.ones(D))
+        self.register_buffer("cell_mean", torch.zeros(()))
+        self.register_buffer("cell_std", torch.ones(()))
+
+    def embed(self, cells: Tensor) -> Tensor:
+        """Whiten and project (M, D) cells of the backbone."""
+        embeddings: Tensor = self.whitening(cells)
+        return embeddings if self.projection is None else embeddings @ self.projection
+
+    def deviations(self, cells: Tensor) -> Tensor:
+        """Squared difference of (M, D) backbone cells from what the memory retrieves, Δ of the paper: (M, D)."""
+        embeddings = self.embed(cells)
+        _, nearest = self.memory.nearest(embeddings)
+        return (embeddings - self.memory.prototypes[nearest]).square()
+
+
+class AnomalyDetector(nn.Module):
+    """Feature maps → distance to what was normal, a map and a number a scale."""
+
+    def __init__(self, backbone: Backbone, scales: dict[str, ScaleModel]) -> None:
+        """Assemble a detector.
+
+        Args:
+            backbone: in eval mode.
+            scales: by name: the strides of the local scales, finest first, then `IMAGE_SCALE`.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.scale_names = tuple(scales)
+        self.scales = nn.ModuleDict({f"stride_{name}": scale for name, scale in scales.items()})
+
+    def scale(self, name: str) -> ScaleModel:
+        """Return the model of one scale."""
+        return cast(ScaleModel, self.scales[f"stride_{name}"])
+
+    @property
+    def local_names(self) -> tuple[str, ...]:
+        """Names of the scales that have a map."""
+        return tuple(name for name in self.scale_names if name != IMAGE_SCALE)
+
+    @property
+    def deviation_names(self) -> tuple[str, ...]:
+        """Names of the columns of `Detection.deviations`: the fused map, then every scale."""
+        return ("map", *self.scale_names)
+
+    @torch.inference_mode()
+    def distance_maps(self, images: Tensor) -> list[Tensor]:
+        """Measure every cell of every scale.
+
+        Args:
+            images: (N, 3, H, W) float RGB in [0, 1].
+
+        Returns:
+            One (N, h_s, w_s) map of distances ≥ 0 a scale; the image scale's has one cell.
+        """
+        maps = []
+        features = scale_features(self.backbone, images, self.scale_names)
+        for name in self.scale_names:
+            N, D, h, w = features[name].shape
+            cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
+            scale = self.scale(name)
+            maps.append((scale.deviations(cells) @ scale.channel_weights).sqrt().view(N, h, w))
+        return maps
+
+    @torch.inference_mode()
+    def hot_deviations(self, images: Tensor) -> list[Tensor]:
+        """Mean deviation of the hottest cells of each image, channel by channel: what stage 2 weighs.
+
+        Args:
+            images: (N, 3, H, W) float RGB in [0, 1].
+
+        Returns:
+            One (N, D_s) a scale.
+        """
+        hot = []
+        features = scale_features(self.backbone, images, self.scale_names)
+        for name in self.scale_names:
+            N, D, h, w = features[name].shape
+            cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
+            deviations = self.scale(name).deviations(cells).view(N, h * w, D)
+            hottest = deviations.sum(dim=2).topk(_hot_count(h * w), dim=1).indices  # (N, count)
+            hot.append(deviations.gather(1, hottest[..., None].expand(-1, -1, D)).mean(dim=1))
+        return hot
+
+    def combine(self, distance_maps: list[Tensor]) -> Detection:
+        """Fuse the distance maps of a batch, one a scale, into its anomaly maps and deviations."""
+        by_name = dict(zip(self.scale_names, distance_maps, strict=True))
+        grid = max((by_name[name].shape[-2:] for name in self.local_names), key=lambda size: size[0] * size[1])
+        fused = torch.zeros((len(distance_maps[0]), *grid), device=distance_maps[0].device)
+        for name in self.local_names:
+            scale = self.scale(name)
+            standard = (by_name[name] - scale.cell_mean) / scale.cell_std
+            fused += F.interpolate(standard[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
+        fused /= len(self.local_names)
+        columns = [F.softplus(_hottest(fused))] + [_hottest(by_name[name]) for name in self.scale_names]
+        return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
+
+    def forward(self, images: Tensor) -> Detection:
+        """Measure (N, 3, H, W) float RGB images in [0, 1]."""
+        return self.combine(self.distance_maps(images))
+
+
+def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Compute the raw cells of the named scales.
+
+    Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022); the image
+    scale joins the mean of the coarse maps and the spread of the first of them: content and style.
+
+    Args:
+        backbone: in eval mode for detection.
+        images: (N, 3, H, W) float RGB in [0, 1].
+        names: strides, and `IMAGE_SCALE`.
+
+    Returns:
+        (N, D, h, w) by name; h = w = 1 for the image scale.
+    """
+    maps = dict(zip(backbone.strides, backbone(images), strict=True))
+    features = {}
+    for name in names:
+        if name == IMAGE_SCALE:
+            coarse = [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
+            pooled = [m.mean(dim=(2, 3)) for m in coarse] + [coarse[0].std(dim=(2, 3), unbiased=False)]
+            features[name] = torch.cat(pooled, dim=1)[:, :, None, None]
+        else:
+            features[name] = F.avg_pool2d(maps[int(name)], 3, 1, 1, count_include_pad=False)
+    return features
+
+
+def _hottest(maps: Tensor) -> Tensor:
+    """Mean of the hottest `HOT_SHARE` of the cells, at least one: (N, h, w) to (N,)."""
+    cells = maps.flatten(1)
+    return cells.topk(_hot_count(cells.shape[1]), dim=1).values.mean(dim=1)
+
+
+def _hot_count(cells: int) -> int:
+    return max(1, round(HOT_SHARE * cells))

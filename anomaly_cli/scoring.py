@@ -1,0 +1,181 @@
+"""Run a detector over image files: decoding beside computing, one row an image, memory independent of their number."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_cli.calibration import Calibration, Unit, q_values
+from anomaly_cli.detector import AnomalyDetector
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.images import LoadedImage, load_image
+from anomaly_cli.regions import hottest_region
+from anomaly_cli.table import Row
+
+AHEAD = 4  # images a worker may be ahead of the consumer; bounds memory
+GPU_BATCH = 32  # images; one batch holds images of one size only
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[str, int, int], None]  # phase, done, total
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One readable image after detection.
+
+    Attributes:
+        anomaly_map: (h, w) in units of the limit of normal.
+        deviations: (E,) raw, for the calibration.
+        height: of the file, pixels.
+        width: of the file, pixels.
+    """
+
+    anomaly_map: NDArray[np.float32]
+    deviations: NDArray[np.float64]
+    height: int
+    width: int
+
+
+def to_tensor(image: LoadedImage) -> Tensor:
+    """Convert to a (1, 3, h, w) float tensor in [0, 1]."""
+    return torch.from_numpy(image.pixels).permute(2, 0, 1)[None].float().div_(255)
+
+
+def worker_count() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Apply a function to items in threads and yield the results in order, only a few images ahead.
+
+    Each thread runs torch on one core: several images at a time use the cores better than several cores on one
+    image, and a result never depends on what was computed beside it.
+    """
+    with ThreadPoolExecutor(workers, "image", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers * AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def measure_images(
+    detector: AnomalyDetector,
+    map_unit: Unit,
+    paths: list[Path],
+    image_size: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[Measured | UnreadableImageError]:
+    """Measure each file, in order; a file that cannot be read yields its error instead."""
+
+    def load(path: Path) -> LoadedImage | UnreadableImageError:
+        try:
+            return load_image(path, image_size)
+        except UnreadableImageError as error:
+            return error
+
+    def measure(path: Path) -> Measured | UnreadableImageError:
+        loaded = load(path)
+        return loaded if isinstance(loaded, UnreadableImageError) else _measure_batch(detector, map_unit, [loaded])[0]
+
+    if device.type == "cpu":
+        yield from parallel_map(measure, paths, workers)
+        return
+    for batch in _batches(parallel_map(load, paths, workers)):
+        yield from _measure_mixed(detector, map_unit, batch)
+
+
+def _batches(loaded: Iterator[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in loaded:
+        batch.append(item)
+        if len(batch) == GPU_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _measure_mixed(
+    detector: AnomalyDetector, map_unit: Unit, batch: list[LoadedImage | UnreadableImageError]
+) -> list[Measured | UnreadableImageError]:
+    """Measure a batch on an accelerator, images of one size together, in the order given."""
+    results: list[Measured | UnreadableImageError | None] = [None] * len(batch)
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for i, item in enumerate(batch):
+        if isinstance(item, UnreadableImageError):
+            results[i] = item
+        else:
+            by_size.setdefault(item.pixels.shape, []).append(i)
+    for indices in by_size.values():
+        images = [item for i in indices if isinstance(item := batch[i], LoadedImage)]
+        for i, measured in zip(indices, _measure_batch(detector, map_unit, images), strict=True):
+            results[i] = measured
+    return [result for result in results if result is not None]
+
+
+@torch.inference_mode()
+def _measure_batch(detector: AnomalyDetector, map_unit: Unit, images: list[LoadedImage]) -> list[Measured]:
+    device = next(detector.buffers()).device
+    detection = detector(torch.cat([to_tensor(image) for image in images]).to(device))
+    maps = map_unit.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
+    deviations = detection.deviations.cpu().double().numpy()
+    return [
+        Measured(anomaly_map, each, image.height, image.width)
+        for anomaly_map, each, image in zip(maps, deviations, images, strict=True)
+    ]
+
+
+def to_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:
+    """Make the table row of one file; p-value and flag follow when the whole run is known."""
+    name = os.fspath(path)
+    if isinstance(result, UnreadableImageError):
+        return Row(path=name, status="unreadable", reason=result.reason)
+    scores, scales = calibration.scores(result.deviations[None])
+    region = hottest_region(result.anomaly_map, 1.0, result.height, result.width)
+    return Row(
+        path=name,
+        score=float(scores[0]),
+        p_value=float(calibration.p_values(scores)[0]),
+        width=result.width,
+        height=result.height,
+        region_x=region.x,
+        region_y=region.y,
+        region_w=region.width,
+        region_h=region.height,
+        region_fraction=region.fraction,
+        scales=tuple(float(value) for value in scales[0, 1:]),
+    )
+
+
+def flag_rows(rows: list[Row], fdr: float, threshold: float | None) -> list[Row]:
+    """Add q-values over the whole run and flag q ≤ fdr, or score ≥ threshold where one is given."""
+    p = np.array([row.p_value for row in rows if row.p_value is not None])
+    q = iter(q_values(p))
+    flagged = []
+    for row in rows:
+        if row.score is None:
+            flagged.append(row)
+            continue
+        value = float(next(q))
+        chosen = value <= fdr if threshold is None else row.score >= threshold
+        flagged.append(replace(row, q_value=value, flagged=chosen))
+    return flagged

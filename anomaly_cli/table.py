@@ -1,0 +1,317 @@
+"""The table that `score` writes: ranks rows, writes them as one complete file, reads it back; scores nothing.
+
+Imports nothing heavy: the command line takes `TableFormat` from here for `--help`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from anomaly_cli.errors import AnomalyError, InputError, OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SIGNIFICANT_DIGITS = 6  # float32 carries 7; the last one differs between processors
+Value = str | int | float | bool | None
+Record = Mapping[Any, object]
+
+_WHOLE_NUMBERS = ("rank", "width", "height", "region_x", "region_y", "region_w", "region_h")
+_WORDS = ("path", "status", "reason")
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
+
+
+class TableFormat(StrEnum):
+    """How a table is stored."""
+
+    CSV = "csv"
+    TSV = "tsv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What `score` says about one file; of an unreadable one only `path`, `status` and `reason` are known."""
+
+    path: str  # from os.fsdecode: a name that is not UTF-8 holds surrogates
+    score: float | None = None  # >= 0, higher = more anomalous, 1.0 = the limit of normal
+    p_value: float | None = None
+    q_value: float | None = None
+    flagged: bool = False
+    status: Literal["ok", "unreadable"] = "ok"
+    reason: str = ""  # one short sentence; empty when ok
+    width: int | None = None  # pixels, as are the other sizes
+    height: int | None = None
+    region_x: int | None = None
+    region_y: int | None = None
+    region_w: int | None = None
+    region_h: int | None = None
+    region_fraction: float | None = None  # of the anomaly map, in (0, 1]
+    scales: tuple[float, ...] = ()  # what each scale contributed, finest first
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") != (self.score is not None and math.isfinite(self.score)):
+            raise ValueError(f"a row is ok exactly if its score is finite, got {self.status}, {self.score}")
+
+
+def format_of(path: Path | None, chosen: TableFormat | None = None) -> TableFormat:
+    """Decide how a table is stored: as chosen, else by the suffix of its name, else CSV.
+
+    Raises:
+        OutputError: parquet was asked for and pyarrow is missing. Ask before scoring, not after.
+    """
+    decided = chosen or _by_suffix(path)
+    _check_library(decided, OutputError)
+    return decided
+
+
+def rank_rows(rows: Iterable[Row]) -> list[Row]:
+    """Order rows by falling score as printed, ties by the bytes of the path; unreadable ones last by path."""
+
+    def place(row: Row) -> tuple[float, bytes]:
+        return (math.inf if row.score is None else -_rounded(row.score), os.fsencode(row.path))
+
+    return sorted(rows, key=place)
+
+
+def to_frame(rows: Iterable[Row], strides: Sequence[str]) -> pd.DataFrame:
+    """Build the ranked table as a data frame.
+
+    Args:
+        rows: in any order.
+        strides: name of each scale, finest first; scale "4" becomes column `scale_4`.
+
+    Returns:
+        One row a file, numbers rounded to six significant digits. Missing whole numbers are `pd.NA`, missing
+        fractions NaN. Words stay Python objects, because Arrow strings cannot hold a name that is not UTF-8.
+    """
+    import pandas as pd  # takes longer than all of `--help` may
+
+    columns = _columns(strides)
+    frame = pd.DataFrame(_records(rows, strides), columns=columns, dtype=object)
+    kinds = {name: "float64" for name in columns if name not in _WORDS}
+    return frame.astype(kinds | dict.fromkeys(_WHOLE_NUMBERS, "Int64") | {"flagged": "bool"})
+
+
+def write_table(rows: Iterable[Row], strides: Sequence[str], out: Path | None, format: TableFormat) -> None:
+    r"""Rank rows and write them, as a complete file or not at all.
+
+    A name that is not UTF-8 keeps its bytes in CSV and TSV. JSON must be valid Unicode: there a stray byte XX
+    is the escape `\udcXX`, which Python's `json` turns back into what `os.fsencode` expects. In Parquet the
+    same escape is plain text: good to recognise the file by, but it no longer opens it.
+
+    Args:
+        rows: in any order.
+        strides: name of each scale, finest first.
+        out: file to replace; None means stdout.
+        format: see `format_of`.
+
+    Raises:
+        OutputError: `out` cannot be written, or pyarrow is missing.
+        BrokenPipeError: the reader of a pipe went away; nothing is wrong with us.
+    """
+    _check_library(format, OutputError)
+    if out is not None:
+        with atomic_output(out) as file:
+            _write(rows, strides, file, format)
+        return
+    with _os_errors_as_output_error("stdout"):
+        _write(rows, strides, sys.stdout.buffer, format)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def atomic_output(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name only once complete; until then, or after a failure, the old one stays.
+
+    A link is followed, and the file it points to is replaced. Devices, pipes and open descriptors such as
+    /dev/stdout are written directly: renaming would put a file in the place of the device.
+
+    Args:
+        path: file to write; its folder must exist.
+
+    Yields:
+        The file; do nothing but write while it is open, since any OSError is taken for one of this file.
+
+    Raises:
+        OutputError: the file cannot be written.
+        BrokenPipeError: `path` is a pipe whose reader went away.
+    """
+    with _os_errors_as_output_error(str(path)):
+        target = Path(os.path.realpath(path))
+        if str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file()):
+            with path.open("wb") as file:
+                yield file
+            return
+        partial = target.with_name(target.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                yield file
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def read_paths(path: Path) -> list[tuple[str, float, bool]]:
+    """Read a table that `write_table` wrote, perhaps filtered or sorted since.
+
+    Args:
+        path: table; its suffix says the format.
+
+    Returns:
+        (path, score, flagged) of every file that has a score, most anomalous first.
+
+    Raises:
+        InputError: the file cannot be read or is not such a table.
+    """
+    foreign = f"{path} is not a table of `anomaly score`: "
+    try:
+        entries = [_entry(record) for record in _read_records(path)]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except KeyError as error:
+        raise InputError(f"{foreign}column {error} is missing") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{foreign}{error}") from error
+    scored = [entry for entry in entries if entry is not None]
+    return sorted(scored, key=lambda entry: (-entry[1], os.fsencode(entry[0])))
+
+
+def _by_suffix(path: Path | None) -> TableFormat:
+    suffixes = {f".{known}": known for known in TableFormat} | {".ndjson": TableFormat.JSONL}
+    return TableFormat.CSV if path is None else suffixes.get(path.suffix.lower(), TableFormat.CSV)
+
+
+def _check_library(format: TableFormat, error: type[AnomalyError]) -> None:
+    if format is TableFormat.PARQUET and find_spec("pyarrow") is None:
+        raise error("parquet needs pyarrow: pip install 'anomaly-cli[parquet]'")
+
+
+@contextmanager
+def _os_errors_as_output_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {name}: {error.strerror or error}") from error
+
+
+def _columns(strides: Sequence[str]) -> list[str]:
+    fixed = "rank path score p_value q_value flagged status reason width height"
+    region = "region_x region_y region_w region_h region_fraction"
+    return [*fixed.split(), *region.split(), *(f"scale_{name}" for name in strides)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def _records(rows: Iterable[Row], strides: Sequence[str]) -> Iterator[dict[str, Value]]:
+    columns = _columns(strides)
+    for position, row in enumerate(rank_rows(rows), start=1):
+        known: dict[str, Value] = {name: getattr(row, name) for name in columns if hasattr(row, name)}
+        known["rank"] = position if row.status == "ok" else None
+        if row.status == "ok":
+            known |= {f"scale_{name}": value for name, value in zip(strides, row.scales, strict=True)}
+        yield {name: _rounded(v) if isinstance(v := known.get(name), float) else v for name in columns}
+
+
+def _write(rows: Iterable[Row], strides: Sequence[str], file: BinaryIO, format: TableFormat) -> None:
+    if format is TableFormat.PARQUET:
+        frame = to_frame(rows, strides)
+        frame["path"] = [path.encode("utf-8", "backslashreplace").decode() for path in frame["path"]]
+        file.write(frame.to_parquet(None, engine="pyarrow", index=False))
+    elif format is TableFormat.JSONL:
+        for record in _records(rows, strides):
+            # For a lone surrogate backslashreplace writes exactly the escape that JSON has for it.
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+    else:
+        writer = csv.writer(_UnixLines(file), delimiter=_DELIMITERS[format], lineterminator="\r\n")
+        writer.writerow(_columns(strides))
+        for record in _records(rows, strides):
+            writer.writerow([_as_text(value) for value in record.values()])
+
+
+class _UnixLines:
+    """Sink that ends lines with a newline only.
+
+    `csv` quotes just the line ends that it is told to write, but every reader takes a bare carriage return in
+    a file name for the end of the row: so it is told both, and what it adds at the end is exchanged here.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n")
+
+
+def _as_text(value: Value) -> str:
+    """Print a value for shell tools: booleans in lower case, no exponents, which `sort -n` misreads."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
+
+
+def _read_records(path: Path) -> Iterator[Record]:
+    format = _by_suffix(path)
+    _check_library(format, InputError)
+    if format is TableFormat.PARQUET:
+        import pandas as pd
+
+        frame = pd.read_parquet(path, engine="pyarrow").astype(object)
+        yield from _with_needed_columns(list(frame.columns), frame.to_dict("records"))
+    elif format is TableFormat.JSONL:
+        with path.open("rb") as file:
+            numbered = enumerate(file, start=1)
+            yield from (_json_object(line, number) for number, line in numbered if line.strip())
+    else:
+        # Excel puts a byte order mark in front when it saves a table.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            reader = csv.DictReader(text, delimiter=_DELIMITERS[format])
+            yield from _with_needed_columns(reader.fieldnames or (), reader)
+
+
+def _with_needed_columns(columns: Collection[object], records: Iterable[Record]) -> Iterable[Record]:
+    missing = [name for name in ("path", "score", "flagged") if name not in columns]
+    if missing:
+        raise KeyError(missing[0])
+    return records
+
+
+def _json_object(line: bytes, number: int) -> Record:
+    try:
+        record: object = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"line {number} is not a JSON object")
+    return record
+
+
+def _entry(record: Record) -> tuple[str, float, bool] | None:
+    """Take what heat maps need from a record, whose values are text if read from CSV; None if unscored."""
+    path, score, flagged = record["path"], record["score"], record["flagged"]
+    if not isinstance(path, str) or not path:
+        raise ValueError("a path is empty")
+    if score is None or score == "" or score != score:  # NaN is how Parquet stores a missing score
+        return None
+    return path, float(str(score)), str(flagged).lower() == "true"

@@ -1,0 +1,241 @@
+"""Train the embedded backbone: `python -m pretraining.train --data DIR --teacher FILE --out FILE`.
+
+Joint loss: a linear classification head for every group of classes, and distillation of the teacher's maps at
+two resolutions (same resolution: fine detail; teacher at twice the student's: what small pictures show).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anomaly_cli.compact_resnet import WIDTHS, CompactResNet
+from pretraining.pictures import Pictures, load_pictures
+from pretraining.teacher import RecordedTeacher
+from pretraining.views import random_views
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as every torchvision backbone expects
+STD = (0.229, 0.224, 0.225)
+LOG_EVERY = 100  # steps
+SAVE_EVERY = 1000  # steps
+BATCHES_FOR_STATISTICS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that shapes the weights, kept in the log and in the weights' header."""
+
+    steps: int = 12_000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 400
+    same_size: int = 96  # pixels; student and teacher see the same view
+    small_size: int = 64  # pixels; the student's view, the teacher sees twice the side
+    same_share: float = 0.5  # of the batches
+    label_weight: float = 0.15
+    label_smoothing: float = 0.1
+    balance: float = 0.6  # a group of n pictures is drawn in proportion to n to this power
+    seed: int = 0
+
+
+class Standardiser(nn.Module):
+    """Per-channel location and spread of a teacher map, so that every channel counts alike."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, maps: list[Tensor]) -> None:
+        super().__init__()
+        values = torch.cat([m.transpose(0, 1).flatten(1) for m in maps], dim=1)  # (D, cells)
+        self.register_buffer("mean", values.mean(1).view(1, -1, 1, 1))
+        self.register_buffer("std", values.std(1).clamp(min=1e-4).view(1, -1, 1, 1))
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Standardise (N, D, h, w) over its channels."""
+        return (target - self.mean) / self.std
+
+
+class Student(nn.Module):
+    """Backbone with its training heads: projections to the teacher's maps and one classifier a group."""
+
+    def __init__(self, targets: dict[str, list[Standardiser]], class_counts: list[int]) -> None:
+        super().__init__()
+        self.backbone = CompactResNet()
+        self.standardisers = nn.ModuleDict({mode: nn.ModuleList(each) for mode, each in targets.items()})
+        self.projections = nn.ModuleDict(
+            {
+                mode: nn.ModuleList(nn.Conv2d(w, s.mean.shape[1], 1) for w, s in zip(WIDTHS, each, strict=True))
+                for mode, each in targets.items()
+            }
+        )
+        self.embedding = nn.Linear(WIDTHS[-1], 1280)
+        self.classifiers = nn.ModuleList(nn.Linear(WIDTHS[-1], count) for count in class_counts)
+
+    def losses(
+        self, view: Tensor, target: list[Tensor], mode: str, groups: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare one batch with the teacher's maps and with the labels."""
+        maps = self.backbone(view)
+        out: dict[str, Tensor] = {}
+        projections = cast(nn.ModuleList, self.projections[mode])
+        standardisers = cast(nn.ModuleList, self.standardisers[mode])
+        for i, (project, student_map) in enumerate(zip(projections, maps, strict=True)):
+            goal = standardisers[i](target[i])
+            answer = F.interpolate(project(student_map), size=goal.shape[-2:], mode="bilinear", align_corners=False)
+            out[f"distil_{i}"] = F.smooth_l1_loss(answer, goal)
+        pooled = maps[-1].mean(dim=(2, 3))
+        out["embedding"] = F.smooth_l1_loss(self.embedding(pooled), target[-1].mean(dim=(2, 3)).sqrt())
+        out["label"] = self._label_loss(pooled, groups, labels)
+        return out
+
+    def _label_loss(self, pooled: Tensor, groups: Tensor, labels: Tensor) -> Tensor:
+        total = pooled.new_zeros(())
+        for group, classify in enumerate(self.classifiers):
+            chosen = groups == group
+            if chosen.any():
+                total = total + F.cross_entropy(
+                    classify(pooled[chosen]),
+                    labels[chosen],
+                    label_smoothing=Recipe.label_smoothing,
+                    reduction="sum",
+                )
+        return total / len(pooled)
+
+
+class Batches:
+    """Endless seeded batches: views for student and teacher, group and class of each picture."""
+
+    def __init__(self, pictures: Pictures, recipe: Recipe, device: torch.device) -> None:
+        self.pictures = pictures
+        self.recipe = recipe
+        self.device = device
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.groups = torch.from_numpy(pictures.groups)
+        self.labels = torch.from_numpy(pictures.labels)
+        weights = torch.bincount(self.groups).double().pow(recipe.balance - 1)[self.groups]
+        self.cumulative = weights.cumsum(0) / weights.sum()
+
+    def draw(self, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return student view, teacher view (both in [0, 1]), groups and labels."""
+        recipe = self.recipe
+        draws = torch.rand(recipe.batch_size, generator=self.generator, dtype=torch.float64)
+        chosen = torch.searchsorted(self.cumulative, draws).sort().values
+        pixels = torch.from_numpy(self.pictures.pixels[chosen.numpy()]).to(self.device)
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        size = recipe.same_size if mode == "same" else 2 * recipe.small_size
+        view = random_views(images, size, self.generator).contiguous(memory_format=torch.channels_last)
+        student_view = view if mode == "same" else F.avg_pool2d(view, 2)
+        return student_view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
+
+    def draw_mode(self) -> str:
+        """Choose whether teacher and student share the resolution of the next batch."""
+        return "same" if torch.rand((), generator=self.generator) < self.recipe.same_share else "twice"
+
+
+def _teacher_targets(maps: list[Tensor], mode: str) -> list[Tensor]:
+    """Pair each student stage with a teacher map: at equal size by stride, at double size one stage deeper."""
+    return maps if mode == "same" else maps[1:]
+
+
+def _standardisers(batches: Batches, teacher: nn.Module) -> dict[str, list[Standardiser]]:
+    out = {}
+    for mode in ("same", "twice"):
+        seen = [_teacher_targets(teacher(batches.draw(mode)[1]), mode) for _ in range(BATCHES_FOR_STATISTICS)]
+        stages = [list(stage) for stage in zip(*seen, strict=True)][: len(WIDTHS)]
+        out[mode] = [Standardiser([m.clone() for m in stage]) for stage in stages]
+    return out
+
+
+def _save_state(path: Path, state: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def export(student: Student, recipe: Recipe, out: Path) -> None:
+    """Write the backbone alone, half precision, with its recipe in the header."""
+    state = {k: v.half().contiguous() for k, v in student.backbone.state_dict().items() if v.is_floating_point()}
+    partial = out.with_name(out.name + ".partial")
+    save_file(state, partial, {"format": "1", "recipe": json.dumps(asdict(recipe))})
+    partial.replace(out)
+
+
+def train(pictures: Pictures, teacher: nn.Module, recipe: Recipe, out: Path, device: torch.device) -> Student:
+    """Run or resume the recipe; a checkpoint beside `out` survives a kill at any moment."""
+    torch.manual_seed(recipe.seed)
+    batches = Batches(pictures, recipe, device)
+    student = Student(_standardisers(batches, teacher), [len(c) for c in pictures.classes]).to(device)
+    student = student.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=recipe.warmup_steps)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps - recipe.warmup_steps, 1e-5)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, cosine], [recipe.warmup_steps])
+    resume, step = out.with_suffix(".resume"), 0
+    if resume.exists():
+        state = torch.load(resume, weights_only=True)
+        for name, part in (("student", student), ("optimiser", optimiser), ("schedule", schedule)):
+            part.load_state_dict(state[name])
+        batches.generator.set_state(state["generator"])
+        step = state["step"]
+    log, started, first = out.with_suffix(".jsonl"), time.monotonic(), step
+    student.train()
+    while step < recipe.steps:
+        mode = batches.draw_mode()
+        view, teacher_view, groups, labels = batches.draw(mode)
+        target = _teacher_targets(teacher(teacher_view), mode)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+            losses = student.losses((view - mean) / std, [t.clone() for t in target], mode, groups, labels)
+        total = sum(losses.values()) - (1 - recipe.label_weight) * losses["label"]
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimiser.step()
+        schedule.step()
+        step += 1
+        if step % LOG_EVERY == 0:
+            rate = (step - first) * recipe.batch_size / (time.monotonic() - started)
+            row = {"step": step, "mode": mode, "views_per_s": rate} | {k: v.item() for k, v in losses.items()}
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if step % SAVE_EVERY == 0 or step == recipe.steps:
+            state = {
+                "student": student.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": batches.generator.get_state(),
+                "step": step,
+            }
+            _save_state(resume, state)
+            export(student, recipe, out)
+    return student
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of packed sets or class folders")
+    parser.add_argument("--teacher", type=Path, required=True, help="safetensors file with recorded operations")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the decoded pictures (28 kB each)")
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = RecordedTeacher(args.teacher).to(device).to(memory_format=torch.channels_last).eval()
+    recipe = Recipe(steps=args.steps, seed=args.seed)
+    train(load_pictures(args.data, args.cache), teacher, recipe, args.out, device)
+
+
+if __name__ == "__main__":
+    main()
