@@ -6,18 +6,18 @@ torchvision model with its pretrained weights from a file, torch's cache or the 
 
 from __future__ import annotations
 
+import math
 import socket
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
-import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from anomaly_cli.compact_resnet import STRIDES, CompactResNet
 from anomaly_cli.errors import ConfigError, WeightsError
@@ -28,6 +28,8 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as every torchvision backb
 STD = (0.229, 0.224, 0.225)
 PROBE_SIZE = 128  # pixels; side of the empty image that finds where a torchvision network halves its maps
 CONNECT_TIMEOUT_S = 3.0
+WARNING_NETWORKS = {"googlenet", "inception_v3"}  # warn about slow initial weights unless told to skip them
+CLASSIFIER_PARTS = {"avgpool", "classifier", "fc", "head", "heads", "flatten"}
 
 
 class Backbone(nn.Module):
@@ -114,33 +116,50 @@ def _embedded_network() -> CompactResNet:
 
 
 def _torchvision_network(name: str) -> nn.Module:
+    import torchvision  # here, because it takes longer to import than torch and the default does without
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         known = f"{EMBEDDED}, {SCRATCH} or a torchvision classification model such as resnet18"
         raise ConfigError(f"unknown backbone {name}: use {known}")
-    network: nn.Module = torchvision.models.get_model(name, weights=None)
+    settings = {"init_weights": False} if name in WARNING_NETWORKS else {}
+    network: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
     return network.eval()
 
 
 def _with_taps(name: str, network: nn.Module) -> Backbone:
     """Tap the last map of each stride from 4 to 32, found by running an empty image through the graph."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
     try:
-        nodes = get_graph_node_names(network)[1]
+        nodes = get_graph_node_names(network, suppress_diff_warning=True)[1]
         with torch.inference_mode():
-            outputs = create_feature_extractor(network, nodes)(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
-    except (RuntimeError, ValueError, TypeError) as error:
+            outputs = create_feature_extractor(network, nodes, suppress_diff_warning=True)(
+                torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
+            )
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ConfigError(f"backbone {name} gives no feature maps: {error}") from error
     taps: dict[int, str] = {}
+    coarsest = 1
     for node, value in outputs.items():
+        if node.split(".")[0] in CLASSIFIER_PARTS:
+            break
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-1] > 1:
-            taps[PROBE_SIZE // value.shape[-1]] = node
+            stride = 2 ** round(math.log2(PROBE_SIZE / value.shape[-1]))  # without padding a map is a cell short
+            if stride >= coarsest:
+                taps[stride] = node
+                coarsest = stride
     strides = tuple(stride for stride in STRIDES if stride in taps)
     if not strides:
         raise ConfigError(f"backbone {name} gives no feature maps at strides 4 to 32")
-    extractor = create_feature_extractor(network, {taps[stride]: str(stride) for stride in strides})
+    extractor = create_feature_extractor(
+        network, {taps[stride]: str(stride) for stride in strides}, suppress_diff_warning=True
+    )
     return Backbone(name, extractor.eval(), strides)
 
 
 def _torchvision_backbone(name: str, weights: Path | None) -> Backbone:
+    import torchvision
+
     network = _torchvision_network(name)
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     state = _read_weights(weights) if weights is not None else _cached_or_downloaded(name, url)
@@ -160,24 +179,29 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"no such weights file: {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
+        state = _parsed(path)
+    except Exception as error:  # a foreign file makes the unpickler raise whatever it likes
         raise WeightsError(f"{path} is not a weights file (safetensors or a torch state dict)") from error
-    except Exception as error:  # pickle.UnpicklingError and whatever a foreign file makes the unpickler raise
-        raise WeightsError(f"{path} is not a weights file (safetensors or a torch state dict)") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WeightsError(f"{path} holds no state dict")
+    for name, value in state.items():
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{path} holds values that are not finite: {name}")
     return state
+
+
+def _parsed(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load(path.read_bytes())
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _cached_or_downloaded(name: str, url: str) -> dict[str, Tensor]:
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not target.is_file():
         _require_connection(name, url, target)
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(target), progress=False)
         except (OSError, URLError, RuntimeError) as error:
             raise WeightsError(_missing_weights(name, url, target)) from error

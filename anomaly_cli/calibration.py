@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 LIMIT_QUANTILE = 0.99  # of held-out normal images lie below the limit of normal
 STOREY_LAMBDA = 0.5
@@ -28,7 +28,7 @@ def normal_limit(values: ArrayLike) -> float:
     ordered = np.sort(np.asarray(values, np.float64))
     n = len(ordered)
     rank = min(int(np.ceil(LIMIT_QUANTILE * (n + 1))), n)
-    reach = stats.t.ppf(LIMIT_QUANTILE, n - 1) * np.sqrt(1 + 1 / n)
+    reach = stdtrit(n - 1, LIMIT_QUANTILE) * np.sqrt(1 + 1 / n)  # quantile of Student's t
     predicted = ordered.mean() + reach * ordered.std(ddof=1)
     return float(max(ordered[rank - 1], predicted))
 
@@ -134,5 +134,9 @@ def q_values(p_values: ArrayLike) -> Floats:
     p = np.asarray(p_values, np.float64)
     if len(p) == 0:
         return p
-    q: Floats = stats.false_discovery_control(p, method="bh") * normal_share(p)
+    # Not scipy.stats.false_discovery_control: importing scipy.stats takes longer than scoring a hundred images.
+    order = np.argsort(p)[::-1]
+    stepped = p[order] * len(p) / np.arange(len(p), 0, -1)
+    q = np.empty_like(p)
+    q[order] = np.minimum(np.minimum.accumulate(stepped), 1) * normal_share(p)
     return q

@@ -96,7 +96,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
     try:
         config = DetectorConfig(**{**header["config"], "effort": Effort(header["config"]["effort"])})
         detector = _assemble(config, header["scales"], state)
-        calibration = _calibration_from_json(header["calibration"])
+        calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
         map_unit = Unit(**header["map_unit"])
         provenance = Provenance(**header["provenance"])
     except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
@@ -168,7 +168,10 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
         whitening = Whitening(torch.zeros(len(matrix)), torch.zeros_like(matrix))
         projection = state.get(prefix + "projection")
         scale = ScaleModel(whitening, None if projection is None else torch.zeros_like(projection))
-        scale.memory = PrototypeMemory(torch.zeros_like(state[prefix + "memory.prototypes"]))
+        prototypes = state[prefix + "memory.prototypes"]
+        if not len(prototypes) or prototypes.shape[1:] != matrix.shape[1:]:
+            raise ValueError(f"prototypes of shape {tuple(prototypes.shape)} at scale {name}")
+        scale.memory = PrototypeMemory(torch.zeros_like(prototypes))
         scales[name] = scale
     detector = AnomalyDetector(empty_backbone(config.backbone), scales)
     detector.load_state_dict(state)
@@ -181,12 +184,10 @@ def _calibration_to_json(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _calibration_from_json(values: dict[str, Any]) -> Calibration:
-    return Calibration(
-        location=np.array(values["location"]),
-        spread=np.array(values["spread"]),
-        weights=np.array(values["weights"]),
-        scale_units=tuple(Unit(**unit) for unit in values["scale_units"]),
-        score_unit=Unit(**values["score_unit"]),
-        normal_scores=np.array(values["normal_scores"]),
-    )
+def _calibration_from_json(values: dict[str, Any], length: int) -> Calibration:
+    arrays = {name: np.array(values[name], np.float64) for name in ("location", "spread", "weights", "normal_scores")}
+    units = tuple(Unit(**unit) for unit in values["scale_units"])
+    lengths = {len(each) for each in (arrays["location"], arrays["spread"], arrays["weights"], units)}
+    if lengths != {length} or not arrays["normal_scores"].size:
+        raise ValueError("the calibration is not one of this detector")
+    return Calibration(**arrays, scale_units=units, score_unit=Unit(**values["score_unit"]))

@@ -21,7 +21,7 @@ class Detection(NamedTuple):
     """What the detector measures on a batch, before calibration.
 
     Attributes:
-        anomaly_maps: (N, h, w) mean standardised distance over the local scales, on the finest grid.
+        anomaly_maps: (N, h, w) weighted mean of the standardised distances of the local scales, on the finest grid.
         deviations: (N, E) > 0, one per name in `deviation_names`.
     """
 
@@ -35,6 +35,7 @@ class ScaleModel(nn.Module):
     cell_mean: Tensor
     cell_std: Tensor
     channel_weights: Tensor
+    weight: Tensor
 
     def __init__(self, whitening: Whitening, projection: Tensor | None = None) -> None:
         """Start with an empty memory.
@@ -50,6 +51,7 @@ class ScaleModel(nn.Module):
         self.register_buffer("projection", projection)
         self.memory = PrototypeMemory(torch.zeros(1, D))
         self.register_buffer("channel_weights", torch.ones(D))
+        self.register_buffer("weight", torch.ones(()))  # of the scale in the fused map
         self.register_buffer("cell_mean", torch.zeros(()))
         self.register_buffer("cell_std", torch.ones(()))
 
@@ -141,8 +143,8 @@ class AnomalyDetector(nn.Module):
         for name in self.local_names:
             scale = self.scale(name)
             standard = (by_name[name] - scale.cell_mean) / scale.cell_std
-            fused += F.interpolate(standard[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]
-        fused /= len(self.local_names)
+            fused += scale.weight * F.interpolate(standard[:, None], size=grid, mode="bilinear")[:, 0]
+        fused /= sum(self.scale(name).weight for name in self.local_names)
         columns = [F.softplus(_hottest(fused))] + [_hottest(by_name[name]) for name in self.scale_names]
         return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
 

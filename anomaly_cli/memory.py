@@ -39,7 +39,8 @@ class Whitening(nn.Module):
         scale = covariance.diagonal().mean().clamp(min=1e-12)
         values, vectors = torch.linalg.eigh(covariance * (1 - share))
         spread = values.clamp(min=0) + (share + SHRINKAGE) * scale
-        return cls(mean, (vectors / spread.sqrt()).float())
+        # In row order, as a model file gives it back: the product then has the same bits before and after.
+        return cls(mean, (vectors / spread.sqrt()).float().contiguous())
 
     def forward(self, cells: Tensor) -> Tensor:
         """Whiten (..., D) cells."""
@@ -143,5 +144,6 @@ def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Ten
         centre = cells[chosen[i - 1]]
         squared = lengths - 2 * (cells @ centre) + centre.square().sum()
         nearest = torch.minimum(nearest, squared)
+        nearest[chosen[i - 1]] = float("-inf")  # or cells that coincide with it would have it chosen again
         chosen[i] = nearest.argmax()
     return chosen

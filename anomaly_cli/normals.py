@@ -78,7 +78,7 @@ def sample_cells(
             return error
         except OSError as error:
             return UnreadableImageError(error.strerror or "cannot be read")
-        seed = run.config.seed * 1_000_003 + number
+        seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
             features = scale_features(backbone, _views(image, views, seed).to(run.device), names)
         return {name: _random_cells(features[name], per_image, seed) for name in names}, digest

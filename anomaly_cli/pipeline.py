@@ -81,8 +81,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # fails on devices that hold shapes only
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
         raise ConfigError(f"device {name} is not available here; use auto or cpu") from error
     return device
 
@@ -137,12 +137,15 @@ def train(
 def _check_writable(path: Path) -> None:
     """Refuse an output that cannot be written before the work is done, not after."""
     parent = path.parent
-    if not parent.is_dir():
-        raise OutputError(f"cannot write {path}: no such folder: {parent}")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder")
-    if not os.access(parent, os.W_OK) and not path.exists():
-        raise OutputError(f"cannot write {path}: permission denied")
+    try:
+        if not parent.is_dir():
+            raise OutputError(f"cannot write {path}: no such folder: {parent}")
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder")
+        if not os.access(parent, os.W_OK) and not path.exists():
+            raise OutputError(f"cannot write {path}: permission denied")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def score(
@@ -157,6 +160,8 @@ def score(
     """Rank images by how far they deviate from normal; the table is written by `write_scores`."""
     if not 0 < fdr < 1:
         raise ConfigError(f"--fdr must be between 0 and 1, got {fdr}")
+    if threshold is not None and not threshold >= 0:
+        raise ConfigError(f"--threshold must be 0 or more, got {threshold}")
     chosen = choose_device(device)
     return _score(collect(inputs), load_model(model_path, chosen), fdr, threshold, chosen, progress)
 
@@ -249,12 +254,15 @@ def _draw(
         if raw is not None:
             _save_raw(result, target, raw)
         progress("drawing", done, len(paths))
+    if not written:
+        raise InputError(f"none of the {len(paths)} files can be read, first {unreadable[0][0]}: {unreadable[0][1]}")
     return HeatmapReport(written, unreadable)
 
 
 def mirrored(path: Path, out: Path) -> Path:
-    """Place of a file in the output folder: the path it was reached by, without root and `..`."""
-    return out.joinpath(*(part for part in path.parts if part not in (path.anchor, "..")))
+    """Place of a file in the output folder: its path from the current folder, `..` and the root replaced."""
+    inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
 
 
 def _save_picture(picture: Image.Image, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,17 +14,18 @@ from torch import Tensor
 from anomaly_cli.augment import synthetic_anomaly
 from anomaly_cli.backbone import SCRATCH, Backbone
 from anomaly_cli.calibration import Calibration, Unit
+from anomaly_cli.compact_resnet import CompactResNet
 from anomaly_cli.config import Effort
 from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection
 from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector, ScaleModel
 from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
-from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.memory import PrototypeMemory, Whitening, select_coreset
 from anomaly_cli.normals import Cells, NormalSet, Run, sample_cells
 from anomaly_cli.scoring import parallel_map, to_tensor
 
-FINEST_STRIDE = 8  # finer cells cost most of the time and, alone, rank worst (docs/method.md)
+LOCAL_STRIDES = (8, 16)  # finer ones cost most of the time and rank worst, coarser ones add nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
@@ -77,7 +79,7 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
         InputError: fewer than `MIN_NORMALS` images can be read.
     """
     backbone = backbone.to(run.device)
-    names = (*(str(stride) for stride in backbone.strides if stride >= FINEST_STRIDE), IMAGE_SCALE)
+    names = (*_local_names(backbone), IMAGE_SCALE)
     if backbone.name == SCRATCH:
         _learn_from_scratch(backbone, names, paths, anomalies, run)
     views = 2 if _projects(backbone, run) else 1
@@ -95,10 +97,17 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
         for detector in detectors:
             for name, channels in zip(names, head.channels, strict=True):
                 detector.scale(name).channel_weights.copy_(channels)
+            for name, weight in zip(names, head.scales, strict=True):
+                detector.scale(name).weight.copy_(weight)
         measured = _distance_maps(detectors, held_out, run)
         set_cell_statistics(detectors, measured, run.config.seed)
-    calibration, map_unit = calibrate(detectors[0], measured, head.evidence)
+    calibration, map_unit = calibrate(detectors[0], measured)
     return TrainedDetector(detectors[0], calibration, map_unit, normals, len(readable), head.gain)
+
+
+def _local_names(backbone: Backbone) -> list[str]:
+    strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
+    return [str(stride) for stride in strides]
 
 
 def _projects(backbone: Backbone, run: Run) -> bool:
@@ -133,10 +142,10 @@ def _learn_from_scratch(
     loaded = [(path, pixels) for path, pixels in zip(chosen, parallel_map(load, chosen, run.workers), strict=True)]
     images = [pixels for _, pixels in loaded if pixels is not None]
     normal = torch.tensor([path not in known for path, pixels in loaded if pixels is not None], dtype=torch.bool)
-    if not images:
-        return  # `sample_cells` says what is wrong
-    schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
-    learn_backbone(backbone, names, images, normal, schedule, run.config.seed, run.progress)
+    if images:  # where there are none, `sample_cells` says what is wrong
+        schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
+        learn_backbone(backbone, names, images, normal, schedule, run.config.seed, run.progress)
+    cast(CompactResNet, backbone.network).fuse()
 
 
 def _deal_folds(count: int, seed: int) -> Tensor:
@@ -184,12 +193,19 @@ def learn_scale(cells: Tensor, run: Run) -> ScaleModel:
 
 def _load(item: _HeldOut, run: Run) -> Tensor:
     """Read one image, changed where a synthetic anomaly is wanted: (1, 3, h, w)."""
-    image = load_image(item.path, run.config.image_size)
+    image = _load_again(item.path, run)
     if item.synthetic_seed is not None and item.other is not None:
-        other = load_image(item.other, run.config.image_size)
+        other = _load_again(item.other, run)
         changed = synthetic_anomaly(image.pixels, other.pixels, np.random.default_rng(item.synthetic_seed))
         image = LoadedImage(changed.pixels, image.height, image.width)
     return to_tensor(image).to(run.device)
+
+
+def _load_again(path: Path, run: Run) -> LoadedImage:
+    try:
+        return load_image(path, run.config.image_size)
+    except UnreadableImageError as error:
+        raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
 
 
 def _distance_maps(detectors: list[AnomalyDetector], held_out: list[_HeldOut], run: Run) -> list[list[Tensor]]:
@@ -220,37 +236,40 @@ def _learn_head(
         ]
     items = [*held_out, *known] if known else []
 
-    def measure(item: _HeldOut) -> tuple[list[Tensor], Tensor]:
-        detector, image = detectors[item.fold + 1], _load(item, run)
-        return [hot.cpu() for hot in detector.hot_deviations(image)], detector(image).deviations[:, 0].log().cpu()
+    def measure(item: _HeldOut) -> list[Tensor]:
+        return [hot.cpu() for hot in detectors[item.fold + 1].hot_deviations(_load(item, run))]
 
     results = []
     for result in parallel_map(measure, items, run.workers):
         results.append(result)
         run.progress("weighing deviations (stage 2)", len(results), len(items))
+    count = len(detectors[0].scale_names)
     if not results:
-        count = len(detectors[0].scale_names)
-        return HeadWeights([torch.ones(1)] * count, torch.ones(count + 1), 0.0)
-    channels = [torch.cat(each).clone() for each in zip(*(hot for hot, _ in results), strict=True)]
-    fused = torch.cat([log for _, log in results]).clone()
+        return HeadWeights([torch.ones(1)] * count, torch.ones(count), 0.0)
+    channels = [torch.cat(each).clone() for each in zip(*results, strict=True)]
+    shares = torch.tensor([1 / (count - 1)] * (count - 1) + [1.0])  # the local scales share one vote
     anomalous = torch.arange(len(items)) >= len(held_out)
-    return learn_head(HeadData(channels, fused, anomalous), run.config.seed)
+    return learn_head(HeadData(channels, shares, anomalous), run.config.seed)
 
 
-def calibrate(detector: AnomalyDetector, measured: list[list[Tensor]], weights: Tensor) -> tuple[Calibration, Unit]:
+def calibrate(detector: AnomalyDetector, measured: list[list[Tensor]]) -> tuple[Calibration, Unit]:
     """Set every unit from the distance maps of held-out normal images.
 
+    The image score has two voices, the fused map and the image scale: local defects, and objects and style.
+
     Args:
-        detector: with its cell statistics set.
+        detector: with its cell statistics and weights set.
         measured: one map a scale, for every image.
-        weights: (E,) share of the fused map and of each scale in the image score.
     """
+    weights = np.zeros(len(detector.deviation_names))
+    weights[0] = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
+    weights[-1] = float(detector.scale(IMAGE_SCALE).weight)
     device = next(detector.buffers()).device
     detections = [detector.combine([m.to(device) for m in maps]) for maps in measured]
     hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
     typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
     deviations: NDArray[np.float64] = torch.cat([d.deviations for d in detections]).cpu().double().numpy()
-    calibration = Calibration.fit(deviations, weights.double().numpy())
+    calibration = Calibration.fit(deviations, weights)
     return calibration, Unit(typical, Unit.fit(hottest).limit)
 
 

@@ -1,0 +1,202 @@
+"""Measure ranking and localisation on labelled sets: `python -m benchmarks.quality --data DIR/screw … --out FILE.csv`.
+
+Every set and seed is trained and scored by the product's own pipeline, in a process of its own. The seed draws the
+images and is the seed of the training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_cli import pipeline
+from anomaly_cli.config import DetectorConfig, Effort
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.scoring import Measured, measure_images, worker_count
+from benchmarks.datasets import (
+    AnomalySet,
+    TestImage,
+    read_classes,
+    read_mvtec,
+    read_packed,
+    subsample,
+    take_known_anomalies,
+)
+from benchmarks.metrics import Map, Mask, PixelMetrics, image_metrics, pixel_metrics
+
+Row = dict[str, str | int | float]
+MEGABYTE = 1024  # of getrusage, which counts in kB
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and scoring; `known` anomalies are given to the training."""
+
+    data: AnomalySet
+    known: list[Path]
+    config: DetectorConfig
+    weights: Path | None
+
+
+def quiet(_phase: str, _done: int, _total: int) -> None:
+    """Show no progress."""
+
+
+def measure(job: Job) -> Row:
+    """Train, score and compare with the labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        model_path = Path(folder) / "model.safetensors"
+        start = time.perf_counter()
+        trained = pipeline.train(
+            job.data.normal, model_path, job.config, anomalies=job.known, weights=job.weights, progress=quiet
+        )
+        between = time.perf_counter()
+        report = pipeline.score([image.path for image in job.data.test], model_path, progress=quiet)
+        end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+    anomalous = {str(image.path): image.anomalous for image in job.data.test}
+    row: Row = {"set": job.data.name, "seed": job.config.seed}
+    row |= {"normals": len(job.data.normal), "known_anomalies": len(job.known), "tested": len(job.data.test)}
+    row |= _ranking(report, anomalous)
+    row |= _localisation(trained, job.data.test)._asdict() if job.data.has_masks else {}
+    row |= {"train_s": between - start, "score_s": end - between, "peak_mb": peak}
+    return row
+
+
+def _ranking(report: pipeline.ScoreReport, anomalous: dict[str, bool]) -> Row:
+    """Measure the order of the images, that of each scale alone, and what the limits flag."""
+    labels = np.array([anomalous[row.path] for row in report.readable])
+    scores = np.array([row.score for row in report.readable], float)
+    flags = np.array([row.flagged for row in report.readable])
+    scales = np.array([row.scales for row in report.readable])
+    out: Row = {**image_metrics(labels, scores)._asdict()}
+    for name, column in zip(report.scale_names, scales.T, strict=True):
+        out[f"auroc_{name}"] = image_metrics(labels, column).image_auroc
+    out["normal_above_limit"] = float((scores[~labels] >= 1).mean())
+    out["normal_flagged"] = float(flags[~labels].mean())
+    out["anomalous_flagged"] = float(flags[labels].mean())
+    return out
+
+
+def _localisation(trained: pipeline.TrainReport, test: list[TestImage]) -> PixelMetrics:
+    """Measure the anomaly maps of all images whose ground truth is known, at the size of the masks."""
+    model = trained.model
+    known = [image for image in test if image.mask is not None or not image.anomalous]
+    paths = [image.path for image in known]
+    device = torch.device("cpu")
+    results = measure_images(model.detector, model.map_unit, paths, model.config.image_size, worker_count(), device)
+    maps: list[Map] = []
+    masks: list[Mask] = []
+    for image, result in zip(known, results, strict=True):
+        if isinstance(result, UnreadableImageError):
+            continue
+        mask = _mask(image, result)
+        masks.append(mask)
+        maps.append(_resized(result.anomaly_map, *mask.shape))
+    return pixel_metrics(maps, masks)
+
+
+def _mask(image: TestImage, measured: Measured) -> Mask:
+    if image.mask is None:
+        return np.zeros((measured.height, measured.width), bool)
+    with Image.open(image.mask) as mask:
+        return np.asarray(mask.convert("L")) >= 128
+
+
+def _resized(anomaly_map: Map, height: int, width: int) -> Map:
+    resized = F.interpolate(torch.from_numpy(anomaly_map)[None, None], (height, width), mode="bilinear")
+    result: NDArray[np.float32] = resized[0, 0].numpy()
+    return result
+
+
+def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
+    """Make one job a set and seed."""
+    for data in sets:
+        for seed in range(args.seeds):
+            config = DetectorConfig(
+                backbone=args.backbone,
+                image_size=args.image_size,
+                prototypes=args.prototypes,
+                effort=Effort(args.effort),
+                seed=seed,
+            )
+            known, rest = take_known_anomalies(data, args.anomalies, seed)
+            yield Job(subsample(rest, args.max_train, args.max_test, seed), known, config, args.weights)
+
+
+def run(jobs: Iterator[Job], out: Path) -> pd.DataFrame:
+    """Measure every job and keep the table on disk complete after each."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    # A fresh process each, so that the peak of memory is the job's own.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for row in pool.map(measure, jobs):
+            rows.append(row)
+            pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g")
+            print(f"{row['set']} seed {row['seed']}: image AUROC {row['image_auroc']:.3f}", flush=True)
+    return pd.DataFrame(rows)
+
+
+def mean_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Average over the seeds of each set, then over the sets."""
+    means = results.drop(columns="seed").groupby("set", sort=False).mean()
+    means.loc["mean"] = means.mean()
+    return means
+
+
+def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
+    """Read the sets that the options name; packed pictures are unpacked below `scratch`."""
+    sets = [read_mvtec(folder) for folder in args.data]
+    if args.cifar is not None:
+        packed = read_packed(args.cifar)
+        folder = scratch / args.cifar.name
+        packed.write_folders(folder, args.max_train, args.max_test)
+        sets += [read_classes(folder, name) for name in packed.classes]
+    return sets
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the options; the defaults of the tool are its own."""
+    defaults = DetectorConfig()
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--data", type=Path, nargs="+", default=[], help="folders in MVTec layout")
+    options.add_argument("--cifar", type=Path, help="FILE of FILE.npz and FILE.bin: each class once as normal")
+    options.add_argument("--out", type=Path, required=True, help="CSV, one row a set and seed")
+    options.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    options.add_argument("--max-train", type=int, default=250, help="normal images to train on")
+    options.add_argument("--max-test", type=int, default=150, help="test images, of the normal and of the anomalous")
+    options.add_argument("--anomalies", type=int, default=0, help="labelled anomalies taken from the test images")
+    options.add_argument("--backbone", default=defaults.backbone)
+    options.add_argument("--weights", type=Path, help="file with the weights of a torchvision backbone")
+    options.add_argument("--image-size", type=int, default=defaults.image_size)
+    options.add_argument("--prototypes", type=int, default=defaults.prototypes)
+    options.add_argument("--effort", choices=[effort.value for effort in Effort], default=defaults.effort.value)
+    return options
+
+
+def main() -> None:
+    """Measure and print the means."""
+    args = parser().parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        results = run(jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    with pd.option_context("display.width", 200, "display.max_columns", None):
+        print(mean_table(results).T.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

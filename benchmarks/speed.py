@@ -1,0 +1,97 @@
+"""Measure speed: `python -m benchmarks.speed [--files DIR]`.
+
+Prints images/s of decoding and resizing alone beside images/s of whole scoring, with the same worker threads and in
+turns; seconds of training on 100 and scoring 200 images; and seconds of `anomaly --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from anomaly_cli import pipeline
+from anomaly_cli.checkpoint import Model
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.images import find_images, load_image
+from anomaly_cli.scoring import measure_images, parallel_map, worker_count
+from benchmarks.memory_growth import COMMAND
+from benchmarks.quality import quiet
+from benchmarks.textures import write_textures
+
+ROUNDS = 3  # decoding and scoring take turns, so that a busy machine slows both
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare_rates(model: Model, paths: list[Path]) -> tuple[float, float]:
+    """Return images/s of reading alone and of whole scoring: medians over rounds in turn."""
+    size, workers, device = model.config.image_size, worker_count(), torch.device("cpu")
+
+    def read() -> None:
+        for _ in parallel_map(lambda path: load_image(path, size), paths, workers):
+            pass
+
+    def score() -> None:
+        for _ in measure_images(model.detector, model.map_unit, paths, size, workers, device):
+            pass
+
+    rounds = [(seconds(read), seconds(score)) for _ in range(ROUNDS)]
+    reading, scoring = (statistics.median(each) for each in zip(*rounds, strict=True))
+    return len(paths) / reading, len(paths) / scoring
+
+
+def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
+    """Measure everything on images of which the first `normals` are the training set."""
+    normal, incoming = paths[:normals], paths[normals:]
+    with tempfile.TemporaryDirectory() as folder:
+        model_path = Path(folder) / "model.safetensors"
+        trained: list[pipeline.TrainReport] = []
+        train_s = seconds(lambda: trained.append(pipeline.train(normal, model_path, config, progress=quiet)))
+        score_s = seconds(lambda: pipeline.score(incoming, model_path, progress=quiet))
+    reading, scoring = compare_rates(trained[0].model, incoming)
+    help_s = min(
+        seconds(lambda: subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)) for _ in "12345"
+    )
+    print(f"{worker_count()} workers, {config.image_size} px, backbone {config.backbone}, effort {config.effort}")
+    print(f"decode and resize  {reading:8.1f} images/s")
+    print(f"whole scoring      {scoring:8.1f} images/s   {reading / scoring:.2f} times slower")
+    print(f"train on {len(normal)} images {train_s:8.1f} s")
+    print(f"score {len(incoming)} images    {score_s:8.1f} s   together {train_s + score_s:.1f} s")
+    print(f"anomaly --help     {help_s:8.2f} s   fastest of 5")
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    defaults = DetectorConfig()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=Path, help="folder of images; textures are made if it is not given")
+    parser.add_argument("--normal", type=int, default=100, help="images to train on")
+    parser.add_argument("--incoming", type=int, default=200, help="images to score")
+    parser.add_argument("--side", type=int, default=512, help="pixels, of the textures")
+    parser.add_argument("--backbone", default=defaults.backbone)
+    parser.add_argument("--image-size", type=int, default=defaults.image_size)
+    args = parser.parse_args()
+    config = DetectorConfig(backbone=args.backbone, image_size=args.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        count = args.normal + args.incoming
+        made = args.files is None
+        paths = write_textures(Path(folder), count, args.side) if made else find_images([args.files])[:count]
+        if len(paths) < count:
+            parser.error(f"{args.files} holds {len(paths)} images, {count} are needed")
+        report(paths, args.normal, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Make seeded photographs of nothing in particular, for measuring speed and memory where no pictures are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DISTINCT = 50  # pictures are drawn; further files are links to them, which cost the reader the same
+
+
+def write_textures(folder: Path, count: int, side: int, seed: int = 0) -> list[Path]:
+    """Write `count` textured JPEG files of `side` pixels squared; every tenth has a blot.
+
+    Drawing is slow and reading is what is measured, so files beyond the first `DISTINCT` are hard links.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:05d}.jpg" for i in range(count)]
+    for i, path in enumerate(paths):
+        if i < DISTINCT:
+            _texture(np.random.default_rng([seed, i]), side, blot=i % 10 == 9).save(path, quality=90)
+        else:
+            os.link(paths[i % DISTINCT], path)
+    return paths
+
+
+def _texture(rng: np.random.Generator, side: int, *, blot: bool) -> Image.Image:
+    """Weave coloured noise of several wavelengths into (side, side) RGB."""
+    total = np.zeros((side, side, 3), np.float32)
+    for cells in (4, 16, 64, side):
+        noise = rng.normal(size=(cells, cells, 3)).astype(np.float32)
+        channels = [Image.fromarray(noise[..., c]).resize((side, side), Image.Resampling.BICUBIC) for c in range(3)]
+        total += np.stack([np.asarray(channel) for channel in channels], axis=2)
+    if blot:
+        y, x = rng.integers(0, side * 3 // 4, 2)
+        total[y : y + side // 4, x : x + side // 4] += 4
+    return Image.fromarray((127 + 25 * total).clip(0, 255).astype(np.uint8))

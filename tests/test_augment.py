@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from anomaly_cli.augment import light_view, synthetic_anomaly
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(60, 190, (48, 64, 3), np.uint8)
+
+
+def test_a_light_view_keeps_size_and_place() -> None:
+    image = picture()
+
+    view = light_view(image, np.random.default_rng(1))
+
+    assert view.shape == image.shape
+    assert view.dtype == np.uint8
+    assert np.corrcoef(view.ravel(), image.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_synthetic_anomaly_changes_the_masked_pixels_most(seed: int) -> None:
+    image = picture()
+
+    changed = synthetic_anomaly(image, picture(1), np.random.default_rng(seed))
+
+    difference = np.abs(changed.pixels.astype(int) - image).mean(axis=2)
+    assert changed.pixels.shape == image.shape
+    assert changed.mask.shape == image.shape[:2]
+    assert changed.mask.any()
+    assert difference[changed.mask].mean() > 0
+    if not changed.mask.all():
+        assert difference[changed.mask].mean() > 4 * difference[~changed.mask].mean()
+
+
+def test_every_kind_is_drawn_and_covers_object_style_and_local_scale() -> None:
+    kinds = {synthetic_anomaly(picture(), picture(1), np.random.default_rng(seed)).kind for seed in range(200)}
+
+    assert {"object", "style blur", "style light", "cut-paste", "stain", "blur", "noise"} <= kinds
+
+
+def test_the_same_seed_makes_the_same_anomaly() -> None:
+    first, second = (synthetic_anomaly(picture(), picture(1), np.random.default_rng(7)) for _ in range(2))
+
+    np.testing.assert_array_equal(first.pixels, second.pixels)

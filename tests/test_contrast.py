@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly_cli.backbone import build_backbone
+from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection, memory_contrast, nt_xent, variance_penalty
+from anomaly_cli.memory import Whitening
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nt_xent_equals_its_definition() -> None:
+    z, positive, temperature = draw(5, 3), draw(5, 3, seed=1), 0.3
+
+    loss = nt_xent(z, positive, temperature)
+
+    expected = 0.0
+    for i in range(5):
+        cosines = [float(torch.cosine_similarity(z[i], positive[j], dim=0)) for j in range(5)]
+        expected -= math.log(math.exp(cosines[i] / temperature) / sum(math.exp(c / temperature) for c in cosines)) / 5
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_collapsed_channels_are_penalised_and_spread_ones_are_not() -> None:
+    assert float(variance_penalty(torch.ones(8, 4))) == 1.0
+    assert float(variance_penalty(draw(1000, 4) * 3)) == 0.0
+
+
+def test_a_labelled_anomaly_never_reaches_the_memory() -> None:
+    prototypes = draw(6, 4, seed=2).requires_grad_()
+    anomalous = torch.zeros(5, dtype=torch.bool)
+
+    memory_contrast(draw(5, 4), draw(5, 4, seed=1), anomalous, prototypes).backward()
+
+    assert prototypes.grad is None or not prototypes.grad.any()
+
+
+def test_a_normal_image_moves_the_memory() -> None:
+    prototypes = draw(6, 4, seed=2).requires_grad_()
+
+    memory_contrast(draw(5, 4), draw(5, 4, seed=1), torch.ones(5, dtype=torch.bool), prototypes).backward()
+
+    assert prototypes.grad is not None
+    assert prototypes.grad.any()
+
+
+def test_no_steps_leave_the_projection_at_the_identity() -> None:
+    projection = learn_projection(draw(50, 2, 4), Schedule(0, 0), seed=0)
+
+    torch.testing.assert_close(projection, torch.eye(4))
+
+
+def test_the_projection_brings_two_views_of_a_cell_together() -> None:
+    place = draw(400, 1, 6)
+    light = draw(400, 2, 6, seed=1) * torch.tensor([0, 0, 0, 2.0, 2.0, 2.0])  # half of the channels change with light
+    cells = place * torch.tensor([1.0, 1, 1, 0, 0, 0]) + light
+    whitened = Whitening.fit(cells[:, 0])(cells)
+
+    projection = learn_projection(whitened, Schedule(200, 0, prototypes=100), seed=0)
+
+    def agreement(values: torch.Tensor) -> float:
+        return float(torch.cosine_similarity(values[:, 0], values[:, 1], dim=1).mean())
+
+    assert agreement(whitened @ projection) > agreement(whitened) + 0.05
+
+
+def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> None:
+    images = [np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8) for i in range(4)]
+    seen: list[int] = []
+
+    def learn() -> dict[str, torch.Tensor]:
+        backbone = build_backbone("scratch", seed=1)
+        schedule = Schedule(2, 64, prototypes=8)
+        normal = torch.tensor([True, True, True, False])
+        learn_backbone(backbone, ("8", "image"), images, normal, schedule, 0, lambda _p, done, _t: seen.append(done))
+        assert not backbone.training
+        return backbone.state_dict()
+
+    first, second, untrained = learn(), learn(), build_backbone("scratch", seed=1).state_dict()
+
+    assert seen == [1, 2, 1, 2]
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(value, untrained[name]) for name, value in first.items() if "conv" in name)

@@ -1,0 +1,78 @@
+"""The learned parts through the command line: scratch, known anomalies, more effort; and the quality they must keep."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import anomaly, rows_of
+from conftest import SETTINGS, spoiled, texture
+from PIL import Image
+
+from anomaly_cli.checkpoint import load_model
+from anomaly_cli.training import FOLDS_OF_FEW, _deal_folds
+from benchmarks.sample import sample_auroc
+
+ROOT = Path(__file__).parent.parent
+
+
+def scores(folder: str, model: str) -> dict[str, float]:
+    result = anomaly("score", folder, "--model", model, "--out", "-", "-q")
+    assert result.exit_code == 0, result.stderr
+    return {row["path"]: float(row["score"]) for row in rows_of(result.stdout_bytes)}
+
+
+def test_every_image_is_held_out_once_and_folds_are_even() -> None:
+    for count, folds in ((8, 8), (30, FOLDS_OF_FEW), (103, 5)):
+        sizes = torch.bincount(_deal_folds(count, seed=3))
+        assert len(sizes) == folds
+        assert sizes.sum() == count
+        assert sizes.max() - sizes.min() <= 1
+
+
+def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:
+    result = anomaly("train", "normal", *SETTINGS, "--backbone", "scratch", "--model", "scratch.safetensors", "-q")
+    assert result.exit_code == 0, result.stderr
+
+    ranked = list(scores("incoming", "scratch.safetensors"))
+
+    assert all("bad" in path for path in ranked[:3])
+
+
+def test_known_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) -> None:
+    draw = np.random.default_rng(5)
+    Path("known").mkdir()
+    for i in range(6):
+        Image.fromarray(spoiled(draw, texture(draw, 64, 64))).save(f"known/{i}.png")
+
+    result = anomaly("train", "normal", *SETTINGS, "--anomalies", "known", "--model", "known.safetensors")
+
+    assert result.exit_code == 0, result.stderr
+    assert load_model(Path("known.safetensors")).provenance.anomalies == 6
+    assert all("bad" in path for path in list(scores("incoming", "known.safetensors"))[:3])
+
+
+def test_the_most_thorough_training_runs_both_stages(here: Path) -> None:
+    settings = [*SETTINGS[:4], "--effort", "thorough", "--model", "thorough.safetensors"]
+
+    result = anomaly("train", "normal", *settings)
+
+    assert result.exit_code == 0, result.stderr
+    model = load_model(Path("thorough.safetensors"))
+    projection = model.detector.scale("8").projection
+    assert projection is not None
+    assert not torch.equal(projection, torch.eye(len(projection)))
+
+
+def test_washers_with_defects_rank_above_normal_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "sample_data" / "normal", "normal")
+    shutil.copytree(ROOT / "sample_data" / "incoming", "incoming")
+
+    assert anomaly("train", "normal", "-q").exit_code == 0
+    assert anomaly("score", "incoming", "-q").exit_code == 0
+
+    assert sample_auroc(Path("scores.csv"), ROOT / "sample_data" / "labels.csv") >= 0.95
