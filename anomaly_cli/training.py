@@ -54,7 +54,7 @@ class TrainedDetector:
 
 
 @dataclass(frozen=True)
-class _HeldOut:
+class HeldOut:
     """An image to be measured by the detector of the fold that has not seen it."""
 
     fold: int
@@ -84,12 +84,12 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
         _learn_from_scratch(backbone, names, paths, anomalies, run)
     views = 2 if _projects(backbone, run) else 1
     cells, normals = sample_cells(paths, backbone, names, views, run)
-    folds = _deal_folds(len(normals.paths), run.config.seed)
-    learned = _learn_scales(cells, folds, run)
+    folds = deal_folds(len(normals.paths), run.config.seed)
+    learned = learn_scales(cells, folds, run)
     detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
     step = max(1, -(-len(normals.paths) // CALIBRATION_IMAGES))
-    held_out = [_HeldOut(fold, path) for fold, path in list(zip(folds.tolist(), normals.paths, strict=True))[::step]]
-    measured = _distance_maps(detectors, held_out, run)
+    held_out = [HeldOut(fold, path) for fold, path in list(zip(folds.tolist(), normals.paths, strict=True))[::step]]
+    measured = measure_held_out(detectors, held_out, run)
     set_cell_statistics(detectors, measured, run.config.seed)
     readable = _readable(anomalies, run)
     head = _learn_head(detectors, held_out, readable, run)
@@ -99,7 +99,7 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
                 detector.scale(name).channel_weights.copy_(channels)
             for name, weight in zip(names, head.scales, strict=True):
                 detector.scale(name).weight.copy_(weight)
-        measured = _distance_maps(detectors, held_out, run)
+        measured = measure_held_out(detectors, held_out, run)
         set_cell_statistics(detectors, measured, run.config.seed)
     calibration, map_unit = calibrate(detectors[0], measured)
     return TrainedDetector(detectors[0], calibration, map_unit, normals, len(readable), head.gain)
@@ -148,7 +148,7 @@ def _learn_from_scratch(
     cast(CompactResNet, backbone.network).fuse()
 
 
-def _deal_folds(count: int, seed: int) -> Tensor:
+def deal_folds(count: int, seed: int) -> Tensor:
     """Assign each of (count,) images a fold; there are more folds when images are few."""
     folds = FOLDS if count >= FEW_IMAGES else min(count, FOLDS_OF_FEW)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -157,7 +157,7 @@ def _deal_folds(count: int, seed: int) -> Tensor:
     return fold
 
 
-def _learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[str, ScaleModel]]:
+def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[str, ScaleModel]]:
     """Learn every scale once from all images and once without each fold: entry 0, then one a fold."""
     left_out = [None, *range(int(folds.max()) + 1)]
     jobs = [(fold, name) for fold in left_out for name in cells]
@@ -191,7 +191,7 @@ def learn_scale(cells: Tensor, run: Run) -> ScaleModel:
     return scale
 
 
-def _load(item: _HeldOut, run: Run) -> Tensor:
+def _load(item: HeldOut, run: Run) -> Tensor:
     """Read one image, changed where a synthetic anomaly is wanted: (1, 3, h, w)."""
     image = _load_again(item.path, run)
     if item.synthetic_seed is not None and item.other is not None:
@@ -208,10 +208,10 @@ def _load_again(path: Path, run: Run) -> LoadedImage:
         raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
 
 
-def _distance_maps(detectors: list[AnomalyDetector], held_out: list[_HeldOut], run: Run) -> list[list[Tensor]]:
+def measure_held_out(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> list[list[Tensor]]:
     """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU."""
 
-    def measure(item: _HeldOut) -> list[Tensor]:
+    def measure(item: HeldOut) -> list[Tensor]:
         return [m.cpu() for m in detectors[item.fold + 1].distance_maps(_load(item, run))]
 
     measured: list[list[Tensor]] = []
@@ -222,21 +222,21 @@ def _distance_maps(detectors: list[AnomalyDetector], held_out: list[_HeldOut], r
 
 
 def _learn_head(
-    detectors: list[AnomalyDetector], held_out: list[_HeldOut], anomalies: list[Path], run: Run
+    detectors: list[AnomalyDetector], held_out: list[HeldOut], anomalies: list[Path], run: Run
 ) -> HeadWeights:
     """Run stage 2 on labelled anomalies, and on synthetic ones where time allows.
 
     Anomalies are measured by the detectors of the folds too, so that they meet memories of the same size.
     """
     folds = len(detectors) - 1
-    known = [_HeldOut(i % folds, path) for i, path in enumerate(anomalies)]
+    known = [HeldOut(i % folds, path) for i, path in enumerate(anomalies)]
     if run.config.effort is Effort.THOROUGH:
         known += [
-            _HeldOut(item.fold, item.path, run.config.seed + i, held_out[i - 1].path) for i, item in enumerate(held_out)
+            HeldOut(item.fold, item.path, run.config.seed + i, held_out[i - 1].path) for i, item in enumerate(held_out)
         ]
     items = [*held_out, *known] if known else []
 
-    def measure(item: _HeldOut) -> list[Tensor]:
+    def measure(item: HeldOut) -> list[Tensor]:
         return [hot.cpu() for hot in detectors[item.fold + 1].hot_deviations(_load(item, run))]
 
     results = []

@@ -10,6 +10,7 @@ import csv
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -59,7 +60,7 @@ class Running:
             assert time.monotonic() < deadline, "the process did not come to the place where it shall die"
             time.sleep(0.01)
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         """Send a signal."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
@@ -87,6 +88,8 @@ def _command(arguments: Iterable[str], folder: str, hook: Callable[[], None]) ->
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hook()
     app(list(arguments), prog_name="anomaly")
 

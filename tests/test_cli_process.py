@@ -44,7 +44,7 @@ def test_a_scoring_that_is_ended_before_its_table_is_complete_leaves_the_old_one
 
     running = start("score", "incoming", hook=stop_at_the_rename)
     running.wait_until_reached()
-    running.signal(end)
+    running.send(end)
 
     assert running.exit_code() == (130 if end is signal.SIGINT else -end)
     assert Path("scores.csv").read_text() == "old"
@@ -59,7 +59,7 @@ def test_a_training_that_is_ended_before_its_model_is_complete_leaves_the_old_on
 ) -> None:
     running = start("train", "normal", *SETTINGS, "--seed", "1", hook=stop_at_the_rename)
     running.wait_until_reached()
-    running.signal(end)
+    running.send(end)
 
     assert running.exit_code() == (130 if end is signal.SIGINT else -end)
     assert Path("anomaly.safetensors").read_bytes() == trained.model.read_bytes()
@@ -69,7 +69,7 @@ def test_a_training_that_is_ended_before_its_model_is_complete_leaves_the_old_on
 def test_an_interrupt_while_images_are_read_is_130_with_no_traceback_and_no_half_file(here: Path) -> None:
     running = start("score", "incoming", hook=stop_while_reading_images)
     running.wait_until_reached()
-    running.signal(signal.SIGINT)
+    running.send(signal.SIGINT)
 
     assert running.exit_code() == 130
     assert "Traceback" not in running.stderr

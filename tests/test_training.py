@@ -13,7 +13,7 @@ from conftest import SETTINGS, spoiled, texture
 from PIL import Image
 
 from anomaly_cli.checkpoint import load_model
-from anomaly_cli.training import FOLDS_OF_FEW, _deal_folds
+from anomaly_cli.training import FOLDS_OF_FEW, deal_folds
 from benchmarks.sample import sample_auroc
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def scores(folder: str, model: str) -> dict[str, float]:
 
 def test_every_image_is_held_out_once_and_folds_are_even() -> None:
     for count, folds in ((8, 8), (30, FOLDS_OF_FEW), (103, 5)):
-        sizes = torch.bincount(_deal_folds(count, seed=3))
+        sizes = torch.bincount(deal_folds(count, seed=3))
         assert len(sizes) == folds
         assert sizes.sum() == count
         assert sizes.max() - sizes.min() <= 1
