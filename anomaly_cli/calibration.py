@@ -47,7 +47,7 @@ class Unit:
         return cls(median, max(normal_limit(values), median + MIN_SPREAD))
 
     def apply(self, values: ArrayLike) -> Floats:
-        """Convert raw values of any shape: > 0, strictly increasing, unbounded above, smooth at the median."""
+        """Convert raw values of any shape: ≥ 0, increasing, unbounded above, smooth at the median."""
         t = (np.asarray(values, np.float64) - self.median) / (self.limit - self.median)
         return np.where(t >= 0, 0.5 + 0.5 * t, 0.5 * np.exp(np.minimum(t, 0)))
 
