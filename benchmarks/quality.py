@@ -71,6 +71,7 @@ def measure(job: Job) -> Row:
     anomalous = {str(image.path): image.anomalous for image in job.data.test}
     row: Row = {"set": job.data.name, "seed": job.config.seed}
     row |= {"normals": len(job.data.normal), "known_anomalies": len(job.known), "tested": len(job.data.test)}
+    row |= {"head_gain": trained.model.provenance.head_gain}
     row |= _ranking(report, anomalous)
     row |= _localisation(trained, job.data.test)._asdict() if job.data.has_masks else {}
     row |= {"train_s": between - start, "score_s": end - between, "peak_mb": peak}
@@ -135,6 +136,7 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
                 seed=seed,
             )
             known, rest = take_known_anomalies(data, args.anomalies, seed)
+            known = [] if args.withhold else known
             yield Job(subsample(rest, args.max_train, args.max_test, seed), known, config, args.weights)
 
 
@@ -181,6 +183,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--max-train", type=int, default=250, help="normal images to train on")
     options.add_argument("--max-test", type=int, default=150, help="test images, of the normal and of the anomalous")
     options.add_argument("--anomalies", type=int, default=0, help="labelled anomalies taken from the test images")
+    options.add_argument("--withhold", action="store_true", help="take them, but train without: the figure to beat")
     options.add_argument("--backbone", default=defaults.backbone)
     options.add_argument("--weights", type=Path, help="file with the weights of a torchvision backbone")
     options.add_argument("--image-size", type=int, default=defaults.image_size)
