@@ -116,7 +116,7 @@ def _embedded_network() -> CompactResNet:
 
 
 def _torchvision_network(name: str) -> nn.Module:
-    import torchvision  # here, because it takes longer to import than torch and the default does without
+    import torchvision  # here, because it takes about as long to import as torch, and the default does without
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         known = f"{EMBEDDED}, {SCRATCH} or a torchvision classification model such as resnet18"

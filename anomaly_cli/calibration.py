@@ -134,7 +134,7 @@ def q_values(p_values: ArrayLike) -> Floats:
     p = np.asarray(p_values, np.float64)
     if len(p) == 0:
         return p
-    # Not scipy.stats.false_discovery_control: importing scipy.stats takes longer than scoring a hundred images.
+    # Not scipy.stats.false_discovery_control: importing scipy.stats takes a noticeable part of a short run.
     order = np.argsort(p)[::-1]
     stepped = p[order] * len(p) / np.arange(len(p), 0, -1)
     q = np.empty_like(p)

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from anomaly_cli import console
-from anomaly_cli.config import DetectorConfig, Effort, RawMap
+from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, Effort, RawMap
 from anomaly_cli.errors import AnomalyError, ConfigError, InputError
 from anomaly_cli.table import TableFormat
 
@@ -139,7 +139,7 @@ def score(
     ] = None,
     fdr: Annotated[
         float, typer.Option(metavar="RATE", help="Flag so that at most this share of the flagged is normal.")
-    ] = 0.05,
+    ] = DEFAULT_FDR,
     threshold: Annotated[
         float | None,
         typer.Option(metavar="SCORE", help="Flag scores from here on instead; 1 = limit of normal."),

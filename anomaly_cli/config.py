@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from anomaly_cli.errors import ConfigError
 
+DEFAULT_FDR = 0.05  # share of the flagged images that may be normal
 MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for the calibration
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
 

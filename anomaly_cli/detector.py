@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -106,14 +107,10 @@ class AnomalyDetector(nn.Module):
         Returns:
             One (N, h_s, w_s) map of distances ≥ 0 a scale; the image scale's has one cell.
         """
-        maps = []
-        features = scale_features(self.backbone, images, self.scale_names)
-        for name in self.scale_names:
-            N, D, h, w = features[name].shape
-            cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
-            scale = self.scale(name)
-            maps.append((scale.deviations(cells) @ scale.channel_weights).sqrt().view(N, h, w))
-        return maps
+        return [
+            (deviations @ self.scale(name).channel_weights).sqrt().view(N, h, w)
+            for name, (N, h, w), deviations in self._deviations(images)
+        ]
 
     @torch.inference_mode()
     def hot_deviations(self, images: Tensor) -> list[Tensor]:
@@ -126,14 +123,19 @@ class AnomalyDetector(nn.Module):
             One (N, D_s) a scale.
         """
         hot = []
+        for _, (N, h, w), deviations in self._deviations(images):
+            cells = deviations.view(N, h * w, -1)  # (N, h*w, D)
+            hottest = cells.sum(dim=2).topk(_hot_count(h * w), dim=1).indices  # (N, count)
+            hot.append(cells.gather(1, hottest[..., None].expand(-1, -1, cells.shape[2])).mean(dim=1))
+        return hot
+
+    def _deviations(self, images: Tensor) -> Iterator[tuple[str, tuple[int, int, int], Tensor]]:
+        """Yield, a scale: its name, the size (N, h, w) of its maps, and the (N*h*w, D) deviations of their cells."""
         features = scale_features(self.backbone, images, self.scale_names)
         for name in self.scale_names:
             N, D, h, w = features[name].shape
             cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
-            deviations = self.scale(name).deviations(cells).view(N, h * w, D)
-            hottest = deviations.sum(dim=2).topk(_hot_count(h * w), dim=1).indices  # (N, count)
-            hot.append(deviations.gather(1, hottest[..., None].expand(-1, -1, D)).mean(dim=1))
-        return hot
+            yield name, (N, h, w), self.scale(name).deviations(cells)
 
     def combine(self, distance_maps: list[Tensor]) -> Detection:
         """Fuse the distance maps of a batch, one a scale, into its anomaly maps and deviations."""

@@ -17,15 +17,13 @@ from PIL import Image
 
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.checkpoint import Model, Provenance, load_model, read_header, save_model
-from anomaly_cli.config import DetectorConfig, RawMap
+from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, RawMap
 from anomaly_cli.errors import ConfigError, InputError, OutputError, UnreadableImageError
 from anomaly_cli.images import find_images, read_pixels
 from anomaly_cli.normals import Run
 from anomaly_cli.overlay import draw_overlay, encode_map16
 from anomaly_cli.scoring import Measured, Progress, flag_rows, measure_images, to_row, worker_count
 from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, rank_rows, read_paths, write_table
-
-DEFAULT_FDR = 0.05
 
 
 @dataclass(frozen=True)
@@ -180,10 +178,14 @@ def _score(
         rows.append(to_row(path, result, model.calibration))
         progress("scoring", len(rows), len(paths))
     if all(row.status != "ok" for row in rows):
-        raise InputError(f"none of the {len(rows)} files can be read, first {rows[0].path}: {rows[0].reason}")
+        raise _nothing_readable(len(rows), rows[0].path, rows[0].reason)
     ranked = rank_rows(flag_rows(rows, fdr, threshold))
     names = model.detector.scale_names
     return ScoreReport(ranked, names, len(model.calibration.normal_scores), fdr, threshold)
+
+
+def _nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
+    return InputError(f"none of the {count} files can be read, first {first}: {reason}")
 
 
 def check_output(out: Path | None, chosen: TableFormat | None) -> TableFormat:
@@ -246,21 +248,20 @@ def _draw(
         except UnreadableImageError as error:
             unreadable.append((path, error.reason))
             continue
-        caption = os.fspath(path)
-        picture = draw_overlay(pixels, result.anomaly_map, caption=caption, score=value, flagged=flagged)
+        picture = draw_overlay(pixels, result.anomaly_map, caption=os.fspath(path), score=value, flagged=flagged)
         target = mirrored(path, out)
-        _save_picture(picture, target.with_name(target.name + ".png"))
         written.append(target.with_name(target.name + ".png"))
+        _save_picture(picture, written[-1])
         if raw is not None:
             _save_raw(result, target, raw)
         progress("drawing", done, len(paths))
     if not written:
-        raise InputError(f"none of the {len(paths)} files can be read, first {unreadable[0][0]}: {unreadable[0][1]}")
+        raise _nothing_readable(len(paths), *unreadable[0])
     return HeatmapReport(written, unreadable)
 
 
 def mirrored(path: Path, out: Path) -> Path:
-    """Place of a file in the output folder: its path from the current folder, `..` and the root replaced."""
+    """Place of a file in the output folder: its path from the current folder, without root, `__` for `..`."""
     inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
 

@@ -25,7 +25,7 @@ from anomaly_cli.memory import PrototypeMemory, Whitening, select_coreset
 from anomaly_cli.normals import Cells, NormalSet, Run, sample_cells
 from anomaly_cli.scoring import parallel_map, to_tensor
 
-LOCAL_STRIDES = (8, 16)  # finer ones cost most of the time and rank worst, coarser ones add nothing (docs/method.md)
+LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomaly_cli.backbone import EMBEDDED, build_backbone
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector
+from anomaly_cli.detector import HOT_SHARE, IMAGE_SCALE, AnomalyDetector
 from anomaly_cli.normals import Run, sample_cells
 from anomaly_cli.scoring import worker_count
 from anomaly_cli.training import HeldOut, deal_folds, learn_scales, measure_held_out
@@ -28,7 +28,7 @@ from benchmarks.quality import quiet
 
 SCALES = ("4", "8", "16", "32", IMAGE_SCALE)
 SHARES = (0.005, 0.02, 0.05)  # of the cells that count as hottest
-PRODUCT = ("map 8+16", IMAGE_SCALE), 0.02
+PRODUCT = ("map 8+16", IMAGE_SCALE), HOT_SHARE
 RULES: tuple[tuple[str, ...], ...] = (
     ("4",),
     ("8",),

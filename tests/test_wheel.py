@@ -28,6 +28,13 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+def make_normals(folder: Path) -> None:
+    draw = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(draw.integers(80, 120, (64, 64, 3), np.uint8)).save(folder / f"{i}.png")
+
+
 @pytest.fixture(scope="module")
 def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel, this one's dependencies behind it and every connection refused."""
@@ -51,10 +58,7 @@ def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_trains_and_scores_without_a_network(clean_python: Path, tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    (tmp_path / "normal").mkdir()
-    for i in range(8):
-        Image.fromarray(draw.integers(80, 120, (64, 64, 3), np.uint8)).save(tmp_path / "normal" / f"{i}.png")
+    make_normals(tmp_path / "normal")
 
     trained = run(clean_python, "-m", "anomaly_cli.cli", "train", "normal", "--image-size", "64", cwd=tmp_path)
     scored = run(clean_python, "-m", "anomaly_cli.cli", "score", "normal", cwd=tmp_path)
@@ -69,10 +73,7 @@ def test_the_wheel_trains_and_scores_without_a_network(clean_python: Path, tmp_p
 
 
 def test_an_uncached_torchvision_backbone_says_which_file_to_put_where(clean_python: Path, tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    (tmp_path / "normal").mkdir()
-    for i in range(8):
-        Image.fromarray(draw.integers(80, 120, (64, 64, 3), np.uint8)).save(tmp_path / "normal" / f"{i}.png")
+    make_normals(tmp_path / "normal")
 
     trained = run(clean_python, "-m", "anomaly_cli.cli", "train", "normal", "--backbone", "resnet18", cwd=tmp_path)
 
