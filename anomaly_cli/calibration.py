@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 LIMIT_QUANTILE = 0.99  # of held-out normal images lie below the limit of normal
 STOREY_LAMBDA = 0.5
+SUSPECT_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
+MAD_EFFICIENCY = 0.37  # of the median absolute deviation: it knows the spread as well as so many values would
+MAD_TO_STD = 1.4826  # of a normal distribution
 MIN_SPREAD = 1e-6  # keeps identical normal images from dividing by zero
 
 Floats = NDArray[np.float64]
@@ -62,7 +66,7 @@ class Calibration:
         weights: (E,) share of each scale in the image score, sum 1.
         scale_units: unit of each scale's own standardised deviation.
         score_unit: unit of the weighted mean.
-        normal_scores: (n,) ascending scores of the held-out normal images.
+        normal_deviations: (n, E) raw deviations of the held-out normal images, in ascending order of their scores.
     """
 
     location: Floats
@@ -70,7 +74,7 @@ class Calibration:
     weights: Floats
     scale_units: tuple[Unit, ...]
     score_unit: Unit
-    normal_scores: Floats
+    normal_deviations: Floats
 
     @classmethod
     def fit(cls, deviations: Floats, weights: Floats) -> Calibration:
@@ -82,7 +86,13 @@ class Calibration:
         units = tuple(Unit.fit(column) for column in standard.T)
         weights = weights / weights.sum()
         unit = Unit.fit(standard @ weights)
-        return cls(location, spread, weights, units, unit, np.sort(unit.apply(standard @ weights)))
+        order = np.argsort(standard @ weights, kind="stable")
+        return cls(location, spread, weights, units, unit, deviations[order])
+
+    @cached_property
+    def normal_scores(self) -> Floats:
+        """(n,) ascending scores of the held-out normal images."""
+        return np.sort(self.scores(self.normal_deviations)[0])
 
     def scores(self, deviations: Floats) -> tuple[Floats, Floats]:
         """Score images.
@@ -97,16 +107,53 @@ class Calibration:
         each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
         return self.score_unit.apply(standard @ self.weights), each
 
-    def p_values(self, scores: ArrayLike) -> Floats:
-        """Conformal p-values of (N,) scores against the held-out normal images.
+    def outlyingness(self, deviations: Floats) -> Floats:
+        """Tell how far (N, E) deviations lie above the median of the held-out normal images, in robust spreads.
 
-        p = (1 + number of normal scores ≥ score) / (n + 1); for a normal image P(p ≤ t) ≤ t, whatever the
-        distribution, if it is exchangeable with the held-out ones (Bates et al. 2023, equation 2).
+        Median and median absolute deviation, which anomalies among the normal images hardly move: (N,).
         """
-        n = len(self.normal_scores)
-        below = np.searchsorted(self.normal_scores, np.asarray(scores, np.float64), side="left")
-        p: Floats = (1 + n - below) / (n + 1)
-        return p
+        normal, values = (
+            (np.log(each) - self.location) / self.spread @ self.weights for each in (self.normal_deviations, deviations)
+        )
+        centre = np.median(normal)
+        spread = MAD_TO_STD * np.median(np.abs(normal - centre))
+        outlying: Floats = (values - centre) / max(spread, MIN_SPREAD)
+        return outlying
+
+    def suspects(self, deviations: Floats) -> NDArray[np.bool_]:
+        """Tell which of (N, E) deviations stand so far out that their images may be no normal ones: (N,).
+
+        The limit is `SUSPECT_LIMIT` where normal images are many, and the prediction limit of Student's t for the same
+        probability where few of them tell the spread.
+        """
+        n = len(self.normal_deviations)
+        freedom = max(1.0, MAD_EFFICIENCY * (n - 1))
+        limit = stdtrit(freedom, ndtr(SUSPECT_LIMIT)) * np.sqrt(1 + 1 / n)
+        standing_out: NDArray[np.bool_] = self.outlyingness(deviations) > limit
+        return standing_out
+
+    def p_values(self, scores: ArrayLike) -> Floats:
+        """Conformal p-values of (N,) scores against the held-out normal images."""
+        return conformal_p_values(self.normal_scores, scores)
+
+
+def conformal_p_values(normal_scores: Floats, scores: ArrayLike) -> Floats:
+    """Tell how often a normal image scores as high as each of (N,) scores does.
+
+    p = (1 + number of normal scores ≥ score) / (n + 1); for a normal image P(p ≤ t) ≤ t, whatever the distribution,
+    if it is exchangeable with the held-out ones (Bates et al. 2023, equation 2).
+
+    Args:
+        normal_scores: (n,) ascending.
+        scores: (N,).
+
+    Returns:
+        (N,) in [1 / (n + 1), 1].
+    """
+    n = len(normal_scores)
+    below = np.searchsorted(normal_scores, np.asarray(scores, np.float64), side="left")
+    p: Floats = (1 + n - below) / (n + 1)
+    return p
 
 
 def normal_share(p_values: ArrayLike) -> float:

@@ -19,11 +19,13 @@ from anomaly_cli.calibration import Calibration, Unit
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector import AnomalyDetector, ScaleModel
 from anomaly_cli.errors import AnomalyError, CheckpointError
+from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.table import atomic_output
 
-FORMAT = 1
+FORMAT = 2
 KEY = "anomaly"  # of the JSON document among the file's metadata
+KNOWN = "known_anomalies."  # prefix of the tensors of `KnownAnomalies`
 DAMAGED = "is damaged or was edited; train the detector again"
 
 
@@ -36,6 +38,7 @@ class Provenance:
         anomalies: labelled anomalous images it was trained on.
         head_gain: by how much stage 2 reduced the cross-validated loss of the plain distance, 0 if it is off.
         unreadable: files of the normal folder that could not be read.
+        suspects: normal images that stood out and shaped no memory.
         training_set: SHA-256 over the contents of the normal images.
         versions: of Python, torch, torchvision and this package.
         created: ISO 8601, UTC.
@@ -45,6 +48,7 @@ class Provenance:
     anomalies: int
     head_gain: float
     unreadable: int
+    suspects: int
     training_set: str
     versions: dict[str, str]
     created: str
@@ -106,7 +110,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read the checked header of a model file, with the size of each memory, for `anomaly info`.
+    """Read the checked header of a model file, with the size of each memory and the scores of held-out normals.
 
     Raises:
         CheckpointError: as `load_model`.
@@ -114,6 +118,7 @@ def read_header(path: Path) -> dict[str, Any]:
     header, state = _read(path)
     sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
     header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
+    header["normal_scores"] = _calibration_from_json(header["calibration"], len(sizes) + 1).normal_scores.tolist()
     return header
 
 
@@ -137,6 +142,15 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if header.pop("digest", None) != _digest(header, state):
         raise CheckpointError(f"{path} {DAMAGED}")
     return header, state
+
+
+def fingerprint(path: Path) -> str:
+    """Hash a model file: SHA-256 in hexadecimal.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return hashlib.sha256(_read_bytes(path)).hexdigest()
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -173,7 +187,11 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
             raise ValueError(f"prototypes of shape {tuple(prototypes.shape)} at scale {name}")
         scale.memory = PrototypeMemory(torch.zeros_like(prototypes))
         scales[name] = scale
-    detector = AnomalyDetector(empty_backbone(config.backbone), scales)
+    known = None
+    if KNOWN + "cells" in state:
+        tensors = ("looks", "look_weights", "look_offset", "cells")
+        known = KnownAnomalies(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
+    detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
     detector.load_state_dict(state)
     return detector
 
@@ -185,9 +203,11 @@ def _calibration_to_json(calibration: Calibration) -> dict[str, Any]:
 
 
 def _calibration_from_json(values: dict[str, Any], length: int) -> Calibration:
-    arrays = {name: np.array(values[name], np.float64) for name in ("location", "spread", "weights", "normal_scores")}
+    names = ("location", "spread", "weights", "normal_deviations")
+    arrays = {name: np.array(values[name], np.float64) for name in names}
     units = tuple(Unit(**unit) for unit in values["scale_units"])
     lengths = {len(each) for each in (arrays["location"], arrays["spread"], arrays["weights"], units)}
-    if lengths != {length} or not arrays["normal_scores"].size:
+    normal = arrays["normal_deviations"]
+    if lengths != {length} or normal.ndim != 2 or normal.shape[1] != length or not (normal > 0).all():
         raise ValueError("the calibration is not one of this detector")
     return Calibration(**arrays, scale_units=units, score_unit=Unit(**values["score_unit"]))

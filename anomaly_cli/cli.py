@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from anomaly_cli import console, score_commands, train_commands
+from anomaly_cli import console, review_commands, score_commands, table_commands, train_commands
 from anomaly_cli.errors import AnomalyError
 
 
@@ -23,12 +21,28 @@ class _ReportingGroup(TyperGroup):
             console.say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:
-            # The reader has gone; Python would complain again when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            console.let_go_of_stdout()
             raise typer.Exit(0) from error
 
 
-app = typer.Typer(cls=_ReportingGroup, no_args_is_help=True, pretty_exceptions_enable=False)
+class _Command(TyperCommand):
+    """A command whose every option is also an environment variable, named after both."""
+
+    def __init__(self, name: str | None, **settings: Any) -> None:
+        super().__init__(name, **settings)
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.envvar is None:
+                longest = max(option.opts, key=len).removeprefix("--")
+                option.envvar = f"ANOMALY_{name}_{longest}".upper().replace("-", "_")
+                option.show_envvar = False  # the rule is said once, below `anomaly --help`
+
+
+app = typer.Typer(
+    cls=_ReportingGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Options are also read from the environment: --fdr of score from ANOMALY_SCORE_FDR.",
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -51,11 +65,15 @@ def _root(
 
 for command in (
     train_commands.train,
+    train_commands.update,
     score_commands.score,
+    score_commands.audit,
     score_commands.heatmap,
+    review_commands.report,
     train_commands.info,
 ):
-    app.command()(command)
+    app.command(cls=_Command)(command)
+app.command("list", cls=_Command)(table_commands.list_paths)
 
 if __name__ == "__main__":
     app()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.errors import ConfigError, InputError
+from anomaly_cli.path_patterns import PathPatterns
+from anomaly_cli.table import TableFormat
+
+CHUNK_BYTES = 65536  # of a list of paths; one read gives what is there
 
 ModelFile = Annotated[
     Path,
@@ -29,6 +37,40 @@ Device = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE|-", help="Table to write; - for stdout.")]
+Format = Annotated[
+    TableFormat | None, typer.Option("--format", help="Instead of the one that the suffix of --out names.")
+]
+BackboneName = Annotated[
+    str, typer.Option("--backbone", metavar="NAME", help="embedded, scratch, or a torchvision model such as resnet18.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights of a torchvision backbone, instead of a download.")
+]
+EffortLevel = Annotated[Effort, typer.Option("--effort", help="How much time training may take.")]
+ImageSize = Annotated[
+    int, typer.Option(metavar="PIXELS", help="Images are resized to this many pixels squared, aspect kept.")
+]
+Prototypes = Annotated[int, typer.Option(metavar="N", help="Upper limit a scale.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Same images, settings and seed give the same result.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Of the files found in folders take only these: '*.png' by name, 'cam1/**' by path below the folder; "
+        "may be repeated.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Of the files found in folders leave these out; as --include.")
+]
+DEFAULTS = DetectorConfig()
+
+
+def patterns_of(include: list[str] | None, exclude: list[str] | None) -> PathPatterns:
+    """Join the patterns of the command line."""
+    return PathPatterns(tuple(include or ()), tuple(exclude or ()))
+
 
 def gather(inputs: list[Path] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
     """Join the paths of the command line with those of `--files-from`."""
@@ -42,6 +84,36 @@ def gather(inputs: list[Path] | None, files_from: str | None, null: bool, *, req
             raise ConfigError("name a folder or file to read, or use --files-from")
         raise InputError(f"{'stdin' if files_from == '-' else files_from} lists no path")
     return paths
+
+
+def arriving(source: str, null: bool) -> Iterator[Path]:
+    """Read the paths of `--files-from` one by one, each as soon as it is there.
+
+    Raises:
+        InputError: the file cannot be opened, at once, or read.
+    """
+    # Unbuffered: `sys.stdin` would wait for more, and a thread that waits in it keeps the interpreter from ending.
+    with _os_errors_as_input_error(source):
+        file = io.FileIO(sys.stdin.fileno(), closefd=False) if source == "-" else io.FileIO(source)
+    return _arriving(file, source, b"\0" if null else b"\n")
+
+
+def _arriving(file: io.FileIO, source: str, separator: bytes) -> Iterator[Path]:
+    rest = b""
+    with file, _os_errors_as_input_error(source):
+        while chunk := file.read(CHUNK_BYTES):
+            *names, rest = (rest + chunk).split(separator)
+            yield from (Path(os.fsdecode(name)) for name in names if name)
+    if rest:
+        yield Path(os.fsdecode(rest))
+
+
+@contextmanager
+def _os_errors_as_input_error(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {'stdin' if source == '-' else source}: {error.strerror}") from error
 
 
 def _listed(source: str, separator: bytes) -> list[Path]:

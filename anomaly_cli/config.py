@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 from anomaly_cli.errors import ConfigError
 
 DEFAULT_FDR = 0.05  # share of the flagged images that may be normal
 MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for the calibration
+MIN_BATCH = 20  # readable images, and held-out normal ones: fewer say too little about a batch as a whole
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
 
 
@@ -25,6 +27,62 @@ class RawMap(StrEnum):
 
     PNG16 = "png16"
     NPY = "npy"
+
+
+class Rule(StrEnum):
+    """What decides which images `score` flags: the name of the option."""
+
+    FDR = "fdr"
+    THRESHOLD = "threshold"
+    TOP = "top"
+    MAX_FALSE_ALARMS = "max-false-alarms"
+
+
+@dataclass(frozen=True)
+class FlagRule:
+    """Which images `score` flags.
+
+    Attributes:
+        kind: q-value ≤ value, score ≥ value, the `value` highest scores, or as many as let so many normal images of a
+            run be expected among the flagged.
+        value: of the option.
+    """
+
+    kind: Rule = Rule.FDR
+    value: float = DEFAULT_FDR
+
+    def __post_init__(self) -> None:
+        """Check the range.
+
+        Raises:
+            ConfigError: the value is out of its range.
+        """
+        allowed, good = {
+            Rule.FDR: ("between 0 and 1", 0 < self.value < 1),
+            Rule.THRESHOLD: ("0 or more", self.value >= 0),
+            Rule.TOP: ("1 or more", self.value >= 1),
+            Rule.MAX_FALSE_ALARMS: ("more than 0", self.value > 0),
+        }[self.kind]
+        if not good:
+            raise ConfigError(f"--{self.kind} must be {allowed}, got {self.value}")
+
+    @classmethod
+    def choose(cls, options: dict[Rule, float | None]) -> Self:
+        """Make the rule of the one option that was given, or the default.
+
+        Raises:
+            ConfigError: several were given.
+        """
+        given = [(kind, value) for kind, value in options.items() if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"give only one of {', '.join(f'--{kind}' for kind, _ in given)}")
+        return cls(*given[0]) if given else cls()
+
+    def __str__(self) -> str:
+        return f"--{self.kind} {self.value:g}"
+
+
+DEFAULT_RULE = FlagRule()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,8 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from anomaly_cli.config import MIN_BATCH, FlagRule, Rule
+
 if TYPE_CHECKING:
+    from anomaly_cli.auditing import AuditReport
     from anomaly_cli.pipeline import HeatmapReport, ScoreReport, TrainReport
+    from anomaly_cli.report import PageReport
+    from anomaly_cli.table import Row
+    from anomaly_cli.updating import UpdateReport
+    from anomaly_cli.verdict import Verdict
 
 PLAIN_INTERVAL_S = 5.0  # between progress lines where there is no terminal
 WORST_SHOWN = 5
@@ -51,6 +59,11 @@ class _PlainProgress:
             rate = done / (now - self.started)
             say(f"{phase}: {done} of {total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
             self.spoken = now
+
+
+def let_go_of_stdout() -> None:
+    """Give up stdout once its reader has gone; Python would complain again when it flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -107,9 +120,11 @@ def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
             say(f"  and {len(unreadable) - NAMES_SHOWN} more")
 
 
-def summarise_training(report: TrainReport) -> None:
-    """Say what was learned and what to type next."""
+def summarise_training(report: TrainReport, audited: Path | None) -> None:
+    """Say what was learned, which normal images to look at, and what to type next."""
     warn_unreadable(report.unreadable)
+    _warn_copies(report)
+    _warn_suspects(report, audited)
     model = report.model
     detector = model.detector
     memories = ", ".join(
@@ -126,44 +141,143 @@ def summarise_training(report: TrainReport) -> None:
     say(f"saved {report.model_path}; next: anomaly score DIR --out scores.csv")
 
 
-def summarise_scores(report: ScoreReport, out: str) -> None:
-    """Say how many files, how many flagged by which rule, the worst, and where the table is."""
-    readable, flagged = report.readable, report.flagged
-    above = sum(1 for row in readable if row.score is not None and row.score >= 1)
-    if report.threshold is None:
-        rule = (
-            f"false discovery rate {report.fdr:g}: expect about {report.fdr * len(flagged):.1f} normal ones among them"
-        )
+def _warn_copies(report: TrainReport) -> None:
+    if not report.copies:
+        return
+    told = f"{report.copies} of the {plural(report.model.provenance.images, 'normal image')} are copies or near-copies"
+    if report.copies_together == report.copies:
+        say(f"warning: {told} of others; they were kept together so that the calibration stays honest")
     else:
-        rule = f"score ≥ {report.threshold:g}"
-    say(f"{plural(len(report.rows), 'file')}: {len(flagged)} flagged ({rule}), {len(report.unreadable)} unreadable")
-    smallest = 1 / (report.normal_count + 1)
-    if report.threshold is None and len(flagged) < above:
+        say(f"warning: {told} of others, most of them of one image: p-values will be too small for other images")
+
+
+def _warn_suspects(report: TrainReport, audited: Path | None) -> None:
+    suspects, images = report.suspects, report.model.provenance.images
+    if not suspects:
+        return
+    stands = "stands" if len(suspects) == 1 else "stand"
+    say(
+        f"warning: {len(suspects)} of the {plural(images, 'normal image')} {stands} out and shaped no memory; "
+        f"if {'it is' if len(suspects) == 1 else 'they are'} not normal, take {'it' if len(suspects) == 1 else 'them'} "
+        "out and train again:"
+    )
+    for path in suspects[:NAMES_SHOWN]:
+        say(f"  {path}")
+    where = "flagged in" if audited else "to see all: --audit-normals FILE"
+    more = len(suspects) - NAMES_SHOWN
+    if more > 0 or audited:
+        say(f"  {f'and {more} more, ' if more > 0 else ''}{where}{f' {audited}' if audited else ''}")
+
+
+def summarise_update(report: UpdateReport) -> None:
+    """Say what was added, and what the model rests on now."""
+    warn_unreadable(report.unreadable)
+    provenance, normals = report.model.provenance, report.model.calibration.normal_scores
+    added = [plural(report.normals, "normal image")]
+    if report.anomalies:
+        added.append(f"{report.anomalies} known anomalous")
+    say(f"added {' and '.join(added)}; now {provenance.images} normal and {provenance.anomalies} known anomalous")
+    held_out = plural(len(normals), "held-out normal image")
+    say(f"calibrated on {held_out}, scores {normals[0]:.2f} to {normals[-1]:.2f}; 1 is the limit of normal (99 %)")
+    say(f"saved {report.model_path}")
+
+
+def summarise_audit(report: AuditReport, out: str) -> None:
+    """Say how many images stand out, and what the table can and cannot tell."""
+    readable = [row for row in report.rows if row.status == "ok"]
+    say(
+        f"{plural(len(report.rows), 'file')}: {len(report.flagged)} flagged (beyond the limit of the bulk), "
+        f"{len(report.unreadable)} unreadable"
+    )
+    say(
+        "without a normal folder this ranks how rare an image is among the others; "
+        "for p- and q-values train on images that were looked at"
+    )
+    _list_worst(readable, report.unreadable)
+    say(f"table: {out}")
+
+
+def summarise_scores(report: ScoreReport, out: str) -> None:
+    """Say how many files, how many flagged and what to expect of them, the verdict, the worst, where the table is."""
+    verdict, rule = report.verdict, report.rule
+    say(
+        f"{plural(verdict.files, 'file')}: {verdict.flagged} flagged ({_in_words(rule)}){_expectation(verdict)}; "
+        f"{verdict.unreadable} unreadable"
+    )
+    above = sum(1 for row in report.readable if row.score is not None and row.score >= 1)
+    if rule.kind in (Rule.FDR, Rule.MAX_FALSE_ALARMS) and verdict.flagged < above:
         say(
-            f"{above} score{'s' if above == 1 else ''} above the limit of normal: {report.normal_count} normal images "
-            f"give p-values no smaller than {smallest:.2g}, too few to be sure at this rate; "
+            f"{above} score{'s' if above == 1 else ''} above the limit of normal: {verdict.normal_images} normal "
+            f"images give p-values no smaller than {verdict.smallest_p:.2g}, too few to be sure at this rate; "
             "to flag them all the same use --threshold 1"
         )
+    _judge_batch(verdict)
+    _list_worst(report.readable, report.unreadable)
+    if report.copies:
+        say(f"{plural(len(report.copies), 'file')} are copies or near-copies of another (column duplicate_group)")
+    say(f"table: {out}")
+
+
+def _in_words(rule: FlagRule) -> str:
+    words = {
+        Rule.FDR: "false discovery rate {:g}",
+        Rule.THRESHOLD: "score ≥ {:g}",
+        Rule.TOP: "the {:g} most anomalous",
+        Rule.MAX_FALSE_ALARMS: "at most {:g} false alarms expected",
+    }
+    return words[rule.kind].format(rule.value)
+
+
+def _expectation(verdict: Verdict) -> str:
+    if not verdict.flagged:
+        return ""
+    expected = round(verdict.expected_false_alarms)
+    return f"; expect {f'about {expected}' if expected else 'fewer than 1'} of them to be normal"
+
+
+def _judge_batch(verdict: Verdict) -> None:
+    """Say how much of the batch is anomalous, and whether it is another batch altogether."""
+    share, low, high = verdict.anomaly_share, verdict.anomaly_share_low, verdict.anomaly_share_high
+    if share is None or low is None or high is None or verdict.drift_p_value is None:
+        say(
+            f"too few to judge the batch as a whole: {plural(verdict.readable, 'readable image')} and "
+            f"{plural(verdict.normal_images, 'normal image')}, {MIN_BATCH} of each are needed"
+        )
+        return
+    say(f"about {100 * share:.0f} % of the batch is anomalous (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
+    if verdict.drift:
+        where = "image level" if verdict.drift_scale == "image" else f"stride {verdict.drift_scale}"
+        say(
+            "warning: the batch as a whole differs from the normal images (drift, "
+            f"{_p_in_words(verdict.drift_p_value)}, mostly at {where}): another camera, light, focus or compression? "
+            "The figures above hold for images from the same source only"
+        )
+
+
+def _p_in_words(p: float) -> str:
+    return f"p = {p:.1g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def _list_worst(readable: list[Row], unreadable: list[Row]) -> None:
     for row in readable[:WORST_SHOWN]:
         say(f"  {row.score:8.2f}  {row.path}")
-    for row in report.unreadable[:NAMES_SHOWN]:
+    for row in unreadable[:NAMES_SHOWN]:
         say(f"  unreadable  {row.path}: {row.reason}")
-    if len(report.unreadable) > NAMES_SHOWN:
-        say(f"  and {len(report.unreadable) - NAMES_SHOWN} more unreadable")
-    say(f"table: {out}")
+    if len(unreadable) > NAMES_SHOWN:
+        say(f"  and {len(unreadable) - NAMES_SHOWN} more unreadable")
 
 
 def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
     """Describe a model file, a line each, for `anomaly info`."""
-    provenance, config, calibration = header["provenance"], header["config"], header["calibration"]
-    normals = calibration["normal_scores"]
+    provenance, config, normals = header["provenance"], header["config"], header["normal_scores"]
     yield f"model         {path}, format {header['format']}"
     yield f"trained       {provenance['created']}"
     known = f"{provenance['anomalies']} known anomalous"
     yield f"on            {plural(provenance['images'], 'normal image')}, {known}"
     gain = provenance["head_gain"]
     yield f"stage 2       {f'on, cross-validated loss {gain:.0%} lower' if gain else 'off, plain distance'}"
-    yield f"left out      {plural(provenance['unreadable'], 'unreadable file')}"
+    suspects = f"{provenance['suspects']} that stood out"
+    yield f"left out      {plural(provenance['unreadable'], 'unreadable file')}, {suspects}"
     yield f"training set  sha256 {provenance['training_set']}"
     yield f"settings      {', '.join(f'{name} {value}' for name, value in config.items())}"
     yield f"versions      {', '.join(f'{name} {value}' for name, value in provenance['versions'].items())}"
@@ -178,3 +292,25 @@ def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:
     """Say how many overlays were drawn and where."""
     warn_unreadable(report.unreadable)
     say(f"{plural(len(report.written), 'overlay')} in {out}")
+
+
+def summarise_page(report: PageReport, out: Path) -> None:
+    """Say what the page shows, what it leaves out and how large it is."""
+    gone = len(report.missing)
+    if gone:
+        say(
+            f"warning: {plural(gone, 'image')} of the table cannot be read any more, "
+            f"shown as missing, first {report.missing[0][0]}: {report.missing[0][1]}"
+        )
+    if report.changed:
+        scores = "scores" if report.changed == 1 else "score"
+        say(
+            f"warning: {plural(report.changed, 'image')} {scores} differently now: "
+            "is this the model that made the table, and are these the files?"
+        )
+    if not report.has_model:
+        say("no p-values in this table: the page has no heat maps, no expected false alarms and no verdict")
+    without = f", {report.left_out} more listed without (--top)" if report.left_out else ""
+    pictures = plural(report.pictured, "picture")
+    say(f"{plural(report.files, 'file')}: {pictures}{without}; {report.unreadable} unreadable")
+    say(f"page: {out}, {report.size / 1e6:.1f} MB")

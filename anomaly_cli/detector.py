@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomaly_cli import known
 from anomaly_cli.backbone import Backbone
+from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import PrototypeMemory, Whitening
 
 IMAGE_SCALE = "image"  # name of the scale with one globally pooled cell an image
@@ -71,15 +73,19 @@ class ScaleModel(nn.Module):
 class AnomalyDetector(nn.Module):
     """Feature maps → distance to what was normal, a map and a number a scale."""
 
-    def __init__(self, backbone: Backbone, scales: dict[str, ScaleModel]) -> None:
+    def __init__(
+        self, backbone: Backbone, scales: dict[str, ScaleModel], known_anomalies: KnownAnomalies | None = None
+    ) -> None:
         """Assemble a detector.
 
         Args:
             backbone: in eval mode.
             scales: by name: the strides of the local scales, finest first, then `IMAGE_SCALE`.
+            known_anomalies: fitted where there are labelled anomalies.
         """
         super().__init__()
         self.backbone = backbone
+        self.known_anomalies = known_anomalies
         self.scale_names = tuple(scales)
         self.scales = nn.ModuleDict({f"stride_{name}": scale for name, scale in scales.items()})
 
@@ -94,8 +100,13 @@ class AnomalyDetector(nn.Module):
 
     @property
     def deviation_names(self) -> tuple[str, ...]:
-        """Names of the columns of `Detection.deviations`: the fused map, then every scale."""
-        return ("map", *self.scale_names)
+        """Names of the columns of `Detection.deviations`: the fused map, every scale, then the known anomalies."""
+        return ("map", *self.scale_names, *(() if self.known_anomalies is None else known.KNOWN_NAMES))
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of what the table shows beside the score: all deviations but the fused map."""
+        return self.deviation_names[1:]
 
     @torch.inference_mode()
     def distance_maps(self, images: Tensor) -> list[Tensor]:
@@ -107,10 +118,46 @@ class AnomalyDetector(nn.Module):
         Returns:
             One (N, h_s, w_s) map of distances ≥ 0 a scale; the image scale's has one cell.
         """
+        return self._distance_maps(scale_features(self.backbone, images, self.scale_names))
+
+    def _distance_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
         return [
             (deviations @ self.scale(name).channel_weights).sqrt().view(N, h, w)
-            for name, (N, h, w), deviations in self._deviations(images)
+            for name, (N, h, w), deviations in self._deviations(features)
         ]
+
+    @torch.inference_mode()
+    def hot_cells(self, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Take what the known anomalies are made of from (N, 3, H, W) images.
+
+        Returns:
+            (N, D) raw cells of the image scale, and (N, min(count, h*w), d) raw hottest cells of the finest scale.
+        """
+        features = scale_features(self.backbone, images, self.scale_names)
+        finest = self.local_names[0]
+        cells, _ = self._hottest_cells(features[finest], finest, count)
+        return features[IMAGE_SCALE].flatten(1), cells
+
+    def _hottest_cells(self, feature_map: Tensor, name: str, count: int) -> tuple[Tensor, Tensor]:
+        """Choose the cells of an (N, D, h, w) map farthest from the memory: (N, C, D) cells, (N, C) distances."""
+        N, D, h, w = feature_map.shape
+        cells = feature_map.flatten(2).transpose(1, 2)  # (N, h*w, D)
+        scale = self.scale(name)
+        distances = scale.memory.nearest(scale.embed(cells.reshape(-1, D)))[0].view(N, h * w)
+        hottest = distances.topk(min(count, h * w), dim=1)
+        return cells.gather(1, hottest.indices[..., None].expand(-1, -1, D)), hottest.values
+
+    @torch.inference_mode()
+    def known_deviations(self, images: Tensor) -> Tensor:
+        """Compare (N, 3, H, W) images with the known anomalies, of which there are some: (N, 2)."""
+        return self._known_deviations(scale_features(self.backbone, images, self.scale_names))
+
+    def _known_deviations(self, features: dict[str, Tensor]) -> Tensor:
+        finest = self.local_names[0]
+        cells, distances = self._hottest_cells(features[finest], finest, known.CANDIDATES)
+        comparison = cast(KnownAnomalies, self.known_anomalies)
+        answers: Tensor = comparison(features[IMAGE_SCALE].flatten(1), self.scale(finest).embed(cells), distances)
+        return answers
 
     @torch.inference_mode()
     def hot_deviations(self, images: Tensor) -> list[Tensor]:
@@ -123,22 +170,21 @@ class AnomalyDetector(nn.Module):
             One (N, D_s) a scale.
         """
         hot = []
-        for _, (N, h, w), deviations in self._deviations(images):
+        for _, (N, h, w), deviations in self._deviations(scale_features(self.backbone, images, self.scale_names)):
             cells = deviations.view(N, h * w, -1)  # (N, h*w, D)
             hottest = cells.sum(dim=2).topk(_hot_count(h * w), dim=1).indices  # (N, count)
             hot.append(cells.gather(1, hottest[..., None].expand(-1, -1, cells.shape[2])).mean(dim=1))
         return hot
 
-    def _deviations(self, images: Tensor) -> Iterator[tuple[str, tuple[int, int, int], Tensor]]:
+    def _deviations(self, features: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int, int, int], Tensor]]:
         """Yield, a scale: its name, the size (N, h, w) of its maps, and the (N*h*w, D) deviations of their cells."""
-        features = scale_features(self.backbone, images, self.scale_names)
         for name in self.scale_names:
             N, D, h, w = features[name].shape
             cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
             yield name, (N, h, w), self.scale(name).deviations(cells)
 
     def combine(self, distance_maps: list[Tensor]) -> Detection:
-        """Fuse the distance maps of a batch, one a scale, into its anomaly maps and deviations."""
+        """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
         grid = max((by_name[name].shape[-2:] for name in self.local_names), key=lambda size: size[0] * size[1])
         fused = torch.zeros((len(distance_maps[0]), *grid), device=distance_maps[0].device)
@@ -150,9 +196,15 @@ class AnomalyDetector(nn.Module):
         columns = [F.softplus(_hottest(fused))] + [_hottest(by_name[name]) for name in self.scale_names]
         return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
 
+    @torch.inference_mode()
     def forward(self, images: Tensor) -> Detection:
         """Measure (N, 3, H, W) float RGB images in [0, 1]."""
-        return self.combine(self.distance_maps(images))
+        features = scale_features(self.backbone, images, self.scale_names)
+        detection = self.combine(self._distance_maps(features))
+        if self.known_anomalies is None:
+            return detection
+        deviations = [detection.deviations, self._known_deviations(features)]
+        return Detection(detection.anomaly_maps, torch.cat(deviations, dim=1))
 
 
 def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ Reads only: it must not print, warn, write, or change a setting of Pillow's that
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import io
 import logging
 import os
 import re
@@ -24,6 +26,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from anomaly_cli.errors import InputError, UnreadableImageError
+from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.quality import Quality, measure_quality
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff",
@@ -34,6 +38,7 @@ SIZE_STEP = 32  # pixels; the coarsest stride of the backbones
 MAX_ASPECT = 8  # a longer strip is squeezed to 8:1
 AREA_TOLERANCE = 0.125  # the work per image stays within this fraction of image_size²
 MAX_PIXELS = 500_000_000
+WHOLE_FILE = 64 * 2**20  # bytes; a file up to this size is read once, a larger one piece by piece as its decoder asks
 MAX_REASON_LENGTH = 120  # characters
 REDUCING_GAP = 2.0  # shrink by box averaging down to twice the target: twice as fast, within 3 gray levels
 
@@ -76,18 +81,20 @@ class LoadedImage:
         pixels: (h, w, 3) uint8 RGB at network size.
         height: of the original in pixels, after its EXIF orientation.
         width: likewise.
+        quality: where it was asked for.
     """
 
     pixels: NDArray[np.uint8]
     height: int
     width: int
+    quality: Quality | None = None
 
 
-def find_images(inputs: Sequence[Path]) -> list[Path]:
+def find_images(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> list[Path]:
     """List the images below folders, and every file that is named.
 
-    In folders only names with an image suffix count, and names that start with a dot do not. Links are
-    followed; a folder reached twice is listed once, by a path without links where there is one.
+    In folders only names with an image suffix count that the patterns match, and names that start with a dot do
+    not. Links are followed; a folder reached twice is listed once, by a path without links where there is one.
 
     Returns:
         Unresolved paths, each once, in the byte order of their names.
@@ -97,23 +104,23 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
             files).
     """
     found: set[Path] = set()
-    folders: list[tuple[bool, str]] = []  # heap of (is a link, path): links last
+    folders: list[tuple[bool, str, str]] = []  # heap of (is a link, path, its part below the input): links last
     for path in inputs:
         if _is_folder(path):
-            heapq.heappush(folders, (False, str(path)))
+            heapq.heappush(folders, (False, str(path), ""))
         else:
             found.add(path)
     visited: set[Path] = set()
     while folders:
-        _, folder = heapq.heappop(folders)
+        _, folder, below = heapq.heappop(folders)
         real = Path(folder).resolve()
         if real in visited:
             continue
         visited.add(real)
         for entry in _visible_entries(folder):
             if _leads_to_folder(entry):
-                heapq.heappush(folders, (entry.is_symlink(), entry.path))
-            elif entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES:
+                heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{below}{entry.name}/"))
+            elif entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES and patterns.match(below + entry.name):
                 found.add(Path(entry.path))
     return sorted(found, key=os.fsencode)
 
@@ -182,7 +189,7 @@ def _landscape_sizes(image_size: int) -> tuple[tuple[int, int], ...]:
     )
 
 
-def load_image(path: Path, image_size: int) -> LoadedImage:
+def load_image(path: Path, image_size: int, *, with_quality: bool = False) -> LoadedImage:
     """Decode one image at network size; many threads may call this at the same time.
 
     A JPEG at least twice too large is scaled down while libjpeg decodes it, which halves the time and still
@@ -192,7 +199,7 @@ def load_image(path: Path, image_size: int) -> LoadedImage:
         UnreadableImageError: with the reason in a few words.
     """
     _landscape_sizes(image_size)  # a wrong argument must not pass for an unreadable image
-    with _opened(path) as image:
+    with _opened(path) as (image, stream):
         width, height = image.size
         rows, columns = network_size(height, width, image_size)
         draft = image.draft(None, (columns, rows))
@@ -204,9 +211,16 @@ def load_image(path: Path, image_size: int) -> LoadedImage:
         box = None if draft is None else draft[1]  # the part that holds pixels, in fractions of a pixel
         image = _flattened(image).resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
         pixels = _upright_pixels(image, orientation)
+        content_hash = _content_hash(stream) if with_quality else ""
     if orientation in SWAPS_SIDES:
         height, width = width, height
-    return LoadedImage(pixels, height, width)
+    quality = measure_quality(pixels, height, width, content_hash) if with_quality else None
+    return LoadedImage(pixels, height, width, quality)
+
+
+def _content_hash(stream: io.BytesIO | io.BufferedReader) -> str:
+    stream.seek(0)
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:
@@ -223,25 +237,26 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: with the reason in a few words.
     """
-    with _opened(path) as image:
+    with _opened(path) as (image, _):
         image.load()
         return _upright_pixels(_flattened(image), _orientation(image))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image undecoded and turn every failure, also of the caller's block, into its reason."""
+def _opened(path: Path) -> Iterator[tuple[Image.Image, io.BytesIO | io.BufferedReader]]:
+    """Open an image undecoded beside its bytes and turn every failure, also of the caller's block, into its reason."""
     # Not `catch_warnings`: it swaps a list that all threads share. Hosts may swap it, hence a look each time.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         _check_regular(path)
-        with path.open("rb") as stream:
+        with path.open("rb") as file:
+            stream = io.BytesIO(file.read()) if os.fstat(file.fileno()).st_size <= WHOLE_FILE else file
             image = _identified(stream)
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImageError(f"too large: {width} x {height} pixels, the limit is {MAX_PIXELS} pixels")
-            yield image
+            yield image, stream
     except UnreadableImageError:
         raise
     except Exception as error:  # decoders raise whatever their parsing stumbles over

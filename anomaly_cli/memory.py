@@ -68,6 +68,16 @@ def hopfield_retrieve(queries: Tensor, prototypes: Tensor, beta: float) -> Tenso
     return torch.softmax(beta * similarities(queries, prototypes), dim=1) @ prototypes
 
 
+def nearest_prototype(queries: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the nearest of (K, D) prototypes to each of (M, D) queries: (M,) Euclidean distances and (M,) indices."""
+    distances, indices = [], []
+    for chunk in queries.split(QUERY_CHUNK):
+        best, index = similarities(chunk, prototypes).max(dim=1)
+        distances.append((chunk.square().sum(1) - 2 * best).clamp(min=0).sqrt())
+        indices.append(index)
+    return torch.cat(distances), torch.cat(indices)
+
+
 class PrototypeMemory(nn.Module):
     """All prototypes of one scale: a modern Hopfield memory (Ramsauer et al. 2020, equation 3).
 
@@ -109,12 +119,7 @@ class PrototypeMemory(nn.Module):
         Returns:
             (M,) Euclidean distances and (M,) indices of the prototypes.
         """
-        distances, indices = [], []
-        for chunk in queries.split(QUERY_CHUNK):
-            best, index = self.similarities(chunk).max(dim=1)
-            distances.append((chunk.square().sum(1) - 2 * best).clamp(min=0).sqrt())
-            indices.append(index)
-        return torch.cat(distances), torch.cat(indices)
+        return nearest_prototype(queries, self.prototypes)
 
 
 def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Tensor:

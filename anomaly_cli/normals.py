@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.augment import light_view
@@ -16,6 +17,7 @@ from anomaly_cli.config import MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector import scale_features
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
+from anomaly_cli.quality import Quality, group_copies
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
 CANDIDATE_CELLS = 20_000  # a scale; prototypes are chosen among them
@@ -38,12 +40,21 @@ class NormalSet:
     Attributes:
         paths: readable files, in path order; an image's number is its place here.
         unreadable: path and reason of the others.
-        digest: SHA-256 over the contents of the readable files, in hexadecimal.
+        digest: SHA-256 over the SHA-256 of each readable file, in hexadecimal.
+        copies: how many images are copies or near-copies of another.
+        groups: (images,) copies of one number are held out together; 0 is no group.
     """
 
     paths: list[Path]
     unreadable: list[tuple[Path, str]]
     digest: str
+    copies: int
+    groups: NDArray[np.int64]
+
+    @property
+    def held_out_together(self) -> int:
+        """How many images are in a group."""
+        return int(np.count_nonzero(self.groups))
 
 
 @dataclass(frozen=True)
@@ -58,55 +69,73 @@ class Cells:
     values: Tensor
     sources: Tensor
 
+    def without(self, images: Tensor) -> Cells:
+        """Leave out the cells of the images of these numbers."""
+        kept = ~torch.isin(self.sources, images)
+        return Cells(self.values[kept], self.sources[kept])
+
 
 def sample_cells(
-    paths: list[Path], backbone: Backbone, names: tuple[str, ...], views: int, run: Run
+    paths: list[Path],
+    backbone: Backbone,
+    names: tuple[str, ...],
+    views: int,
+    run: Run,
+    *,
+    at_least: int = MIN_NORMALS,
 ) -> tuple[dict[str, Cells], NormalSet]:
     """Take the same number of random cells from every image, at most `CANDIDATE_CELLS` a scale in all.
 
     Raises:
-        InputError: fewer than `MIN_NORMALS` images can be read.
+        InputError: fewer than `at_least` images can be read.
     """
     per_image = max(1, CANDIDATE_CELLS // max(1, len(paths)))
 
-    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, Tensor], bytes] | UnreadableImageError:
+    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, Tensor], Quality | None] | UnreadableImageError:
         number, path = numbered
         try:
-            image = load_image(path, run.config.image_size)
-            digest = hashlib.sha256(path.read_bytes()).digest()
+            image = load_image(path, run.config.image_size, with_quality=True)
         except UnreadableImageError as error:
             return error
-        except OSError as error:
-            return UnreadableImageError(error.strerror or "cannot be read")
         seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
             features = scale_features(backbone, _views(image, views, seed).to(run.device), names)
-        return {name: _random_cells(features[name], per_image, seed) for name in names}, digest
+        return {name: _random_cells(features[name], per_image, seed) for name in names}, image.quality
 
     sampled: dict[str, list[Tensor]] = {name: [] for name in names}
     readable: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
-    content = hashlib.sha256()
+    qualities: list[Quality] = []
     results = parallel_map(sample, enumerate(paths), run.workers)
     for done, (path, result) in enumerate(zip(paths, results, strict=True), start=1):
         if isinstance(result, UnreadableImageError):
             unreadable.append((path, result.reason))
         else:
             readable.append(path)
-            content.update(result[1])
+            if result[1] is not None:  # as asked for
+                qualities.append(result[1])
             for name, values in result[0].items():
                 sampled[name].append(values)
         run.progress("reading normal images", done, len(paths))
-    if len(readable) < MIN_NORMALS:
-        raise InputError(_too_few(readable, unreadable))
+    if len(readable) < at_least:
+        raise InputError(_too_few(readable, unreadable, at_least))
     cells = {name: Cells(torch.cat(each), _numbers([len(values) for values in each])) for name, each in sampled.items()}
-    return cells, NormalSet(readable, unreadable, content.hexdigest())
+    hashes = [quality.content_hash for quality in qualities]
+    digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
+    groups = group_copies(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
+    return cells, NormalSet(readable, unreadable, digest, int(np.count_nonzero(groups)), _separable(groups))
 
 
-def _too_few(readable: list[Path], unreadable: list[tuple[Path, str]]) -> str:
+def _separable(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give up a group of more than half of the images: without it too few would be left to learn from."""
+    sizes = np.bincount(groups, minlength=1)
+    return np.where(2 * sizes[groups] > len(groups), 0, groups)
+
+
+def _too_few(readable: list[Path], unreadable: list[tuple[Path, str]], at_least: int) -> str:
     also = f" ({len(unreadable)} cannot be read, first {unreadable[0][0]}: {unreadable[0][1]})" if unreadable else ""
     return (
-        f"{len(readable)} readable normal images{also}, at least {MIN_NORMALS} are needed: "
+        f"{len(readable)} readable normal images{also}, at least {at_least} are needed: "
         "each is measured against the others to learn how much normal images vary"
     )
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 STEPS = 256  # of the colour scale
+FULL_SCALE = 3.0  # limits of normal at the last colour
 MAP16_UNITS = 1000  # grey levels of a 16-bit map for one limit of normal
 
 _STRONGEST = 0.65  # opacity at full scale: the picture below can still be read
@@ -61,6 +62,11 @@ def colour_scale(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return colours
 
 
+def tints() -> NDArray[np.uint8]:
+    """Tabulate the tint of map values from 0 to `FULL_SCALE` limits of normal, in even steps: (256, 4) RGBA."""
+    return np.concatenate([_colours(), _opacity(_Scale(1.0, FULL_SCALE))[:, None]], axis=1)
+
+
 def draw_overlay(
     image: NDArray[np.uint8],
     anomaly_map: NDArray[np.floating[Any]],
@@ -69,7 +75,7 @@ def draw_overlay(
     score: float,
     flagged: bool,
     limit: float = 1.0,
-    full_scale: float = 3.0,
+    full_scale: float = FULL_SCALE,
 ) -> Image.Image:
     """Tint an image where it is anomalous, outline what exceeds the limit and put a legend below.
 

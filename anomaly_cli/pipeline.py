@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,14 +17,17 @@ import torch
 from PIL import Image
 
 from anomaly_cli.backbone import build_backbone
-from anomaly_cli.checkpoint import Model, Provenance, load_model, read_header, save_model
-from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, RawMap
+from anomaly_cli.checkpoint import Model, Provenance, fingerprint, load_model, read_header, save_model
+from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, FlagRule, RawMap
 from anomaly_cli.errors import ConfigError, InputError, OutputError, UnreadableImageError
 from anomaly_cli.images import find_images, read_pixels
+from anomaly_cli.journal import Journal, open_journal
 from anomaly_cli.normals import Run
 from anomaly_cli.overlay import draw_overlay, encode_map16
-from anomaly_cli.scoring import Measured, Progress, flag_rows, measure_images, to_row, worker_count
-from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, rank_rows, read_paths, write_table
+from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_images, to_row, worker_count
+from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, read_paths, write_table
+from anomaly_cli.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,20 @@ class TrainReport:
     model_path: Path
     model: Model
     unreadable: list[tuple[Path, str]]
+    suspects: list[Path]
+    copies: int
+    copies_together: int
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What `score` found: rows in rank order, and how well the normal images resolve them."""
+    """What `score` found: rows in rank order, and what they say about the batch."""
 
     rows: list[Row]
     scale_names: tuple[str, ...]
-    normal_count: int
-    fdr: float
-    threshold: float | None
+    rule: FlagRule
+    verdict: Verdict
+    with_quality: bool
 
     @property
     def readable(self) -> list[Row]:
@@ -59,6 +66,11 @@ class ScoreReport:
     def unreadable(self) -> list[Row]:
         """Rows of the files that could not be read."""
         return [row for row in self.rows if row.status != "ok"]
+
+    @property
+    def copies(self) -> list[Row]:
+        """Rows of the files that are copies or near-copies of another."""
+        return [row for row in self.rows if row.duplicate_group is not None]
 
 
 @dataclass(frozen=True)
@@ -85,15 +97,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def collect(inputs: Sequence[Path]) -> list[Path]:
-    """List the images of the inputs.
+def collect(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> list[Path]:
+    """List the images of the inputs; of those found in folders only the ones that the patterns match.
 
     Raises:
         InputError: there is none, or an input does not exist.
     """
-    paths = find_images(inputs)
+    paths = find_images(inputs, patterns)
     if not paths:
-        raise InputError(f"no image found in {', '.join(map(os.fspath, inputs))}")
+        matched = "" if patterns == EVERY_FILE else " that --include and --exclude let pass"
+        raise InputError(f"no image found in {', '.join(map(os.fspath, inputs))}{matched}")
     return paths
 
 
@@ -104,15 +117,19 @@ def train(
     *,
     anomalies: Sequence[Path] = (),
     weights: Path | None = None,
+    audit_normals: Path | None = None,
+    patterns: PathPatterns = EVERY_FILE,
     device: str = "auto",
     progress: Progress,
 ) -> TrainReport:
-    """Learn what normal looks like and write the model file."""
+    """Learn what normal looks like and write the model file, and on request a table of the normal images."""
+    from anomaly_cli.normal_audit import score_normals
     from anomaly_cli.training import train_detector  # brings scikit-learn, which scoring starts faster without
 
-    _check_writable(model_path)
-    paths = collect(normal)
-    known = collect(anomalies) if anomalies else []
+    check_writable(model_path)
+    audit_format = None if audit_normals is None else check_output(audit_normals, None)
+    paths = collect(normal, patterns)
+    known = collect(anomalies, patterns) if anomalies else []
     run = Run(config, choose_device(device), worker_count(), progress)
     trained = train_detector(paths, known, build_backbone(config.backbone, weights, config.seed), run)
     provenance = Provenance(
@@ -120,19 +137,27 @@ def train(
         anomalies=trained.anomalies,
         head_gain=trained.head_gain,
         unreadable=len(trained.normals.unreadable),
+        suspects=len(trained.suspects),
         training_set=trained.normals.digest,
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("anomaly-cli", "torch", "torchvision", "pillow")},
-        },
+        versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     model = Model(trained.detector, trained.calibration, trained.map_unit, config, provenance)
     save_model(model, model_path)
-    return TrainReport(model_path, model, trained.normals.unreadable)
+    if audit_format is not None:
+        write_table(list(score_normals(trained, run)), trained.detector.column_names, audit_normals, audit_format)
+    normals = trained.normals
+    unreadable = normals.unreadable + trained.unreadable_anomalies
+    return TrainReport(model_path, model, unreadable, trained.suspects, normals.copies, normals.held_out_together)
 
 
-def _check_writable(path: Path) -> None:
+def library_versions() -> dict[str, str]:
+    """Name the versions that a model or a score may depend on."""
+    names = ("anomaly-cli", "torch", "torchvision", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def check_writable(path: Path) -> None:
     """Refuse an output that cannot be written before the work is done, not after."""
     parent = path.parent
     try:
@@ -150,38 +175,60 @@ def score(
     inputs: Sequence[Path],
     model_path: Path,
     *,
-    fdr: float = DEFAULT_FDR,
-    threshold: float | None = None,
+    rule: FlagRule = DEFAULT_RULE,
+    patterns: PathPatterns = EVERY_FILE,
+    journal: Journal | None = None,
+    with_quality: bool = True,
     device: str = "auto",
     progress: Progress,
 ) -> ScoreReport:
     """Rank images by how far they deviate from normal; the table is written by `write_scores`."""
-    if not 0 < fdr < 1:
-        raise ConfigError(f"--fdr must be between 0 and 1, got {fdr}")
-    if threshold is not None and not threshold >= 0:
-        raise ConfigError(f"--threshold must be 0 or more, got {threshold}")
     chosen = choose_device(device)
-    return _score(collect(inputs), load_model(model_path, chosen), fdr, threshold, chosen, progress)
+    model = load_model(model_path, chosen)
+    paths = collect(inputs, patterns)
+    rows = _score(paths, model, chosen, progress, journal, with_quality=with_quality)
+    ranked = flag_rows(mark_copies(rows), rule)
+    names = model.detector.column_names
+    verdict = judge(ranked, model.detector.scale_names, model.calibration, rule, model_path)
+    return ScoreReport(ranked, names, rule, verdict, with_quality)
+
+
+def open_journal_of(
+    table: Path, model_path: Path, device: str, *, with_quality: bool = True
+) -> AbstractContextManager[Journal]:
+    """Open the journal of a table for `score`; its rows hold for this model on this machine and these versions only."""
+    identity = {
+        "model": fingerprint(model_path),
+        "device": str(choose_device(device)),
+        "quality": str(with_quality),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        **library_versions(),
+    }
+    return open_journal(table, identity)
 
 
 def _score(
     paths: list[Path],
     model: Model,
-    fdr: float,
-    threshold: float | None,
     device: torch.device,
     progress: Progress,
-) -> ScoreReport:
-    results = measure_images(model.detector, model.map_unit, paths, model.config.image_size, worker_count(), device)
-    rows = []
-    for path, result in zip(paths, results, strict=True):
+    journal: Journal | None = None,
+    *,
+    with_quality: bool = False,
+) -> list[Row]:
+    rows = [] if journal is None else journal.finished(paths)
+    done = {row.path for row in rows}
+    left = [path for path in paths if os.fspath(path) not in done]
+    size, workers = model.config.image_size, worker_count()
+    results = measure_images(model.detector, model.map_unit, left, size, workers, device, with_quality=with_quality)
+    for path, result in zip(left, results, strict=True):
         rows.append(to_row(path, result, model.calibration))
+        if journal is not None:
+            journal.add(rows[-1])
         progress("scoring", len(rows), len(paths))
     if all(row.status != "ok" for row in rows):
         raise _nothing_readable(len(rows), rows[0].path, rows[0].reason)
-    ranked = rank_rows(flag_rows(rows, fdr, threshold))
-    names = model.detector.scale_names
-    return ScoreReport(ranked, names, len(model.calibration.normal_scores), fdr, threshold)
+    return rows
 
 
 def _nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
@@ -191,14 +238,19 @@ def _nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
 def check_output(out: Path | None, chosen: TableFormat | None) -> TableFormat:
     """Choose the format of the table and refuse an impossible target before the work is done."""
     table_format = format_of(out, chosen)
-    if out is not None and not os.fspath(out).startswith("/dev/"):
-        _check_writable(out)
+    check_target(out)
     return table_format
+
+
+def check_target(out: Path | None) -> None:
+    """Refuse a file that cannot be written; None is stdout."""
+    if out is not None and not os.fspath(out).startswith("/dev/"):
+        check_writable(out)
 
 
 def write_scores(report: ScoreReport, out: Path | None, table_format: TableFormat) -> None:
     """Write the table to a file, or to stdout where `out` is None."""
-    write_table(report.rows, report.scale_names, out, table_format)
+    write_table(report.rows, report.scale_names, out, table_format, with_quality=report.with_quality)
 
 
 def heatmap(
@@ -209,6 +261,7 @@ def heatmap(
     top: int | None = None,
     scores: Path | None = None,
     raw: RawMap | None = None,
+    patterns: PathPatterns = EVERY_FILE,
     device: str = "auto",
     progress: Progress,
 ) -> HeatmapReport:
@@ -218,11 +271,11 @@ def heatmap(
     if scores is not None:
         ranking = [(Path(path), value, flagged) for path, value, flagged in read_paths(scores)]
         if inputs:
-            wanted = set(collect(inputs))
+            wanted = set(collect(inputs, patterns))
             ranking = [entry for entry in ranking if entry[0] in wanted]
     else:
-        rows = _score(collect(inputs), model, DEFAULT_FDR, None, chosen, progress).readable
-        ranking = [(Path(row.path), row.score or 0.0, row.flagged) for row in rows]
+        rows = flag_rows(_score(collect(inputs, patterns), model, chosen, progress), DEFAULT_RULE)
+        ranking = [(Path(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
     return _draw(ranking[:top], model, out, raw, chosen, progress)

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.calibration import Calibration, Unit, q_values
+from anomaly_cli.config import FlagRule, Rule
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
+from anomaly_cli.quality import Quality, group_copies
 from anomaly_cli.regions import hottest_region
-from anomaly_cli.table import Row
+from anomaly_cli.table import Row, rank_rows
 
 AHEAD = 4  # images a worker may be ahead of the consumer; bounds memory
 GPU_BATCH = 32  # images; one batch holds images of one size only
@@ -39,12 +41,14 @@ class Measured:
         deviations: (E,) raw, for the calibration.
         height: of the file, pixels.
         width: of the file, pixels.
+        quality: where it was asked for.
     """
 
     anomaly_map: NDArray[np.float32]
     deviations: NDArray[np.float64]
     height: int
     width: int
+    quality: Quality | None = None
 
 
 def to_tensor(image: LoadedImage) -> Tensor:
@@ -83,18 +87,20 @@ def measure_images(
     image_size: int,
     workers: int,
     device: torch.device,
+    *,
+    with_quality: bool = False,
 ) -> Iterator[Measured | UnreadableImageError]:
     """Measure each file, in order; a file that cannot be read yields its error instead."""
 
     def load(path: Path) -> LoadedImage | UnreadableImageError:
         try:
-            return load_image(path, image_size)
+            return load_image(path, image_size, with_quality=with_quality)
         except UnreadableImageError as error:
             return error
 
     def measure(path: Path) -> Measured | UnreadableImageError:
         loaded = load(path)
-        return loaded if isinstance(loaded, UnreadableImageError) else _measure_batch(detector, map_unit, [loaded])[0]
+        return loaded if isinstance(loaded, UnreadableImageError) else measure_batch(detector, map_unit, [loaded])[0]
 
     if device.type == "cpu":
         yield from parallel_map(measure, paths, workers)
@@ -127,19 +133,20 @@ def _measure_mixed(
             by_size.setdefault(item.pixels.shape, []).append(i)
     for indices in by_size.values():
         images = [item for i in indices if isinstance(item := batch[i], LoadedImage)]
-        for i, measured in zip(indices, _measure_batch(detector, map_unit, images), strict=True):
+        for i, measured in zip(indices, measure_batch(detector, map_unit, images), strict=True):
             results[i] = measured
     return [result for result in results if result is not None]
 
 
 @torch.inference_mode()
-def _measure_batch(detector: AnomalyDetector, map_unit: Unit, images: list[LoadedImage]) -> list[Measured]:
+def measure_batch(detector: AnomalyDetector, map_unit: Unit, images: list[LoadedImage]) -> list[Measured]:
+    """Measure images of one size together."""
     device = next(detector.buffers()).device
     detection = detector(torch.cat([to_tensor(image) for image in images]).to(device))
     maps = map_unit.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
     return [
-        Measured(anomaly_map, each, image.height, image.width)
+        Measured(anomaly_map, each, image.height, image.width, image.quality)
         for anomaly_map, each, image in zip(maps, deviations, images, strict=True)
     ]
 
@@ -151,7 +158,7 @@ def to_row(path: Path, result: Measured | UnreadableImageError, calibration: Cal
         return Row(path=name, status="unreadable", reason=result.reason)
     scores, scales = calibration.scores(result.deviations[None])
     region = hottest_region(result.anomaly_map, 1.0, result.height, result.width)
-    return Row(
+    row = Row(
         path=name,
         score=float(scores[0]),
         p_value=float(calibration.p_values(scores)[0]),
@@ -164,18 +171,43 @@ def to_row(path: Path, result: Measured | UnreadableImageError, calibration: Cal
         region_fraction=region.fraction,
         scales=tuple(float(value) for value in scales[0, 1:]),
     )
+    quality = result.quality
+    if quality is None:
+        return row
+    return replace(
+        row,
+        aspect=quality.aspect,
+        brightness=quality.brightness,
+        contrast=quality.contrast,
+        sharpness=quality.sharpness,
+        content_hash=quality.content_hash,
+        look=quality.look,
+    )
 
 
-def flag_rows(rows: list[Row], fdr: float, threshold: float | None) -> list[Row]:
-    """Add q-values over the whole run and flag q ≤ fdr, or score ≥ threshold where one is given."""
-    p = np.array([row.p_value for row in rows if row.p_value is not None])
-    q = iter(q_values(p))
-    flagged = []
-    for row in rows:
-        if row.score is None:
-            flagged.append(row)
-            continue
-        value = float(next(q))
-        chosen = value <= fdr if threshold is None else row.score >= threshold
-        flagged.append(replace(row, q_value=value, flagged=chosen))
-    return flagged
+def mark_copies(rows: list[Row]) -> list[Row]:
+    """Number the groups of copies and near-copies among the rows that have their quality, in the order of paths."""
+    marked = list(rows)
+    places = sorted((i for i, row in enumerate(rows) if row.look), key=lambda i: os.fsencode(rows[i].path))
+    hashes, looks = ([getattr(rows[i], name) for i in places] for name in ("content_hash", "look"))
+    groups = group_copies(hashes, looks, [rows[i].brightness or 0.0 for i in places])
+    for i, group in zip(places, groups.tolist(), strict=True):
+        marked[i] = replace(rows[i], duplicate_group=group or None)
+    return marked
+
+
+def flag_rows(rows: list[Row], rule: FlagRule) -> list[Row]:
+    """Rank the rows, add q-values over the whole run and flag what the rule chooses."""
+    ranked = rank_rows(rows)
+    p = np.array([row.p_value for row in ranked if row.p_value is not None])
+    chosen = []
+    for place, (row, q) in enumerate(zip(ranked, q_values(p).tolist(), strict=False)):  # unreadable ones come last
+        flagged = {
+            Rule.FDR: q <= rule.value,
+            Rule.THRESHOLD: (row.score or 0.0) >= rule.value,
+            Rule.TOP: place < rule.value,
+            # Of N images at most N are normal, and of these a share of at most p gets a p-value of p or less.
+            Rule.MAX_FALSE_ALARMS: (row.p_value or 1.0) * len(p) <= rule.value,
+        }[rule.kind]
+        chosen.append(replace(row, q_value=q, flagged=flagged))
+    return [*chosen, *ranked[len(p) :]]

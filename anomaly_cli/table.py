@@ -6,6 +6,7 @@ Imports nothing heavy: the command line takes `TableFormat` from here for `--hel
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -28,8 +29,9 @@ SIGNIFICANT_DIGITS = 6  # float32 carries 7; the last one differs between proces
 Value = str | int | float | bool | None
 Record = Mapping[Any, object]
 
-_WHOLE_NUMBERS = ("rank", "width", "height", "region_x", "region_y", "region_w", "region_h")
-_WORDS = ("path", "status", "reason")
+_WHOLE_NUMBERS = ("rank", "width", "height", "region_x", "region_y", "region_w", "region_h", "duplicate_group")
+_WORDS = ("path", "status", "reason", "content_hash")
+_QUALITY = ("aspect", "brightness", "contrast", "sharpness", "content_hash", "duplicate_group")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 
@@ -62,6 +64,13 @@ class Row:
     region_h: int | None = None
     region_fraction: float | None = None  # of the anomaly map, in (0, 1]
     scales: tuple[float, ...] = ()  # what each scale contributed, finest first
+    aspect: float | None = None  # width / height; this and what follows as in `quality.Quality`
+    brightness: float | None = None
+    contrast: float | None = None
+    sharpness: float | None = None
+    content_hash: str | None = None
+    look: str | None = None  # perceptual hash, no column: what `duplicate_group` is found by
+    duplicate_group: int | None = None  # the same for files that are copies or near-copies of each other
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.score is not None and math.isfinite(self.score)):
@@ -75,7 +84,7 @@ def format_of(path: Path | None, chosen: TableFormat | None = None) -> TableForm
         OutputError: parquet was asked for and pyarrow is missing. Ask before scoring, not after.
     """
     decided = chosen or _by_suffix(path)
-    _check_library(decided, OutputError)
+    check_library(decided, OutputError)
     return decided
 
 
@@ -88,12 +97,13 @@ def rank_rows(rows: Iterable[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def to_frame(rows: Iterable[Row], strides: Sequence[str]) -> pd.DataFrame:
+def to_frame(rows: Iterable[Row], strides: Sequence[str], *, with_quality: bool = False) -> pd.DataFrame:
     """Build the ranked table as a data frame.
 
     Args:
         rows: in any order.
         strides: name of each scale, finest first; scale "4" becomes column `scale_4`.
+        with_quality: whether the quality columns follow.
 
     Returns:
         One row a file, numbers rounded to six significant digits. Missing whole numbers are `pd.NA`, missing
@@ -101,13 +111,21 @@ def to_frame(rows: Iterable[Row], strides: Sequence[str]) -> pd.DataFrame:
     """
     import pandas as pd  # takes longer than all of `--help` may
 
-    columns = _columns(strides)
-    frame = pd.DataFrame(_records(rows, strides), columns=columns, dtype=object)
+    columns = _columns(strides, with_quality)
+    frame = pd.DataFrame(_records(rows, strides, with_quality), columns=columns, dtype=object)
     kinds = {name: "float64" for name in columns if name not in _WORDS}
-    return frame.astype(kinds | dict.fromkeys(_WHOLE_NUMBERS, "Int64") | {"flagged": "bool"})
+    whole = [name for name in _WHOLE_NUMBERS if name in columns]
+    return frame.astype(kinds | dict.fromkeys(whole, "Int64") | {"flagged": "bool"})
 
 
-def write_table(rows: Iterable[Row], strides: Sequence[str], out: Path | None, format: TableFormat) -> None:
+def write_table(
+    rows: Iterable[Row],
+    strides: Sequence[str],
+    out: Path | None,
+    format: TableFormat,
+    *,
+    with_quality: bool = False,
+) -> None:
     r"""Rank rows and write them, as a complete file or not at all.
 
     A name that is not UTF-8 keeps its bytes in CSV and TSV. JSON must be valid Unicode: there a stray byte XX
@@ -119,18 +137,19 @@ def write_table(rows: Iterable[Row], strides: Sequence[str], out: Path | None, f
         strides: name of each scale, finest first.
         out: file to replace; None means stdout.
         format: see `format_of`.
+        with_quality: whether the quality columns follow.
 
     Raises:
         OutputError: `out` cannot be written, or pyarrow is missing.
         BrokenPipeError: the reader of a pipe went away; nothing is wrong with us.
     """
-    _check_library(format, OutputError)
+    check_library(format, OutputError)
     if out is not None:
         with atomic_output(out) as file:
-            _write(rows, strides, file, format)
+            _write(rows, strides, file, format, with_quality)
         return
-    with _os_errors_as_output_error("stdout"):
-        _write(rows, strides, sys.stdout.buffer, format)
+    with os_errors_as_output_error("stdout"):
+        _write(rows, strides, sys.stdout.buffer, format, with_quality)
         sys.stdout.buffer.flush()
 
 
@@ -151,7 +170,7 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
         OutputError: the file cannot be written.
         BrokenPipeError: `path` is a pipe whose reader went away.
     """
-    with _os_errors_as_output_error(str(path)):
+    with os_errors_as_output_error(str(path)):
         target = Path(os.path.realpath(path))
         if str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file()):
             with path.open("wb") as file:
@@ -179,17 +198,29 @@ def read_paths(path: Path) -> list[tuple[str, float, bool]]:
     Raises:
         InputError: the file cannot be read or is not such a table.
     """
-    foreign = f"{path} is not a table of `anomaly score`: "
+    format = _by_suffix(path)
+    check_library(format, InputError)
+    with reading(str(path)), path.open("rb") as file:
+        scored = [entry for record in read_records(file, format) if (entry := score_of(record)) is not None]
+    return sorted(scored, key=lambda entry: (-entry[1], os.fsencode(entry[0])))
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what goes wrong while a table is opened and read into one line.
+
+    Raises:
+        InputError: the file cannot be read or is not a table of `score`.
+    """
+    foreign = f"{name} is not a table of `anomaly score`: "
     try:
-        entries = [_entry(record) for record in _read_records(path)]
+        yield
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
     except KeyError as error:
         raise InputError(f"{foreign}column {error} is missing") from error
     except (ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{foreign}{error}") from error
-    scored = [entry for entry in entries if entry is not None]
-    return sorted(scored, key=lambda entry: (-entry[1], os.fsencode(entry[0])))
 
 
 def _by_suffix(path: Path | None) -> TableFormat:
@@ -197,13 +228,15 @@ def _by_suffix(path: Path | None) -> TableFormat:
     return TableFormat.CSV if path is None else suffixes.get(path.suffix.lower(), TableFormat.CSV)
 
 
-def _check_library(format: TableFormat, error: type[AnomalyError]) -> None:
+def check_library(format: TableFormat, error: type[AnomalyError]) -> None:
+    """Raise the error where Parquet is asked for and pyarrow is missing."""
     if format is TableFormat.PARQUET and find_spec("pyarrow") is None:
         raise error("parquet needs pyarrow: pip install 'anomaly-cli[parquet]'")
 
 
 @contextmanager
-def _os_errors_as_output_error(name: str) -> Iterator[None]:
+def os_errors_as_output_error(name: str) -> Iterator[None]:
+    """Turn what goes wrong while `name` is written into one line; a reader that went away stays a BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:
@@ -212,39 +245,54 @@ def _os_errors_as_output_error(name: str) -> Iterator[None]:
         raise OutputError(f"cannot write {name}: {error.strerror or error}") from error
 
 
-def _columns(strides: Sequence[str]) -> list[str]:
+def _columns(strides: Sequence[str], with_quality: bool) -> list[str]:
     fixed = "rank path score p_value q_value flagged status reason width height"
     region = "region_x region_y region_w region_h region_fraction"
-    return [*fixed.split(), *region.split(), *(f"scale_{name}" for name in strides)]
+    quality = _QUALITY if with_quality else ()
+    return [*fixed.split(), *region.split(), *(f"scale_{name}" for name in strides), *quality]
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
-def _records(rows: Iterable[Row], strides: Sequence[str]) -> Iterator[dict[str, Value]]:
-    columns = _columns(strides)
+def _records(rows: Iterable[Row], strides: Sequence[str], with_quality: bool) -> Iterator[dict[str, Value]]:
     for position, row in enumerate(rank_rows(rows), start=1):
-        known: dict[str, Value] = {name: getattr(row, name) for name in columns if hasattr(row, name)}
-        known["rank"] = position if row.status == "ok" else None
-        if row.status == "ok":
-            known |= {f"scale_{name}": value for name, value in zip(strides, row.scales, strict=True)}
-        yield {name: _rounded(v) if isinstance(v := known.get(name), float) else v for name in columns}
+        yield _record(row, strides, with_quality, position if row.status == "ok" else None)
 
 
-def _write(rows: Iterable[Row], strides: Sequence[str], file: BinaryIO, format: TableFormat) -> None:
+def _record(row: Row, strides: Sequence[str], with_quality: bool, rank: int | None) -> dict[str, Value]:
+    columns = _columns(strides, with_quality)
+    known: dict[str, Value] = {name: getattr(row, name) for name in columns if hasattr(row, name)}
+    known["rank"] = rank
+    if row.status == "ok":
+        known |= {f"scale_{name}": value for name, value in zip(strides, row.scales, strict=True)}
+    return {name: _rounded(v) if isinstance(v := known.get(name), float) else v for name in columns}
+
+
+def to_json_line(row: Row, strides: Sequence[str], *, with_quality: bool = False) -> bytes:
+    """Write one row as a line of JSON Lines, without a rank: the other rows are not known yet."""
+    return _json_line(_record(row, strides, with_quality, None))
+
+
+def _json_line(record: Mapping[str, Value]) -> bytes:
+    # For a lone surrogate backslashreplace writes exactly the escape that JSON has for it.
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _write(
+    rows: Iterable[Row], strides: Sequence[str], file: BinaryIO, format: TableFormat, with_quality: bool
+) -> None:
     if format is TableFormat.PARQUET:
-        frame = to_frame(rows, strides)
+        frame = to_frame(rows, strides, with_quality=with_quality)
         frame["path"] = [path.encode("utf-8", "backslashreplace").decode() for path in frame["path"]]
         file.write(frame.to_parquet(None, engine="pyarrow", index=False))
     elif format is TableFormat.JSONL:
-        for record in _records(rows, strides):
-            # For a lone surrogate backslashreplace writes exactly the escape that JSON has for it.
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        file.writelines(_json_line(record) for record in _records(rows, strides, with_quality))
     else:
         writer = csv.writer(_UnixLines(file), delimiter=_DELIMITERS[format], lineterminator="\r\n")
-        writer.writerow(_columns(strides))
-        for record in _records(rows, strides):
+        writer.writerow(_columns(strides, with_quality))
+        for record in _records(rows, strides, with_quality):
             writer.writerow([_as_text(value) for value in record.values()])
 
 
@@ -271,21 +319,19 @@ def _as_text(value: Value) -> str:
     return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
-def _read_records(path: Path) -> Iterator[Record]:
-    format = _by_suffix(path)
-    _check_library(format, InputError)
+def read_records(file: BinaryIO, format: TableFormat) -> Iterator[Record]:
+    """Read the rows of a table; use it inside `reading`. Values are text where the format is."""
     if format is TableFormat.PARQUET:
         import pandas as pd
 
-        frame = pd.read_parquet(path, engine="pyarrow").astype(object)
+        frame = pd.read_parquet(file, engine="pyarrow").astype(object)
         yield from _with_needed_columns(list(frame.columns), frame.to_dict("records"))
     elif format is TableFormat.JSONL:
-        with path.open("rb") as file:
-            numbered = enumerate(file, start=1)
-            yield from (_json_object(line, number) for number, line in numbered if line.strip())
+        numbered = enumerate(file, start=1)
+        yield from (_json_object(line, number) for number, line in numbered if line.strip())
     else:
         # Excel puts a byte order mark in front when it saves a table.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             reader = csv.DictReader(text, delimiter=_DELIMITERS[format])
             yield from _with_needed_columns(reader.fieldnames or (), reader)
 
@@ -307,8 +353,8 @@ def _json_object(line: bytes, number: int) -> Record:
     return record
 
 
-def _entry(record: Record) -> tuple[str, float, bool] | None:
-    """Take what heat maps need from a record, whose values are text if read from CSV; None if unscored."""
+def score_of(record: Record) -> tuple[str, float, bool] | None:
+    """Take (path, score, flagged) from a record, whose values are text if read from CSV; None if unscored."""
     path, score, flagged = record["path"], record["score"], record["flagged"]
     if not isinstance(path, str) or not path:
         raise ValueError("a path is empty")

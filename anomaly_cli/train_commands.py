@@ -9,10 +9,22 @@ from typing import Annotated
 import typer
 
 from anomaly_cli import console
-from anomaly_cli.command_options import Device, ModelFile, Quiet
-from anomaly_cli.config import DetectorConfig, Effort
-
-DEFAULTS = DetectorConfig()
+from anomaly_cli.command_options import (
+    DEFAULTS,
+    BackboneName,
+    Device,
+    EffortLevel,
+    Exclude,
+    ImageSize,
+    Include,
+    ModelFile,
+    Prototypes,
+    Quiet,
+    Seed,
+    Weights,
+    patterns_of,
+)
+from anomaly_cli.config import DetectorConfig
 
 
 def train(
@@ -22,22 +34,18 @@ def train(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Known anomalous images; they shape the distance, never the memory."),
     ] = None,
-    backbone: Annotated[
-        str, typer.Option(metavar="NAME", help="embedded, scratch, or a torchvision model such as resnet18.")
-    ] = DEFAULTS.backbone,
-    weights: Annotated[
+    audit_normals: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights of a torchvision backbone, instead of a download."),
+        typer.Option(metavar="FILE", help="Also write a table of the normal images, each scored as if unseen."),
     ] = None,
-    effort: Annotated[Effort, typer.Option(help="How much time training may take.")] = DEFAULTS.effort,
-    image_size: Annotated[
-        int,
-        typer.Option(metavar="PIXELS", help="Images are resized to this many pixels squared, aspect kept."),
-    ] = DEFAULTS.image_size,
-    prototypes: Annotated[int, typer.Option(metavar="N", help="Upper limit a scale.")] = DEFAULTS.prototypes,
-    seed: Annotated[int, typer.Option(metavar="N", help="Same images, settings and seed give the same model.")] = (
-        DEFAULTS.seed
-    ),
+    backbone: BackboneName = DEFAULTS.backbone,
+    weights: Weights = None,
+    effort: EffortLevel = DEFAULTS.effort,
+    image_size: ImageSize = DEFAULTS.image_size,
+    prototypes: Prototypes = DEFAULTS.prototypes,
+    seed: Seed = DEFAULTS.seed,
+    include: Include = None,
+    exclude: Exclude = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -52,11 +60,37 @@ def train(
             config,
             anomalies=anomalies or [],
             weights=weights,
+            audit_normals=audit_normals,
+            patterns=patterns_of(include, exclude),
             device=device,
             progress=progress,
         )
     if not quiet:
-        console.summarise_training(report)
+        console.summarise_training(report, audit_normals)
+
+
+def update(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file to update.")],
+    normal: Annotated[list[Path] | None, typer.Argument(metavar="NORMAL...", help="Folders or files to add.")] = None,
+    anomalies: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Known anomalous images to add; the new normal images then calibrate alone."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here; the model itself if not given.")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Add new normal images, or known anomalies, to a model without the images that it was trained on."""
+    from anomaly_cli import updating
+
+    with console.progress(quiet) as progress:
+        report = updating.update(
+            model, normal or [], anomalies=anomalies or [], out=out, device=device, progress=progress
+        )
+    if not quiet:
+        console.summarise_update(report)
 
 
 def info(

@@ -11,16 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_cli.augment import synthetic_anomaly
 from anomaly_cli.backbone import SCRATCH, Backbone
 from anomaly_cli.calibration import Calibration, Unit
 from anomaly_cli.compact_resnet import CompactResNet
-from anomaly_cli.config import Effort
+from anomaly_cli.config import MIN_NORMALS, Effort
 from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection
-from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector, ScaleModel
+from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector, Detection, ScaleModel
 from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
-from anomaly_cli.errors import InputError, UnreadableImageError
-from anomaly_cli.images import LoadedImage, load_image
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out, measure_known
+from anomaly_cli.images import load_image
+from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KNOWN_WEIGHT, fit_known
 from anomaly_cli.memory import PrototypeMemory, Whitening, select_coreset
 from anomaly_cli.normals import Cells, NormalSet, Run, sample_cells
 from anomaly_cli.scoring import parallel_map, to_tensor
@@ -42,7 +43,11 @@ class TrainedDetector:
 
     Attributes:
         anomalies: labelled anomalous images that could be read.
+        unreadable_anomalies: path and reason of the others.
         head_gain: what stage 2 gained over the plain distance, 0 if it is off.
+        fold_detectors: one a fold, learned from the others.
+        folds: (images,) fold of each normal image.
+        suspects: normal images that stand out and shaped no memory.
     """
 
     detector: AnomalyDetector
@@ -50,20 +55,16 @@ class TrainedDetector:
     map_unit: Unit
     normals: NormalSet
     anomalies: int
+    unreadable_anomalies: list[tuple[Path, str]]
     head_gain: float
+    fold_detectors: list[AnomalyDetector]
+    folds: Tensor
+    suspects: list[Path]
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """An image to be measured by the detector of the fold that has not seen it."""
-
-    fold: int
-    path: Path
-    synthetic_seed: int | None = None  # change the image with this seed first
-    other: Path | None = None  # normal image that the change takes patches from
-
-
-def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone, run: Run) -> TrainedDetector:
+def train_detector(
+    paths: list[Path], anomalies: list[Path], backbone: Backbone, run: Run, *, clean: bool = True
+) -> TrainedDetector:
     """Learn what the images at `paths` have in common.
 
     The images are dealt into folds. Each fold is measured by a detector that learned from the others only, and
@@ -74,6 +75,8 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
         anomalies: known anomalous images; they shape the features of `scratch` and the distance, never a memory.
         backbone: with its starting weights; `scratch` is trained in place.
         run: settings and machine.
+        clean: whether the images are taken for normal, so that all of them say how much normal images vary; if
+            not, those that stand out are left out of the units as they are of the memories.
 
     Raises:
         InputError: fewer than `MIN_NORMALS` images can be read.
@@ -84,15 +87,16 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
         _learn_from_scratch(backbone, names, paths, anomalies, run)
     views = 2 if _projects(backbone, run) else 1
     cells, normals = sample_cells(paths, backbone, names, views, run)
-    folds = deal_folds(len(normals.paths), run.config.seed)
-    learned = learn_scales(cells, folds, run)
-    detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
-    step = max(1, -(-len(normals.paths) // CALIBRATION_IMAGES))
-    held_out = [HeldOut(fold, path) for fold, path in list(zip(folds.tolist(), normals.paths, strict=True))[::step]]
-    measured = measure_held_out(detectors, held_out, run)
-    set_cell_statistics(detectors, measured, run.config.seed)
-    readable = _readable(anomalies, run)
-    head = _learn_head(detectors, held_out, readable, run)
+    folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
+    numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
+    held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
+    detectors, measured = _cross_fit(cells, folds, backbone, held_out, run)
+    suspects = _suspects(detectors[0], measured)
+    if suspects:
+        left_out = torch.tensor([numbers[i] for i in suspects])
+        cells = {name: each.without(left_out) for name, each in cells.items()}
+        detectors, measured = _cross_fit(cells, folds, backbone, held_out, run)
+    head = _learn_head(detectors, held_out, run)
     if head.gain:
         for detector in detectors:
             for name, channels in zip(names, head.channels, strict=True):
@@ -101,8 +105,47 @@ def train_detector(paths: list[Path], anomalies: list[Path], backbone: Backbone,
                 detector.scale(name).weight.copy_(weight)
         measured = measure_held_out(detectors, held_out, run)
         set_cell_statistics(detectors, measured, run.config.seed)
-    calibration, map_unit = calibrate(detectors[0], measured)
-    return TrainedDetector(detectors[0], calibration, map_unit, normals, len(readable), head.gain)
+    known_anomalies, unreadable = learn_known_anomalies(detectors, cells, folds, anomalies, run)
+    known = measure_known(detectors, held_out, run)
+    if not clean:
+        kept = [i for i in range(len(measured)) if i not in set(suspects)]
+        measured, known = [measured[i] for i in kept], known[kept]
+        set_cell_statistics(detectors, measured, run.config.seed)
+    calibration, map_unit = calibrate(detectors[0], measured, known)
+    return TrainedDetector(
+        detector=detectors[0],
+        calibration=calibration,
+        map_unit=map_unit,
+        normals=normals,
+        anomalies=known_anomalies,
+        unreadable_anomalies=unreadable,
+        head_gain=head.gain,
+        fold_detectors=detectors[1:],
+        folds=folds,
+        suspects=[held_out[i].path for i in suspects],
+    )
+
+
+def _cross_fit(
+    cells: dict[str, Cells], folds: Tensor, backbone: Backbone, held_out: list[HeldOut], run: Run
+) -> tuple[list[AnomalyDetector], list[list[Tensor]]]:
+    """Learn from all cells and without each fold; measure every held-out image by the detector of its fold."""
+    learned = learn_scales(cells, folds, run)
+    detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
+    measured = measure_held_out(detectors, held_out, run)
+    set_cell_statistics(detectors, measured, run.config.seed)
+    return detectors, measured
+
+
+def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[int]:
+    """Number the held-out images that stand so far out that no memory should learn from them.
+
+    A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
+    in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
+    """
+    calibration, _ = calibrate(detector, measured)
+    standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
+    return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
 
 def _local_names(backbone: Backbone) -> list[str]:
@@ -113,17 +156,6 @@ def _local_names(backbone: Backbone) -> list[str]:
 def _projects(backbone: Backbone, run: Run) -> bool:
     """Whether stage 1 learns a projection a scale: where time allows, on a backbone that is not trained itself."""
     return run.config.effort is Effort.THOROUGH and backbone.name != SCRATCH
-
-
-def _readable(paths: list[Path], run: Run) -> list[Path]:
-    def check(path: Path) -> bool:
-        try:
-            load_image(path, run.config.image_size)
-        except UnreadableImageError:
-            return False
-        return True
-
-    return [path for path, good in zip(paths, parallel_map(check, paths, run.workers), strict=True) if good]
 
 
 def _learn_from_scratch(
@@ -148,12 +180,27 @@ def _learn_from_scratch(
     cast(CompactResNet, backbone.network).fuse()
 
 
-def deal_folds(count: int, seed: int) -> Tensor:
-    """Assign each of (count,) images a fold; there are more folds when images are few."""
+def deal_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:
+    """Assign each of (count,) images a fold; there are more folds when images are few.
+
+    Args:
+        count: of images.
+        seed: of the order.
+        groups: (count,) images of one number get the same fold, since a copy that the memory knows would make the
+            other look too normal; 0 is no group.
+    """
     folds = FOLDS if count >= FEW_IMAGES else min(count, FOLDS_OF_FEW)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    together: dict[tuple[bool, int], list[int]] = {}
+    for image in order:
+        group = 0 if groups is None else int(groups[image])
+        together.setdefault((True, group) if group else (False, image), []).append(image)
     fold = torch.empty(count, dtype=torch.int64)
-    fold[order] = torch.arange(count) % folds
+    filled = [0] * min(folds, len(together))
+    for images in sorted(together.values(), key=len, reverse=True):
+        emptiest = filled.index(min(filled))
+        fold[images] = emptiest
+        filled[emptiest] += len(images)
     return fold
 
 
@@ -165,7 +212,10 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
     def learn(job: tuple[int | None, str]) -> ScaleModel:
         fold, name = job
         kept = torch.ones(len(folds), dtype=torch.bool) if fold is None else folds != fold
-        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), run)
+        # As many prototypes from fewer images would cover their typical cells more closely than the detector in use
+        # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
+        count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
+        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, run)
 
     learned: list[dict[str, ScaleModel]] = [{} for _ in left_out]
     scales = parallel_map(learn, jobs, run.workers)
@@ -175,8 +225,8 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
     return learned
 
 
-def learn_scale(cells: Tensor, run: Run) -> ScaleModel:
-    """Fit one scale on (M, V, D) normal cells: whitening, stage 1 where there are two views, memory.
+def learn_scale(cells: Tensor, count: int, run: Run) -> ScaleModel:
+    """Fit one scale on (M, V, D) normal cells: whitening, stage 1 where there are two views, memory of `count` cells.
 
     The prototypes are a coreset of the embeddings as they are after stage 1, so every one is a real normal cell.
     """
@@ -186,58 +236,74 @@ def learn_scale(cells: Tensor, run: Run) -> ScaleModel:
         projection = learn_projection(whitening(cells), Schedule(PROJECTION_STEPS, 0), run.config.seed)
     scale = ScaleModel(whitening, projection).to(cells.device)
     embeddings = scale.embed(cells[:, 0])
-    chosen = select_coreset(embeddings, run.config.prototypes, torch.Generator().manual_seed(run.config.seed))
+    chosen = select_coreset(embeddings, count, torch.Generator().manual_seed(run.config.seed))
     scale.memory = PrototypeMemory(embeddings[chosen.to(cells.device)])
     return scale
 
 
-def _load(item: HeldOut, run: Run) -> Tensor:
-    """Read one image, changed where a synthetic anomaly is wanted: (1, 3, h, w)."""
-    image = _load_again(item.path, run)
-    if item.synthetic_seed is not None and item.other is not None:
-        other = _load_again(item.other, run)
-        changed = synthetic_anomaly(image.pixels, other.pixels, np.random.default_rng(item.synthetic_seed))
-        image = LoadedImage(changed.pixels, image.height, image.width)
-    return to_tensor(image).to(run.device)
+def learn_known_anomalies(
+    detectors: list[AnomalyDetector], cells: dict[str, Cells], folds: Tensor, anomalies: list[Path], run: Run
+) -> tuple[int, list[tuple[Path, str]]]:
+    """Fit what labelled anomalies add, for every detector against the normal images that it knows.
 
-
-def _load_again(path: Path, run: Run) -> LoadedImage:
-    try:
-        return load_image(path, run.config.image_size)
-    except UnreadableImageError as error:
-        raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
-
-
-def measure_held_out(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> list[list[Tensor]]:
-    """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU."""
-
-    def measure(item: HeldOut) -> list[Tensor]:
-        return [m.cpu() for m in detectors[item.fold + 1].distance_maps(_load(item, run))]
-
-    measured: list[list[Tensor]] = []
-    for maps in parallel_map(measure, held_out, run.workers):
-        measured.append(maps)
-        run.progress("calibrating on held-out normal images", len(measured), len(held_out))
-    return measured
-
-
-def _learn_head(
-    detectors: list[AnomalyDetector], held_out: list[HeldOut], anomalies: list[Path], run: Run
-) -> HeadWeights:
-    """Run stage 2 on labelled anomalies, and on synthetic ones where time allows.
-
-    Anomalies are measured by the detectors of the folds too, so that they meet memories of the same size.
+    Returns:
+        How many of the files could be read; path and reason of the others.
     """
-    folds = len(detectors) - 1
-    known = [HeldOut(i % folds, path) for i, path in enumerate(anomalies)]
+    looks, hot, unreadable = look_at_anomalies(detectors[0], anomalies, run)
+    if not len(looks):
+        return 0, unreadable
+    normal = cells[IMAGE_SCALE]
+    for fold, detector in enumerate(detectors, start=-1):
+        chosen = folds[normal.sources] != fold
+        embeddings = detector.scale(detector.local_names[0]).embed(hot)
+        detector.known_anomalies = fit_known(
+            normal.values[chosen, 0].to(run.device), looks, embeddings, run.config.seed
+        )
+    return len(looks), unreadable
+
+
+def look_at_anomalies(
+    detector: AnomalyDetector, anomalies: list[Path], run: Run
+) -> tuple[Tensor, Tensor, list[tuple[Path, str]]]:
+    """Take from labelled anomalies what is remembered of them.
+
+    Returns:
+        (images, D) raw cells of the image scale, (A, d) raw hottest cells of the finest scale, and path and reason of
+        files that cannot be read.
+    """
+
+    def look(path: Path) -> tuple[Tensor, Tensor] | UnreadableImageError:
+        try:
+            image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
+        except UnreadableImageError as error:
+            return error
+        looks, hot = detector.hot_cells(image, CELLS_OF_ANOMALY)
+        return looks, hot[0]
+
+    looks, cells, unreadable = [torch.zeros(0)], [torch.zeros(0)], []
+    for path, seen in zip(anomalies, parallel_map(look, anomalies, run.workers), strict=True):
+        if isinstance(seen, UnreadableImageError):
+            unreadable.append((path, seen.reason))
+        else:
+            looks.append(seen[0])
+            cells.append(seen[1])
+    return torch.cat(looks[1:] or looks), torch.cat(cells[1:] or cells), unreadable
+
+
+def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> HeadWeights:
+    """Run stage 2 on synthetic anomalies, where time allows.
+
+    They are measured by the detectors of the folds too, so that they meet memories of the same size.
+    """
+    known = []
     if run.config.effort is Effort.THOROUGH:
-        known += [
+        known = [
             HeldOut(item.fold, item.path, run.config.seed + i, held_out[i - 1].path) for i, item in enumerate(held_out)
         ]
     items = [*held_out, *known] if known else []
 
     def measure(item: HeldOut) -> list[Tensor]:
-        return [hot.cpu() for hot in detectors[item.fold + 1].hot_deviations(_load(item, run))]
+        return [hot.cpu() for hot in detectors[item.fold + 1].hot_deviations(load_held_out(item, run))]
 
     results = []
     for result in parallel_map(measure, items, run.workers):
@@ -252,25 +318,52 @@ def _learn_head(
     return learn_head(HeadData(channels, shares, anomalous), run.config.seed)
 
 
-def calibrate(detector: AnomalyDetector, measured: list[list[Tensor]]) -> tuple[Calibration, Unit]:
+def calibrate(
+    detector: AnomalyDetector, measured: list[list[Tensor]], known: Tensor | None = None
+) -> tuple[Calibration, Unit]:
     """Set every unit from the distance maps of held-out normal images.
-
-    The image score has two voices, the fused map and the image scale: local defects, and objects and style.
 
     Args:
         detector: with its cell statistics and weights set.
         measured: one map a scale, for every image.
+        known: (images, 2) deviations from the known anomalies where the detector has some.
+    """
+    detections = _combine(detector, measured)
+    hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
+    typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
+    deviations = deviations_of(detector, measured, known)
+    weights = score_weights(detector)[: deviations.shape[1]]
+    return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
+
+
+def score_weights(detector: AnomalyDetector) -> NDArray[np.float64]:
+    """Weigh the deviations in the image score.
+
+    It has two voices, the fused map and the image scale: local defects, and objects and style. Known anomalies add two
+    softer ones.
     """
     weights = np.zeros(len(detector.deviation_names))
     weights[0] = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
-    weights[-1] = float(detector.scale(IMAGE_SCALE).weight)
+    for i, name in enumerate(detector.deviation_names):
+        if name == IMAGE_SCALE:
+            weights[i] = float(detector.scale(name).weight)
+        elif name in KNOWN_NAMES:
+            weights[i] = KNOWN_WEIGHT
+    return weights
+
+
+def deviations_of(
+    detector: AnomalyDetector, measured: list[list[Tensor]], known: Tensor | None = None
+) -> NDArray[np.float64]:
+    """Join the deviations of maps and scales with those from the known anomalies: (images, E)."""
+    columns = torch.cat([detection.deviations for detection in _combine(detector, measured)]).cpu()
+    joined: NDArray[np.float64] = torch.cat([columns] if known is None else [columns, known], dim=1).double().numpy()
+    return joined
+
+
+def _combine(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[Detection]:
     device = next(detector.buffers()).device
-    detections = [detector.combine([m.to(device) for m in maps]) for maps in measured]
-    hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
-    typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
-    deviations: NDArray[np.float64] = torch.cat([d.deviations for d in detections]).cpu().double().numpy()
-    calibration = Calibration.fit(deviations, weights)
-    return calibration, Unit(typical, Unit.fit(hottest).limit)
+    return [detector.combine([m.to(device) for m in maps]) for maps in measured]
 
 
 def set_cell_statistics(detectors: list[AnomalyDetector], measured: list[list[Tensor]], seed: int) -> None:

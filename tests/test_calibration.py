@@ -14,6 +14,7 @@ from anomaly_cli.calibration import (
     STOREY_LAMBDA,
     Calibration,
     Unit,
+    conformal_p_values,
     normal_limit,
     normal_share,
     q_values,
@@ -25,12 +26,6 @@ SCORES = st.lists(st.integers(0, 12).map(lambda tenths: tenths / 10), min_size=1
 SEEDS = st.integers(0, 2**20)
 VALUES = st.lists(st.floats(-100, 100), min_size=2, max_size=150)
 P_VALUES = st.lists(st.integers(1, 40).map(lambda count: count / 40), min_size=1, max_size=40)
-
-
-def with_normal_scores(scores: list[float] | Floats) -> Calibration:
-    unit = Unit(0.0, 1.0)
-    one: Floats = np.ones(1)
-    return Calibration(np.zeros(1), one, one, (unit,), unit, np.sort(np.asarray(scores, np.float64)))
 
 
 def normal_deviations(rng: np.random.Generator, count: int, scales: int = 3) -> Floats:
@@ -65,7 +60,7 @@ def slow_step_up(p_values: list[float], fdr: float) -> set[int]:
 def test_p_values_equal_counting_with_ties(normal_scores: list[float], scores: list[float]) -> None:
     expected = [slow_p_value(score, normal_scores) for score in scores]
 
-    p_values = with_normal_scores(normal_scores).p_values(scores)
+    p_values = conformal_p_values(np.sort(normal_scores), scores)
 
     np.testing.assert_allclose(p_values, expected, rtol=1e-12)
 
@@ -73,7 +68,7 @@ def test_p_values_equal_counting_with_ties(normal_scores: list[float], scores: l
 @given(SCORES)
 @REPEATABLE
 def test_a_higher_score_never_has_a_higher_p_value(normal_scores: list[float]) -> None:
-    p_values = with_normal_scores(normal_scores).p_values(np.linspace(-1, 2, 31))
+    p_values = conformal_p_values(np.sort(normal_scores), np.linspace(-1, 2, 31))
 
     assert (np.diff(p_values) <= 0).all()
     assert p_values[0] == 1
@@ -85,7 +80,7 @@ def test_p_values_of_normal_images_are_uniform() -> None:
     runs, n = 4000, 19
     draws = rng.gamma(2.0, size=(runs, n + 1))
 
-    p_values = [float(with_normal_scores(each[:n]).p_values(each[n:])[0]) for each in draws]
+    p_values = [float(conformal_p_values(np.sort(each[:n]), each[n:])[0]) for each in draws]
 
     counts = np.bincount(np.round(np.array(p_values) * (n + 1)).astype(int), minlength=n + 2)[1:]
     expected = runs / (n + 1)
@@ -112,9 +107,9 @@ def test_flagging_at_a_rate_keeps_the_mean_false_discovery_share_below_it() -> N
     rng = np.random.default_rng(2)
     shares = []
     for _ in range(300):
-        calibration = with_normal_scores(rng.normal(size=300))
+        normal_scores = np.sort(rng.normal(size=300))
         scores = np.concatenate([rng.normal(size=80), rng.normal(4.0, size=20)])  # the last 20 are anomalous
-        flagged = q_values(calibration.p_values(scores)) <= 0.1
+        flagged = q_values(conformal_p_values(normal_scores, scores)) <= 0.1
         shares.append(flagged[:80].sum() / max(1, flagged.sum()))
 
     assert np.mean(shares) < 0.1 + 4 * np.std(shares) / math.sqrt(300)
@@ -271,6 +266,16 @@ def test_half_of_the_held_out_normal_images_score_below_one_half() -> None:
 
     assert np.median(calibration.normal_scores) == pytest.approx(0.5)
     np.testing.assert_allclose(calibration.normal_scores, np.sort(calibration.scores(deviations)[0]))
+
+
+def test_the_deviations_of_held_out_normal_images_are_kept_in_ascending_order_of_score() -> None:
+    deviations = normal_deviations(np.random.default_rng(0), 60)
+    calibration = Calibration.fit(deviations, np.ones(3))
+
+    scores, _ = calibration.scores(calibration.normal_deviations)
+
+    np.testing.assert_allclose(scores, calibration.normal_scores, rtol=1e-12)
+    assert {tuple(row) for row in calibration.normal_deviations} == {tuple(row) for row in deviations}
 
 
 @given(SEEDS, st.integers(3, 40))

@@ -80,7 +80,7 @@ def test_the_model_is_found_through_the_environment(here: Path) -> None:
         told = anomaly("info")
 
     assert scored.exit_code == 0
-    assert told.stdout.startswith("model         elsewhere.safetensors, format 1\n")
+    assert told.stdout.startswith("model         elsewhere.safetensors, format 2\n")
 
 
 def test_a_dash_puts_the_table_alone_on_stdout_and_everything_else_on_stderr(here: Path) -> None:
@@ -162,9 +162,10 @@ def test_the_summary_counts_warns_of_too_few_normals_and_names_the_worst(here: P
 
     rows = rows_of(Path("scores.csv").read_bytes())
     assert result.stderr.splitlines() == [
-        "10 files: 0 flagged (false discovery rate 0.05: expect about 0.0 normal ones among them), 1 unreadable",
+        "10 files: 0 flagged (false discovery rate 0.05); 1 unreadable",
         "3 score above the limit of normal: 12 normal images give p-values no smaller than 0.077, too few to be sure "
         "at this rate; to flag them all the same use --threshold 1",
+        "too few to judge the batch as a whole: 9 readable images and 12 normal images, 20 of each are needed",
         *(f"  {float(row['score']):8.2f}  {row['path']}" for row in rows[:5]),
         "  unreadable  empty.png: empty file",
         "table: scores.csv",
@@ -176,7 +177,7 @@ def test_a_false_discovery_rate_that_the_normals_can_support_flags_the_anomalies
 
     assert flagged_by(result.stdout_bytes) == {f"incoming/bad{i}.jpg" for i in range(3)}
     assert result.stderr.startswith(
-        "9 files: 3 flagged (false discovery rate 0.3: expect about 0.9 normal ones among them), 0 unreadable\n"
+        "9 files: 3 flagged (false discovery rate 0.3); expect about 1 of them to be normal; 0 unreadable\n"
     )
 
 
@@ -187,7 +188,50 @@ def test_a_threshold_flags_exactly_the_scores_from_there_on(here: Path) -> None:
     result = anomaly("score", "incoming", "--out", "-", "--threshold", str(between))
 
     assert flagged_by(result.stdout_bytes) == {row["path"] for row in rows[:4]}
-    assert result.stderr.startswith(f"9 files: 4 flagged (score ≥ {between:g}), 0 unreadable\n")
+    assert re.match(
+        rf"9 files: 4 flagged \(score ≥ {between:g}\); expect about \d of them to be normal; 0 unreadable\n",
+        result.stderr,
+    )
+
+
+def test_the_most_anomalous_can_be_flagged_whatever_their_score(here: Path) -> None:
+    rows = rows_of(anomaly("score", "incoming", "--out", "-", "-q").stdout_bytes)
+
+    result = anomaly("score", "incoming", "--out", "-", "--top", "4")
+
+    assert flagged_by(result.stdout_bytes) == {row["path"] for row in rows[:4]}
+    assert result.stderr.startswith("9 files: 4 flagged (the 4 most anomalous); expect about ")
+
+
+def test_flags_can_be_limited_to_as_many_false_alarms_as_are_bearable(here: Path) -> None:
+    table = anomaly("score", "incoming", "--out", "-", "-q").stdout_bytes
+    by_p_value = {row["path"] for row in rows_of(table) if 9 * float(row["p_value"]) <= 0.7}
+
+    result = anomaly("score", "incoming", "--out", "-", "--max-false-alarms", "0.7")
+
+    assert by_p_value == flagged_by(result.stdout_bytes) == {f"incoming/bad{i}.jpg" for i in range(3)}
+    assert result.stderr.startswith("9 files: 3 flagged (at most 0.7 false alarms expected); expect about 1 of them")
+
+
+def test_the_verdict_goes_to_a_file_or_alone_to_stdout(here: Path) -> None:
+    Path("empty.png").touch()
+
+    to_stdout = anomaly("score", "incoming", "empty.png", "--top", "2", "--summary", "-", "-q")
+    anomaly("score", "incoming", "empty.png", "--top", "2", "--summary", "verdict.json", "-q")
+
+    verdict = json.loads(to_stdout.stdout)
+    worst = rows_of(Path("scores.csv").read_bytes())[0]
+    assert Path("verdict.json").read_text() == to_stdout.stdout
+    assert {name: verdict[name] for name in ("files", "readable", "unreadable", "flagged", "rule", "drift")} == {
+        "files": 10,
+        "readable": 9,
+        "unreadable": 1,
+        "flagged": 2,
+        "rule": "--top 2",
+        "drift": False,
+    }
+    assert (verdict["worst_path"], verdict["normal_images"]) == (worst["path"], NORMALS)
+    assert verdict["worst_score"] == pytest.approx(float(worst["score"]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +241,12 @@ def test_a_threshold_flags_exactly_the_scores_from_there_on(here: Path) -> None:
         (["--fail-on", "flagged", "--threshold", "0.1"], 3),
         (["--fail-on", "unreadable"], 3),
         (["--fail-on", "flagged", "--fail-on", "unreadable"], 3),
+        (["--fail-on", "unreadable>1"], 0),
+        (["--fail-on", "unreadable>49%"], 3),
+        (["--fail-on", "unreadable>50%"], 0),
+        (["--fail-on", "flagged>0", "--top", "1"], 3),
+        (["--fail-on", "flagged>1", "--top", "1"], 0),
+        (["--fail-on", "drift"], 0),
     ],
 )
 def test_a_gate_that_trips_is_exit_code_3_and_the_table_is_there_all_the_same(
@@ -206,7 +256,8 @@ def test_a_gate_that_trips_is_exit_code_3_and_the_table_is_there_all_the_same(
 
     result = anomaly("score", IMAGE, "empty.png", *options, "-q")
 
-    assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", "")
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert [line.startswith("gate tripped: ") for line in result.stderr.splitlines()] == [True] * (exit_code == 3)
     assert len(rows_of(Path("scores.csv").read_bytes())) == 2
 
 
@@ -228,10 +279,10 @@ def test_info_describes_the_model_on_stdout_whatever_its_name_is(here: Path) -> 
 
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 1"
+    assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 2"
     assert {
         "on            12 normal images, 0 known anomalous",
-        "left out      2 unreadable files",
+        "left out      2 unreadable files, 0 that stood out",
         "settings      backbone embedded, image_size 64, prototypes 50, effort quick, seed 0",
         "p-values      no smaller than 0.077",
     } < set(lines)

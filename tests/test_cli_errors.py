@@ -54,7 +54,7 @@ def test_too_few_normal_images_are_counted_with_what_could_not_be_read(here: Pat
     assert not Path("new.safetensors").exists()
 
 
-@pytest.mark.parametrize(("command", "option"), [("train", "--model"), ("score", "--out")])
+@pytest.mark.parametrize(("command", "option"), [("train", "--model"), ("score", "--out"), ("score", "--summary")])
 def test_an_output_in_a_missing_folder_is_refused(here: Path, command: str, option: str) -> None:
     result = anomaly(command, "normal", option, "nowhere/file")
 
@@ -92,6 +92,29 @@ def test_a_file_that_is_no_model_is_named(here: Path, arguments: list[str]) -> N
     Path("words").write_text("only words, and enough of them to be read as a header of some length")
 
     assert_error(anomaly(*arguments), "words is not a model file, or was cut short")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top=0"], "--top must be 1 or more, got 0"),
+        (["--max-false-alarms=0"], "--max-false-alarms must be more than 0, got 0.0"),
+        (["--threshold=-1"], "--threshold must be 0 or more, got -1.0"),
+        (["--fdr=0.1", "--top=3"], "give only one of --fdr, --top"),
+        (["--threshold=1", "--max-false-alarms=2"], "give only one of --threshold, --max-false-alarms"),
+        (["--out=-", "--summary=-"], "--out - and --summary - cannot both go to stdout"),
+        (
+            ["--fail-on=flagged>x"],
+            "--fail-on must be flagged, unreadable (each also >N or >N%) or drift, got flagged>x",
+        ),
+        (["--fail-on=drift>1"], "--fail-on must be flagged, unreadable (each also >N or >N%) or drift, got drift>1"),
+        (["--fail-on="], "--fail-on must be flagged, unreadable (each also >N or >N%) or drift, got nothing"),
+    ],
+)
+def test_rules_gates_and_outputs_that_make_no_sense_are_wrong_usage(
+    here: Path, options: list[str], message: str
+) -> None:
+    assert_error(anomaly("score", "incoming", *options), message, 2)
 
 
 @pytest.mark.parametrize("rate", ["0", "1", "-0.1", "nan"])
@@ -174,7 +197,7 @@ def test_a_message_stays_one_line_whatever_is_in_a_name(here: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["frobnicate"], ["score", "--top", "3"], ["score", "x", "--format", "xls"], ["heatmap", "x", "--top", "0"]],
+    [["frobnicate"], ["score", "--top", "x"], ["score", "x", "--format", "xls"], ["heatmap", "x", "--top", "0"]],
 )
 def test_what_the_parser_refuses_is_wrong_usage_with_nothing_on_stdout(arguments: list[str]) -> None:
     result = anomaly(*arguments)

@@ -83,6 +83,14 @@ def test_a_reader_of_the_table_that_goes_away_ends_it_quietly(here: Path) -> Non
     assert running.stderr == ""
 
 
+def test_a_reader_of_the_table_that_goes_away_does_not_hide_a_tripped_gate(here: Path) -> None:
+    options = ("--out", "-", "-q", "--top", "1", "--fail-on", "flagged")
+    running = start("score", "incoming", *options, hook=close_the_reader_of_stdout)
+
+    assert running.exit_code() == 3
+    assert running.stderr == "gate tripped: flagged (1 of 9 files)\n"
+
+
 def test_a_reader_of_the_version_that_goes_away_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)

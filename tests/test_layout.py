@@ -15,17 +15,18 @@ import anomaly_cli
 
 PACKAGE = Path(anomaly_cli.__file__).parent
 MAX_LINES = 400
-LEVELS = {
-    **dict.fromkeys(["errors"], 0),
-    **dict.fromkeys(["config", "metrics", "overlay", "table", "calibration", "regions"], 1),
-    **dict.fromkeys(["images", "augment", "compact_resnet", "backbone", "memory"], 2),
-    **dict.fromkeys(["detector"], 3),
-    **dict.fromkeys(["scoring", "normals", "contrast", "distance_head", "training", "checkpoint"], 4),
-    **dict.fromkeys(["pipeline"], 5),
-    **dict.fromkeys(["console", "command_options"], 6),
-    **dict.fromkeys(["train_commands", "score_commands"], 7),
-    **dict.fromkeys(["cli"], 8),
-}
+LEVEL_NAMES = [
+    "errors",
+    "config path_patterns metrics overlay table calibration regions batch verdict",
+    "listing report_table quality images thumbnails augment compact_resnet backbone memory known",
+    "detector",
+    "journal scoring normals contrast distance_head held_out training checkpoint normal_audit",
+    "streaming pipeline auditing updating report",
+    "console command_options",
+    "stream_commands table_commands review_commands train_commands score_commands",
+    "cli",
+]
+LEVELS = {name: level for level, names in enumerate(LEVEL_NAMES) for name in names.split()}
 COMMANDS = [name for name, level in LEVELS.items() if level == 7]
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py")) if path.stem != "__init__"}
 LIGHT = [name for name in MODULES if LEVELS.get(name, 9) <= 1]

@@ -21,6 +21,7 @@ from anomaly_cli import pipeline, scoring
 from anomaly_cli.checkpoint import Model
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, find_images, load_image
+from anomaly_cli.path_patterns import PathPatterns
 from anomaly_cli.regions import hottest_region
 from anomaly_cli.scoring import Measured, measure_images, parallel_map
 
@@ -103,8 +104,8 @@ def test_files_that_vanish_or_change_after_listing_are_unreadable_rows(
 ) -> None:
     shutil.copytree("incoming", "changing")
 
-    def find_then_change(inputs: Sequence[Path]) -> list[Path]:
-        found = find_images(inputs)
+    def find_then_change(inputs: Sequence[Path], patterns: PathPatterns) -> list[Path]:
+        found = find_images(inputs, patterns)
         Path("changing/good0.png").unlink()
         Path("changing/good1.png").write_text("no picture at all, only words")
         Path("changing/bad0.jpg").write_bytes(Path("changing/bad0.jpg").read_bytes()[:800])
@@ -183,13 +184,13 @@ def test_batches_of_mixed_sizes_give_what_one_image_at_a_time_gives(
 def test_many_images_are_batched_without_loss(loaded: Model, monkeypatch: pytest.MonkeyPatch, trained: Trained) -> None:
     monkeypatch.setattr(scoring, "GPU_BATCH", 2)
     batches: list[int] = []
-    measure = scoring._measure_batch
+    measure = scoring.measure_batch
 
     def counted(detector: Any, unit: Any, images: list[LoadedImage]) -> list[Measured]:
         batches.append(len(images))
         return measure(detector, unit, images)
 
-    monkeypatch.setattr(scoring, "_measure_batch", counted)
+    monkeypatch.setattr(scoring, "measure_batch", counted)
     paths = sorted((trained.folder / "incoming").glob("good*.png"))
     elsewhere = cast(torch.device, SimpleNamespace(type="accelerator"))
 

@@ -1,0 +1,72 @@
+"""Measure images by detectors that have not seen them: normal images, each by the detector of its fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_cli.augment import synthetic_anomaly
+from anomaly_cli.detector import AnomalyDetector
+from anomaly_cli.errors import InputError, UnreadableImageError
+from anomaly_cli.images import LoadedImage, load_image
+from anomaly_cli.normals import Run
+from anomaly_cli.scoring import parallel_map, to_tensor
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """An image to be measured by the detector of the fold that has not seen it."""
+
+    fold: int
+    path: Path
+    synthetic_seed: int | None = None  # change the image with this seed first
+    other: Path | None = None  # normal image that the change takes patches from
+
+
+def load_held_out(item: HeldOut, run: Run) -> Tensor:
+    """Read one image, changed where a synthetic anomaly is wanted: (1, 3, h, w)."""
+    image = _load_again(item.path, run)
+    if item.synthetic_seed is not None and item.other is not None:
+        other = _load_again(item.other, run)
+        changed = synthetic_anomaly(image.pixels, other.pixels, np.random.default_rng(item.synthetic_seed))
+        image = LoadedImage(changed.pixels, image.height, image.width)
+    return to_tensor(image).to(run.device)
+
+
+def _load_again(path: Path, run: Run) -> LoadedImage:
+    try:
+        return load_image(path, run.config.image_size)
+    except UnreadableImageError as error:
+        raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
+
+
+def measure_held_out(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> list[list[Tensor]]:
+    """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU."""
+
+    def measure(item: HeldOut) -> list[Tensor]:
+        return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
+
+    measured: list[list[Tensor]] = []
+    for maps in parallel_map(measure, held_out, run.workers):
+        measured.append(maps)
+        run.progress("calibrating on held-out normal images", len(measured), len(held_out))
+    return measured
+
+
+def measure_known(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> Tensor:
+    """Compare held-out normal images with the known anomalies: (images, 2), or (images, 0) where there are none."""
+    if detectors[0].known_anomalies is None:
+        return torch.zeros(len(held_out), 0)
+
+    def measure(item: HeldOut) -> Tensor:
+        return detectors[item.fold + 1].known_deviations(load_held_out(item, run)).cpu()
+
+    measured = []
+    for result in parallel_map(measure, held_out, run.workers):
+        measured.append(result)
+        run.progress("comparing with the known anomalies", len(measured), len(held_out))
+    return torch.cat(measured)

@@ -1,0 +1,220 @@
+"""What a run of `score` has finished, kept beside its table: a killed run goes on and measures nothing twice.
+
+A journal is text: a first line that says what its rows depend on, then a line a file. Each line is one write, so that
+a kill tears the last one at most. It survives the end of the process, not a power cut.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from anomaly_cli.errors import OutputError
+from anomaly_cli.table import Row
+
+KEY = "anomaly journal"  # how the first line begins, with the number of the format
+START = b'{"' + KEY.encode() + b'": '
+FORMAT = 1
+SETTLED_NS = 2_000_000_000  # a file changed more recently may change again within one tick of its time stamp
+
+Stamp = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One finished file.
+
+    Attributes:
+        stamp: equal as long as nobody wrote to the file; None if it was too fresh to rely on that.
+        content: SHA-256 of the file, for when the stamp differs: copied, touched, or moved back.
+        row: exactly as measured.
+    """
+
+    stamp: Stamp | None
+    content: str
+    row: Row
+
+
+class Journal:
+    """Finished rows of earlier runs, and the place where this run adds its own.
+
+    Attributes:
+        path: of the journal.
+        resumed: how many finished files `finished` found.
+        discarded: how many finished files of an earlier journal were given up, since it depends on something else.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.resumed = self.discarded = 0
+        self._file = file
+        self._entries = self._read(identity)
+        self._stamps: dict[str, Stamp | None] = {}
+
+    def finished(self, paths: Sequence[Path]) -> list[Row]:
+        """Find the rows of those files that are done already and hold the same content still.
+
+        Call this before measuring the others: a file that changes from here on is not entered by `add`.
+        """
+        rows = []
+        for path in paths:
+            name = os.fspath(path)
+            self._stamps[name] = stamp = _stamp(path)
+            entry = self._entries.get(name)
+            if entry is None or stamp is None:
+                continue
+            if entry.stamp == stamp or entry.content == _content(path):
+                rows.append(entry.row)
+        self.resumed = len(rows)
+        return rows
+
+    def add(self, row: Row) -> None:
+        """Enter a finished file, unless it cannot be identified: it changed meanwhile, is gone or may not be read.
+
+        Raises:
+            OutputError: the journal cannot be written.
+        """
+        path = Path(row.path)
+        before, content = self._stamps[row.path], row.content_hash or _content(path)
+        if before is None or content is None or _stamp(path) != before:
+            return
+        settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
+        self._entries[row.path] = entry = _Entry(before if settled else None, content, row)
+        self._write(asdict(entry))
+
+    def remove(self) -> None:
+        """Remove the journal once the table is complete."""
+        self.path.unlink(missing_ok=True)
+
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind where nothing was finished."""
+        if not self._entries:
+            self.remove()
+
+    def _read(self, identity: dict[str, Any]) -> dict[str, _Entry]:
+        content = self._file.read()
+        if content[: len(START)] != START[: len(content)]:
+            raise OutputError(f"{self.path} is not a journal of `anomaly score`; move it away")
+        header, *lines = content.split(b"\n")[:-1] or [b""]  # behind the last newline is what a kill tore
+        if _parsed(header) == identity:
+            self._file.truncate(content.rindex(b"\n") + 1)
+            found = (_entry(line) for line in lines)
+            return {entry.row.path: entry for entry in found if entry is not None}
+        self.discarded = len(lines)
+        self._file.truncate(0)
+        self._write(identity)
+        return {}
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OutputError(f"cannot write {self.path}: {os.strerror(errno.ENOSPC)}")
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+@contextmanager
+def open_journal(table: Path, identity: dict[str, str]) -> Iterator[Journal]:
+    """Open the journal of a table, `<table>.journal`, for this process alone.
+
+    Args:
+        table: file that the run will write.
+        identity: all that a row depends on besides its file: model, versions, device.
+
+    Raises:
+        OutputError: another run has it open, it cannot be written, or the file of that name is no journal.
+    """
+    path = table.with_name(table.name + ".journal")
+    columns = [field.name for field in fields(Row)]
+    with _locked(path) as file:
+        journal = Journal(path, file, {KEY: FORMAT, "columns": columns, **identity})
+        try:
+            yield journal
+        finally:
+            journal.remove_if_empty()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    import fcntl  # not on Windows; the rest of the package runs there
+
+    while True:
+        with _opened(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another run with --resume has {path} open; wait for it or choose another --out"
+                ) from error
+            if _is_still_at(path, file):
+                yield file
+                return
+            # The run that held the lock has just finished and removed this file: take a new one.
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        file = path.open("a+b", buffering=0)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    file.seek(0)
+    return file
+
+
+def _is_still_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _entry(line: bytes) -> _Entry | None:
+    """Read one line; None if it is damaged, so that its file is measured again."""
+    record = _parsed(line)
+    try:
+        stamp = None if record["stamp"] is None else tuple(record["stamp"])
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in record["row"].items()
+        }
+        return _Entry(stamp, record["content"], Row(**values))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Look at a file without reading it; None if it is none that may be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _content(path: Path) -> str | None:
+    if _stamp(path) is None:  # opening a pipe would wait for its writer
+        return None
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

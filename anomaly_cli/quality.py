@@ -1,0 +1,159 @@
+"""Plain facts about an image that tell odd from broken: light, contrast, sharpness, and which others are copies of it.
+
+Knows pixels and hashes only: reading files is the business of `images`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+WHITE = 255.0  # gray level of a luma of 1
+FLAT = 1 / WHITE  # contrast of a blank picture: one gray level; the signs in its spectrum are rounding errors
+LOOK_SIDE = 24  # frequencies a direction
+LOOK_BYTES = LOOK_SIDE**2 // 8
+# Re-encoded, halved or slightly brighter copies of the benchmark sets differ in fewer bits, other parts in the same
+# pose in more (benchmarks/near_duplicates.py).
+MAX_LOOK_BITS = 36
+MAX_LIGHT = 0.1  # by which the brightness of near-copies differs
+
+ORDERS = 32  # random orders in which near-copies are looked for
+NEIGHBOURS = 4  # compared with each image in each order
+KEY_BITS = 64
+
+_BITS_SET = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What can be said of one image without knowing what is normal.
+
+    Light is measured on the luma (ITU-R 601) of the pixels at network size, in [0, 1].
+
+    Attributes:
+        aspect: width / height of the original.
+        brightness: mean luma.
+        contrast: standard deviation of the luma.
+        sharpness: variance of the Laplacian (4 neighbours) of the luma, in gray levels (0 to 255) squared. It is taken
+            at network size, so detail beyond that does not count and a small picture, enlarged, is never sharp:
+            compare files of similar size.
+        content_hash: SHA-256 of the file's bytes in hexadecimal, as `sha256sum` prints it.
+        look: perceptual hash, `LOOK_BYTES` in hexadecimal; near-copies differ in at most `MAX_LOOK_BITS` bits.
+    """
+
+    aspect: float
+    brightness: float
+    contrast: float
+    sharpness: float
+    content_hash: str
+    look: str
+
+
+def measure_quality(pixels: NDArray[np.uint8], height: int, width: int, content_hash: str) -> Quality:
+    """Measure one image.
+
+    Args:
+        pixels: (h, w, 3) uint8 RGB at network size, at least 3 × 3.
+        height: of the original, pixels.
+        width: likewise.
+        content_hash: of its file.
+    """
+    picture = Image.fromarray(pixels).convert("L")
+    luma = np.asarray(picture, np.float32)  # (h, w), gray levels
+    contrast = float(luma.std(dtype=np.float64)) / WHITE
+    return Quality(
+        aspect=width / height,
+        brightness=float(luma.mean(dtype=np.float64)) / WHITE,
+        contrast=contrast,
+        sharpness=_variance_of_laplacian(luma),
+        content_hash=content_hash,
+        look=(bytes(LOOK_BYTES) if contrast < FLAT else _look(picture)).hex(),
+    )
+
+
+def _variance_of_laplacian(luma: NDArray[np.float32]) -> float:
+    centre = luma[1:-1, 1:-1]
+    laplacian = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:] - 4 * centre
+    return float(laplacian.var(dtype=np.float64))
+
+
+def _look(picture: Image.Image) -> bytes:
+    """Hash how a picture looks: which of its lowest `LOOK_SIDE`² frequencies are stronger than their median."""
+    from imagehash import phash  # brings parts of scipy that `--help` and training without files do without
+
+    return np.packbits(phash(picture, hash_size=LOOK_SIDE).hash).tobytes()
+
+
+def group_copies(content_hashes: Sequence[str], looks: Sequence[str], brightness: Sequence[float]) -> NDArray[np.int64]:
+    """Find the files that have the same bytes, or look nearly the same, directly or through others.
+
+    Args:
+        content_hashes: of (N,) readable files, as in `Quality`.
+        looks: likewise.
+        brightness: likewise.
+
+    Returns:
+        (N,) number of the group, counted from 1 in the order of the files; 0 for a file that is alone.
+    """
+    _, first, file_of = np.unique(np.array(content_hashes, np.str_), return_index=True, return_inverse=True)
+    packed = np.frombuffer(bytes.fromhex("".join(looks[i] for i in first)), np.uint8)
+    component = _link_looks(packed.reshape(len(first), LOOK_BYTES), np.array(brightness, np.float64)[first])[file_of]
+    _, start, label, count = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(count > 1)
+    number = np.zeros(len(count), np.int64)
+    number[several[np.argsort(start[several])]] = np.arange(1, len(several) + 1)
+    groups: NDArray[np.int64] = number[label]
+    return groups
+
+
+def _link_looks(looks: NDArray[np.uint8], brightness: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Join near-copies: sort by randomly drawn bits of the hash, compare neighbours, and that many times over.
+
+    Two near-copies agree in almost any few bits drawn, so in some of the orders they stand side by side (Charikar
+    2002). The work is bounded however alike the images are: N log N for each order, never N².
+
+    Args:
+        looks: (N, LOOK_BYTES) uint8.
+        brightness: (N,).
+
+    Returns:
+        (N,) label, the same for images joined directly or through others.
+    """
+    draw = np.random.default_rng(0)
+    words = looks.view(np.uint16)  # (N, LOOK_BYTES / 2)
+    labels = np.arange(len(looks))
+    for _ in range(ORDERS if len(looks) > 1 else 0):
+        chosen = draw.choice(8 * LOOK_BYTES, KEY_BITS, replace=False)
+        bits = looks[:, chosen // 8] >> (7 - chosen % 8).astype(np.uint8) & 1  # (N, KEY_BITS)
+        key = np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0]
+        order = np.lexsort((brightness, key))  # equal hashes by brightness, so that the nearest meet
+        pairs = [np.stack([order[:-step], order[step:]]) for step in range(1, NEIGHBOURS + 1)]
+        labels = _joined(labels, np.concatenate([_near_copies(pair, words, brightness) for pair in pairs], axis=1))
+    return labels
+
+
+def _near_copies(
+    pairs: NDArray[np.int64], words: NDArray[np.uint16], brightness: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Keep those of (2, P) pairs that look nearly the same."""
+    a, b = pairs[:, np.abs(brightness[pairs[0]] - brightness[pairs[1]]) <= MAX_LIGHT]
+    near = _BITS_SET[words[a] ^ words[b]].sum(axis=1, dtype=np.int64) <= MAX_LOOK_BITS
+    kept: NDArray[np.int64] = np.stack([a[near], b[near]])
+    return kept
+
+
+def _joined(labels: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the images of each of (2, P) pairs, and all that share a label with them, the same label."""
+    if not pairs.size:
+        return labels
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = labels[pairs]
+    edges = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(labels), len(labels)))
+    joined: NDArray[np.int64] = connected_components(edges, directed=False)[1].astype(np.int64)[labels]
+    return joined

@@ -1,0 +1,722 @@
+"use strict";
+// The review page: everything below works on the data element; text reaches the page as text only, never as markup.
+
+const $ = (id) => document.getElementById(id);
+const data = JSON.parse($("data").textContent);
+const column = Object.fromEntries(data.columns.map((name, place) => [name, place]));
+const rows = data.rows; // most anomalous first; a number below is a place in here
+const value = (i, name) => rows[i][column[name]] ?? null;
+const ANOMALOUS = "anomalous", NORMAL = "normal";
+const LOW = 0.1; // scores below share the left edge of the distribution
+
+function make(name, attributes = {}, ...children) {
+  const svg = ["svg", "g", "rect", "line", "text"].includes(name);
+  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const [key, each] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), each);
+    else if (each !== null && each !== false) element.setAttribute(key, each === true ? "" : each);
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+const count = (n) => n.toLocaleString("en");
+const files = (n) => `${count(n)} ${n === 1 ? "file" : "files"}`;
+const short = (number) => (number === null ? "–" : String(Number(number.toPrecision(number < 0.1 ? 2 : 3))));
+const fixed = (number) => (number < 0.095 ? number.toPrecision(1) : number.toFixed(number < 9.995 ? 2 : 1));
+const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+
+/** Index of the first element that is not below `wanted`, in an ascending array. */
+function firstFrom(ascending, wanted) {
+  let low = 0, high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle] < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+// ---- what the reader has chosen, and what of it stays -------------------------------------------------------------
+
+const memory = {
+  key: `anomaly-report:${data.digest}`,
+  read(key) {
+    try { return localStorage.getItem(key); } catch { return null; }
+  },
+  /** Returns false where the browser keeps nothing for files. */
+  write(key, text) {
+    try { localStorage.setItem(key, text); return true; } catch { return false; }
+  },
+};
+const decisions = new Map(Object.entries(JSON.parse(memory.read(memory.key) ?? "{}"))); // path → label
+const undoable = []; // [path, label before]
+const state = { cut: data.cut, view: [], current: null, descending: true, overlays: true, turned: new Set() };
+
+// ---- the batch as a whole, and the cut ----------------------------------------------------------------------------
+
+const ascendingScores = rows.map((row) => row[column.score]).reverse();
+const atOrAbove = (ascending, cut) => ascending.length - firstFrom(ascending, cut);
+const isFlagged = (i) => value(i, "score") >= state.cut;
+
+/** Normal images expected at or above the cut: conformal p-value of the cut, times the estimated normal images. */
+function expectedFalseAlarms(cut) {
+  if (!data.normals.length) return null;
+  const p = (1 + atOrAbove(data.normals, cut)) / (data.normals.length + 1);
+  return Math.min(p * data.normalShare * rows.length, atOrAbove(ascendingScores, cut));
+}
+
+function inWords(expected) {
+  if (expected === null) return "";
+  if (expected >= 9.5) return `expect about ${count(Math.round(expected))} of them to be normal`;
+  return `expect about ${expected.toFixed(1)} of them to be normal`;
+}
+
+function scaleWords(name) {
+  if (/^\d+$/.test(name)) return `${name} px detail`;
+  return name === "image" ? "whole image" : name.replaceAll("_", " ");
+}
+
+function tile(number, text, detail, kind = "") {
+  return make("div", { class: `tile ${kind}` }, make("b", {}, number), make("span", {}, text),
+    make("span", { class: "faint" }, detail));
+}
+
+function showVerdict() {
+  const verdict = data.verdict, percent = (share) => Math.round(100 * share);
+  const flagged = atOrAbove(ascendingScores, state.cut);
+  const tiles = [
+    tile(files(rows.length + data.unreadable.length), "in the batch", `${count(data.unreadable.length)} unreadable`),
+    tile(count(flagged), "at or above the cut", flagged ? inWords(expectedFalseAlarms(state.cut)) : "nothing flagged"),
+  ];
+  if (verdict && verdict.anomaly_share !== null) {
+    tiles.push(tile(`≈ ${percent(verdict.anomaly_share)} %`, "of the batch anomalous, by estimate",
+      `95 %: ${percent(verdict.anomaly_share_low)} to ${percent(verdict.anomaly_share_high)} %`));
+    tiles.push(verdict.drift
+      ? tile("Drift", "the batch as a whole differs from the normal images",
+        `mostly at: ${scaleWords(verdict.drift_scale)}`, "warning")
+      : tile("No drift", "apart from anomalies, like the normal images", "same camera, light and focus"));
+  } else if (verdict) {
+    tiles.push(tile("–", "share of anomalies, drift", "too few images to judge the batch as a whole"));
+  }
+  $("verdict").replaceChildren(...tiles);
+}
+
+function showNotes() {
+  const notes = [];
+  const pictured = data.pictures - data.missing;
+  if (data.missing) notes.push(["warning", `${files(data.missing)} can no longer be read: shown without picture.`]);
+  if (data.changed) notes.push(["warning", `${files(data.changed)} would score differently now: the files changed, ` +
+    "or the table was made with another model."]);
+  if (rows.length > data.pictures) notes.push(["", `Pictures: the ${count(pictured)} most anomalous of ` +
+    `${files(rows.length)}; the others are listed without.`]);
+  if (!data.model) notes.push(["", "No model: the table has no p-values, so there are no heat maps, no normal images " +
+    "to compare with, and the score ranks how rare an image is."]);
+  $("notes").replaceChildren(...notes.map(([kind, text]) => make("li", { class: kind }, text)));
+  $("table").textContent = data.table;
+  $("provenance").textContent = data.model
+    ? `scored with ${data.model}, ${count(data.normals.length)} held-out normal images for comparison` : "";
+  document.title = `anomaly report: ${data.table}`;
+}
+
+const chart = { width: 0, height: 196, base: 122, top: 34, bottom: 164 };
+
+/** Place of a score on the axis, in pixels: logarithmic, because a strong anomaly scores many times the limit. */
+function across(score) {
+  const share = Math.log(Math.max(score, chart.low) / chart.low) / Math.log(chart.high / chart.low);
+  return chart.left + share * (chart.width - chart.left - chart.right);
+}
+
+function scoreAt(x) {
+  const share = Math.min(1, Math.max(0, (x - chart.left) / (chart.width - chart.left - chart.right)));
+  return chart.low * (chart.high / chart.low) ** share;
+}
+
+function drawDistribution() {
+  chart.width = $("distribution").clientWidth;
+  const lowest = Math.min(ascendingScores[0] ?? 1, data.normals[0] ?? 1, 0.5);
+  const highest = Math.max(ascendingScores.at(-1) ?? 1, data.normals.at(-1) ?? 1, data.cut, 1.5);
+  Object.assign(chart, { low: Math.max(LOW, lowest / 1.05), high: highest * 1.12, left: 8, right: 14 });
+  const svg = make("svg", { viewBox: `0 0 ${chart.width} ${chart.height}`, height: chart.height, role: "group",
+    "aria-label": "Scores of this batch above, of held-out normal images below, with the cut" });
+  const bins = Math.max(20, Math.min(90, Math.round(chart.width / 13)));
+  svg.append(...bars(ascendingScores, bins, "batch"), ...bars(data.normals, bins, "normal"), ...axis());
+  svg.append(make("text", { x: chart.left, y: 14 }, `this batch, ${count(rows.length)} images`));
+  if (data.normals.length) {
+    svg.append(make("text", { x: chart.left, y: chart.height - 4 }, `${count(data.normals.length)} held-out normal images`));
+  }
+  chart.cut = make("g", { class: "cut", tabindex: "0", role: "slider", "aria-label": "Cut", "aria-valuemin": "0",
+    "aria-valuemax": chart.high.toFixed(2), onkeydown: moveCutByKey },
+    make("line", { y1: 22, y2: chart.bottom }), make("rect", { y: 4, width: 76, height: 22, rx: 11 }),
+    make("text", { y: 19.5 }));
+  svg.append(chart.cut);
+  const drag = (event) => setCut(rounded(scoreAt(event.clientX - svg.getBoundingClientRect().left)));
+  svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); drag(event); });
+  svg.addEventListener("pointermove", (event) => { if (svg.hasPointerCapture(event.pointerId)) drag(event); });
+  $("distribution").replaceChildren(svg);
+  showCutLine();
+}
+
+const rounded = (score) => Number(score.toFixed(score < 10 ? 2 : 1));
+
+/** Bars of one group of scores, each group in shares of its own tallest bar: the batch upwards, normals downwards. */
+function bars(ascending, bins, kind) {
+  const edge = (bin) => chart.low * (chart.high / chart.low) ** (bin / bins);
+  const starts = Array.from({ length: bins + 1 }, (_, bin) => bin ? firstFrom(ascending, edge(bin)) : 0);
+  const counts = starts.slice(1).map((end, bin) => end - starts[bin]);
+  const tallest = Math.max(1, ...counts), room = kind === "batch" ? chart.base - chart.top : chart.bottom - chart.base - 18;
+  return counts.flatMap((n, bin) => {
+    if (!n) return [];
+    const height = Math.max(2, (n / tallest) * room), x = across(edge(bin));
+    return [make("rect", { class: kind, x: x + 0.5, width: Math.max(1, across(edge(bin + 1)) - x - 1), height,
+      y: kind === "batch" ? chart.base - height : chart.base + 18, "data-from": Math.sqrt(edge(bin) * edge(bin + 1)) })];
+  });
+}
+
+function axis() {
+  const ticks = [0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500].filter((t) => t >= chart.low && t <= chart.high);
+  const limit = across(1), nextTick = ticks.find((tick) => tick > 1);
+  const words = nextTick === undefined || across(nextTick) - limit > 120 ? "1 limit of normal" : "1";
+  return [
+    make("line", { class: "axis", x1: 0, x2: chart.width, y1: chart.base + 0.5, y2: chart.base + 0.5 }),
+    make("line", { class: "limit", x1: limit, x2: limit, y1: 28, y2: chart.bottom }),
+    ...ticks.map((tick) => make("text", { y: chart.base + 13,
+      ...(tick === 1 && words !== "1" ? { x: limit - 4 } : { x: across(tick), "text-anchor": "middle" }) },
+      tick === 1 ? words : String(tick))),
+  ];
+}
+
+function showCutLine() {
+  const x = across(state.cut), label = Math.min(chart.width - 39, Math.max(39, x));
+  chart.cut.querySelector("line").setAttribute("x1", x);
+  chart.cut.querySelector("line").setAttribute("x2", x);
+  chart.cut.querySelector("rect").setAttribute("x", label - 38);
+  chart.cut.querySelector("text").setAttribute("x", label);
+  chart.cut.querySelector("text").textContent = `cut ${fixed(state.cut)}`;
+  chart.cut.setAttribute("aria-valuenow", state.cut);
+  for (const bar of $("distribution").querySelectorAll("rect[data-from]")) {
+    bar.classList.toggle("hot", Number(bar.dataset.from) >= state.cut);
+  }
+}
+
+function moveCutByKey(event) {
+  const step = { ArrowLeft: -0.01, ArrowDown: -0.01, ArrowRight: 0.01, ArrowUp: 0.01, PageDown: -0.1, PageUp: 0.1 }[event.key];
+  if (step === undefined) return;
+  event.preventDefault();
+  event.stopPropagation();
+  setCut(rounded(state.cut + step));
+}
+
+function setCut(cut) {
+  state.cut = Math.max(0, cut);
+  if (document.activeElement !== $("cut")) $("cut").value = state.cut;
+  $("reset").hidden = state.cut === data.cut;
+  const flagged = atOrAbove(ascendingScores, state.cut);
+  const words = flagged && data.normals.length ? `; ${inWords(expectedFalseAlarms(state.cut))}` : "";
+  $("counted").textContent = `${count(flagged)} of ${files(rows.length)}${words}`;
+  showCutLine();
+  showVerdict();
+  if (["above", "below"].includes($("filter").value)) list();
+  else for (const [i, card] of gallery.cards) showPill(card, i);
+}
+
+// ---- which images are shown, and in which order -------------------------------------------------------------------
+
+const filters = {
+  all: ["All images", () => true],
+  above: ["At or above the cut", isFlagged],
+  below: ["Below the cut", (i) => !isFlagged(i)],
+  undecided: ["Undecided", (i) => !decisions.has(value(i, "path"))],
+  decided: ["Decided", (i) => decisions.has(value(i, "path"))],
+  normal: ["Decided normal", (i) => decisions.get(value(i, "path")) === NORMAL],
+  anomalous: ["Decided anomalous", (i) => decisions.get(value(i, "path")) === ANOMALOUS],
+  ...Object.fromEntries(data.scales.map((name) =>
+    [`scale-${name}`, [`Beyond normal: ${scaleWords(name)}`, (i) => value(i, `scale_${name}`) >= 1]])),
+};
+
+function fillChoices() {
+  $("filter").append(...Object.entries(filters).map(([key, [words]]) => make("option", { value: key }, words)));
+  const names = ["score", "path", ...data.columns.filter((name) =>
+    !["score", "path", "status", "reason", "flagged"].includes(name) && rows.some((row) => row[column[name]] !== null))];
+  const words = (name) => (name.startsWith("scale_") ? scaleWords(name.slice(6)) : name.replaceAll("_", " "));
+  $("sort").append(...names.map((name) => make("option", { value: name }, words(name))));
+}
+
+/** Choose and order the images anew; the current one stays current where it is still among them. */
+function list() {
+  const chosen = filters[$("filter").value][1], wanted = $("search").value.toLowerCase(), by = column[$("sort").value];
+  const view = [];
+  for (let i = 0; i < rows.length; i++) {
+    if (chosen(i) && (!wanted || value(i, "path").toLowerCase().includes(wanted))) view.push(i);
+  }
+  const direction = state.descending ? -1 : 1;
+  if ($("sort").value !== "score" || !state.descending) {
+    view.sort((i, j) => {
+      const a = rows[i][by] ?? null, b = rows[j][by] ?? null;
+      if (a === b) return i - j;
+      if (a === null || b === null) return a === null ? 1 : -1; // what is unknown comes last
+      return (a < b ? -1 : 1) * direction;
+    });
+  }
+  state.view = view;
+  $("shown").textContent = view.length === rows.length ? `${files(rows.length)}` : `${files(view.length)} of ${count(rows.length)}`;
+  if (!view.length) $("shown").textContent = "No image matches.";
+  gallery.layOut();
+}
+
+// ---- the gallery: only the cards in sight exist -------------------------------------------------------------------
+
+const gallery = {
+  cards: new Map(), // place in rows → element
+  columns: 1,
+  height: 0, // of a card and the gap below it, pixels
+
+  layOut() {
+    const element = $("gallery"), gap = 14, narrowest = 264;
+    this.columns = Math.max(1, Math.floor((element.clientWidth + gap) / (narrowest + gap)));
+    element.style.gridTemplateColumns = `repeat(${this.columns}, minmax(0, 1fr))`;
+    this.show(true);
+  },
+
+  /** Make the cards near the window, remove the others, and keep their room by padding. */
+  show(anew = false) {
+    const element = $("gallery"), view = state.view;
+    if ($("images").hidden) return;
+    if (!this.height && view.length) this.measure();
+    const lines = Math.ceil(view.length / this.columns), above = -element.getBoundingClientRect().top;
+    const seen = Math.ceil(innerHeight / (this.height || 1));
+    const first = Math.min(Math.max(0, Math.floor(above / (this.height || 1)) - 1), Math.max(0, lines - seen));
+    const last = Math.min(lines, first + seen + 3);
+    if (!anew && first === this.first && last === this.last) return;
+    [this.first, this.last] = [first, last];
+    const wanted = view.slice(first * this.columns, last * this.columns);
+    const kept = new Map(wanted.map((i) => [i, this.cards.get(i) ?? makeCard(i)]));
+    const focused = document.activeElement;
+    for (const [i, card] of this.cards) if (!kept.has(i)) card.remove();
+    [...kept.values()].forEach((card, place) => {
+      if (element.children[place] !== card) element.insertBefore(card, element.children[place] ?? null);
+    });
+    if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
+    this.cards = kept;
+    element.style.paddingTop = `${first * this.height}px`;
+    element.style.paddingBottom = `${(lines - last) * this.height}px`;
+    this.fill();
+  },
+
+  measure() {
+    const card = makeCard(state.view[0]);
+    $("gallery").append(card);
+    this.height = card.getBoundingClientRect().height + 14;
+    card.remove();
+  },
+
+  /** Put pictures into the cards that wait for one: those far down arrive while the page is still loading. */
+  fill() {
+    let waiting = false;
+    for (const [i, card] of this.cards) waiting = showPicture(card, i) || waiting;
+    if (waiting) setTimeout(() => this.fill(), 100);
+  },
+
+  /** Scroll a place of the view into sight. */
+  reveal(place) {
+    const top = $("gallery").getBoundingClientRect().top + scrollY + Math.floor(place / this.columns) * this.height;
+    const tools = $("tools"), hidden = getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0;
+    if (top < scrollY + hidden) scrollTo(0, top - hidden - 8);
+    else if (top + this.height > scrollY + innerHeight) scrollTo(0, top + this.height - innerHeight + 8);
+    this.show();
+  },
+};
+
+function makeCard(i) {
+  const name = value(i, "path").split("/").at(-1);
+  const decide = (label) => make("button", { type: "button", class: label, onclick: () => decideAt(i, label, true),
+    "aria-keyshortcuts": label === NORMAL ? "y" : "n" }, label === NORMAL ? "Normal " : "Anomalous ",
+    make("kbd", {}, label === NORMAL ? "y" : "n"));
+  const p = value(i, "p_value"), q = value(i, "q_value");
+  const card = make("li", { class: "card", tabindex: i === state.current ? "0" : "-1", "aria-label": `${name}, score ${fixed(value(i, "score"))}`,
+    onfocusin: () => { if (state.current !== i) choose(i); }, onclick: () => choose(i) },
+    make("div", { class: "frame" }),
+    make("span", { class: "place", title: "rank by score" }, String(i + 1)),
+    make("div", { class: "facts" },
+      make("div", { class: "row" }, make("b", {}, fixed(value(i, "score"))),
+        make("span", { class: "faint" }, sortedBy(i) ?? (p === null ? "" : `p ${short(p)} · q ${short(q)}`)),
+        make("span", { class: "pill" })),
+      make("div", { class: "why" }, makeScales(i)),
+      make("div", { class: "path", title: value(i, "path") }, linkTo(value(i, "path"))),
+      make("div", { class: "decide" }, decide(NORMAL), decide(ANOMALOUS))));
+  showPill(card, i);
+  showDecision(card, i);
+  card.classList.toggle("current", i === state.current);
+  return card;
+}
+
+/** The value that the order goes by, where the card does not show it anyway. */
+function sortedBy(i) {
+  const name = $("sort").value;
+  if (["score", "path", "p_value", "q_value"].includes(name) || name.startsWith("scale_")) return null;
+  return `${name.replaceAll("_", " ")} ${short(value(i, name))}`;
+}
+
+function makeScales(i) {
+  const full = data.fullScale;
+  return make("dl", { class: "scales" }, ...data.scales.flatMap((name) => {
+    const level = value(i, `scale_${name}`) ?? 0;
+    return [make("dt", {}, scaleWords(name)),
+      make("dd", {}, make("div", { class: `track ${level >= 1 ? "hot" : ""}` },
+        make("i", { style: `width:${Math.min(100, (100 * level) / full)}%` }))),
+      make("dd", { class: "number" }, fixed(level))];
+  }));
+}
+
+/** The path, leading to the file where its name can be written as an address. */
+function linkTo(path) {
+  try {
+    const encoded = path.split("/").map(encodeURIComponent).join("/");
+    const address = path.startsWith("/") ? encoded : `./${data.root.split("/").map(encodeURIComponent).join("/")}/${encoded}`;
+    return make("a", { href: address, target: "_blank", rel: "noopener", tabindex: "-1" }, path);
+  } catch { // a lone surrogate: a name that is not UTF-8
+    return make("span", {}, path);
+  }
+}
+
+function showPill(card, i) {
+  const pill = card.querySelector(".pill");
+  pill.textContent = isFlagged(i) ? "flagged" : "";
+  pill.className = `pill ${isFlagged(i) ? "hot" : ""}`;
+}
+
+function showDecision(card, i) {
+  const label = decisions.get(value(i, "path"));
+  for (const each of [NORMAL, ANOMALOUS]) card.querySelector(`.decide .${each}`).setAttribute("aria-pressed", label === each);
+}
+
+// ---- pictures and heat maps ---------------------------------------------------------------------------------------
+
+const tints = bytesOf(data.tints); // RGBA a level, as `anomaly heatmap` colours
+
+function readPicture(i) {
+  const element = $(`picture-${i}`);
+  return element ? JSON.parse(element.textContent) : null;
+}
+
+/** Returns true where the picture has not arrived yet. */
+function showPicture(card, i) {
+  const frame = card.querySelector(".frame");
+  if (frame.childElementCount) return false;
+  const picture = readPicture(i);
+  if (!picture || picture.missing) {
+    if (!picture && i < data.pictures && document.readyState === "loading") return true;
+    frame.append(make("p", { class: "none" }, picture ? `no picture: ${picture.missing}`
+      : `no picture: only the ${count(data.pictures)} most anomalous have one`));
+    return false;
+  }
+  const name = value(i, "path"), width = value(i, "width"), height = value(i, "height");
+  const box = make("div", { class: "picture" },
+    make("img", { src: `data:image/webp;base64,${picture.image}`, alt: name, decoding: "async" }));
+  if (width && height) box.style.cssText = `aspect-ratio:${width}/${height};width:min(100%, var(--picture)*${width / height})`;
+  else Object.assign(box.style, { width: "100%", height: "100%" });
+  frame.append(box);
+  if (picture.heat) {
+    box.append(make("canvas", { "aria-hidden": "true" }));
+    card.append(make("button", { type: "button", class: "heat", title: "Heat map on or off (o)", tabindex: "-1",
+      onclick: () => turnOverlay(i) }, "heat map"));
+    card.heat = picture;
+  }
+  const [x, y, w, h] = ["region_x", "region_y", "region_w", "region_h"].map((each) => value(i, each));
+  if (w && width && height) {
+    box.append(make("div", { class: "region", title: "hottest region", style: `left:${(100 * x) / width}%;` +
+      `top:${(100 * y) / height}%;width:${(100 * w) / width}%;height:${(100 * h) / height}%` }));
+  }
+  showOverlay(card, i);
+  return false;
+}
+
+const overlayIsOn = (i) => state.overlays !== state.turned.has(i);
+
+function showOverlay(card, i) {
+  const canvas = card.querySelector("canvas"), on = overlayIsOn(i);
+  if (!canvas) return;
+  if (on && !canvas.drawn) drawHeat(canvas, card.heat, value(i, "width") / value(i, "height"));
+  canvas.drawn ||= on;
+  canvas.hidden = !on;
+  card.querySelector(".heat").setAttribute("aria-pressed", on);
+}
+
+/** Interpolate the map between its cells, colour it, and outline what exceeds the limit of normal. */
+function drawHeat(canvas, picture, aspect) {
+  const [h, w] = picture.cells, cells = bytesOf(picture.heat), side = 320;
+  const W = Math.round(aspect >= 1 ? side : side * aspect) || 1, H = Math.round(aspect >= 1 ? side / aspect : side) || 1;
+  const levels = new Float32Array(W * H), limit = 255 / data.fullScale;
+  const weights = (length, cellCount) => Array.from({ length }, (_, at) => {
+    const place = Math.min(cellCount - 1, Math.max(0, ((at + 0.5) * cellCount) / length - 0.5)), cell = Math.floor(place);
+    return [cell, Math.min(cellCount - 1, cell + 1), place - cell];
+  });
+  const columns = weights(W, w);
+  weights(H, h).forEach(([top, bottom, down], y) => columns.forEach(([left, right, over], x) => {
+    const upper = cells[top * w + left] * (1 - over) + cells[top * w + right] * over;
+    const lower = cells[bottom * w + left] * (1 - over) + cells[bottom * w + right] * over;
+    levels[y * W + x] = upper * (1 - down) + lower * down;
+  }));
+  const image = new ImageData(W, H);
+  for (let at = 0; at < levels.length; at++) {
+    const inside = levels[at] >= limit, x = at % W;
+    const edge = !inside && ((x > 0 && levels[at - 1] >= limit) || (x < W - 1 && levels[at + 1] >= limit) ||
+      levels[at - W] >= limit || levels[at + W] >= limit);
+    const tint = 4 * Math.round(levels[at]);
+    image.data.set(edge ? [255, 255, 255, 230] : tints.subarray(tint, tint + 4), 4 * at);
+  }
+  Object.assign(canvas, { width: W, height: H });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+function turnOverlay(i) {
+  if (!state.turned.delete(i)) state.turned.add(i);
+  if (gallery.cards.has(i)) showOverlay(gallery.cards.get(i), i);
+}
+
+function turnAllOverlays(on) {
+  state.overlays = on;
+  state.turned.clear();
+  $("overlays").checked = on;
+  for (const [i, card] of gallery.cards) showOverlay(card, i);
+}
+
+// ---- review -------------------------------------------------------------------------------------------------------
+
+function choose(i) {
+  const before = gallery.cards.get(state.current), after = gallery.cards.get(i);
+  before?.classList.remove("current");
+  before?.setAttribute("tabindex", "-1");
+  state.current = i;
+  after?.classList.add("current");
+  after?.setAttribute("tabindex", "0");
+}
+
+function goTo(place) {
+  if (!state.view.length) return;
+  const bounded = Math.min(state.view.length - 1, Math.max(0, place)), i = state.view[bounded];
+  gallery.reveal(bounded);
+  choose(i);
+  gallery.cards.get(i)?.focus({ preventScroll: true });
+}
+
+const currentPlace = () => state.view.indexOf(state.current);
+
+function record(path, label) {
+  if (label) decisions.set(path, label);
+  else decisions.delete(path);
+  const kept = memory.write(memory.key, JSON.stringify(Object.fromEntries(decisions)));
+  showProgress(kept);
+}
+
+function showProgress(kept = true) {
+  const n = decisions.size;
+  $("progress").textContent = n ? `${count(n)} of ${count(rows.length)} decided` : "";
+  if (!kept) $("progress").textContent += ", not kept by this browser: export before closing";
+  $("export").disabled = !n;
+  $("export").textContent = n ? `Export ${count(n)} ${n === 1 ? "label" : "labels"}` : "Export labels";
+}
+
+/** Decide on an image; a button that is pressed already takes its decision back. */
+function decideAt(i, label, mayTakeBack = false) {
+  const path = value(i, "path"), before = decisions.get(path) ?? null;
+  const after = mayTakeBack && before === label ? null : label;
+  undoable.push([i, before]);
+  record(path, after);
+  announce(`${path}: ${after ?? "undecided"}`);
+  showChanged(i);
+}
+
+function showChanged(i) {
+  if (["undecided", "decided", NORMAL, ANOMALOUS].includes($("filter").value)) list();
+  if (gallery.cards.has(i)) showDecision(gallery.cards.get(i), i);
+}
+
+function decideCurrent(label) {
+  const place = currentPlace();
+  if (place < 0) return goTo(0);
+  const i = state.current;
+  decideAt(i, label);
+  goTo(state.view[place] === i ? place + 1 : place); // where the filter took the image away, the next has its place
+}
+
+function undo() {
+  const last = undoable.pop();
+  if (!last) return announce("nothing to undo");
+  const [i, before] = last;
+  record(value(i, "path"), before);
+  showChanged(i);
+  announce(`${value(i, "path")}: ${before ?? "undecided"} again`);
+  if (state.view.includes(i)) goTo(state.view.indexOf(i));
+}
+
+const announce = (text) => { $("announcement").textContent = text; };
+
+/** Labels as CSV. Stray bytes of a name that is not UTF-8 are lone surrogates here, and become those bytes again. */
+function labelsCsv() {
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const lines = rows.map((_, i) => value(i, "path")).filter((path) => decisions.has(path))
+    .map((path) => `${quoted(path)},${decisions.get(path)}\n`);
+  const parts = `path,label\n${lines.join("")}`.split(/([\udc80-\udcff](?<![\ud800-\udbff].))/);
+  return new Blob(parts.map((part, place) => (place % 2 ? Uint8Array.of(part.charCodeAt(0) - 0xdc00) : part)), { type: "text/csv" });
+}
+
+function exportLabels() {
+  const address = URL.createObjectURL(labelsCsv());
+  make("a", { href: address, download: "labels.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  announce("labels.csv saved");
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || $("legend").open) return;
+  if (event.target.matches("input:not([type=checkbox]), select")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const inGallery = $("gallery").contains(event.target), move = (by) => () => goTo(currentPlace() < 0 ? 0 : currentPlace() + by);
+  const actions = {
+    j: move(1), k: move(-1), y: () => decideCurrent(NORMAL), n: () => decideCurrent(ANOMALOUS), u: undo,
+    o: () => { if (state.current !== null) turnOverlay(state.current); }, O: () => turnAllOverlays(!state.overlays),
+    "/": () => $("search").focus(), "?": () => $("legend").showModal(),
+    ...(inGallery ? { ArrowRight: move(1), ArrowLeft: move(-1), ArrowDown: move(gallery.columns), ArrowUp: move(-gallery.columns) } : {}),
+  };
+  const action = $("images").hidden && event.key !== "?" ? undefined : actions[event.key];
+  if (!action) return;
+  event.preventDefault();
+  action();
+}
+
+// ---- duplicates and unreadable files ------------------------------------------------------------------------------
+
+const MOST_LISTED = 500;
+
+function showUnreadable() {
+  const listed = data.unreadable.slice(0, MOST_LISTED);
+  $("unreadable").replaceChildren(make("table", {},
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "File"), make("th", { scope: "col" }, "Why it cannot be read"))),
+    make("tbody", {}, ...listed.map(([path, reason]) => make("tr", {}, make("td", {}, linkTo(path)), make("td", {}, reason))))));
+  rest($("unreadable"), data.unreadable.length - listed.length, "file");
+}
+
+function rest(section, left, noun) {
+  if (left > 0) section.append(make("p", { class: "faint" }, `and ${count(left)} more ${noun}s, all in ${data.table}`));
+}
+
+function copyGroups() {
+  const groups = new Map();
+  rows.forEach((_, i) => {
+    const group = value(i, "duplicate_group");
+    if (group) groups.set(group, [...(groups.get(group) ?? []), i]);
+  });
+  return [...groups.values()].filter((members) => members.length > 1);
+}
+
+function showCopies(groups) {
+  const member = (i) => {
+    const picture = readPicture(i);
+    return make("li", {}, picture?.image
+      ? make("img", { src: `data:image/webp;base64,${picture.image}`, alt: "", loading: "lazy", decoding: "async" })
+      : make("div", { class: "none" }), linkTo(value(i, "path")), make("div", { class: "faint" }, `score ${fixed(value(i, "score"))}`));
+  };
+  const listed = groups.slice(0, MOST_LISTED / 5);
+  $("copies").replaceChildren(make("p", { class: "faint" }, "Copies, or nearly the same picture."),
+    ...listed.map((members) => make("div", { class: "group" },
+      make("div", {}, `${files(members.length)} that look the same`), make("ul", {}, ...members.slice(0, 24).map(member)))));
+  rest($("copies"), groups.length - listed.length, "group");
+}
+
+function prepareTabs() {
+  const groups = copyGroups();
+  const tabs = { images: rows.length, copies: groups.length, unreadable: data.unreadable.length };
+  const names = Object.keys(tabs).filter((name) => name === "images" || tabs[name]);
+  const open = (chosen) => {
+    for (const name of Object.keys(tabs)) {
+      $(name).hidden = name !== chosen;
+      $(`tab-${name}`).setAttribute("aria-selected", name === chosen);
+      $(`tab-${name}`).tabIndex = name === chosen ? 0 : -1;
+    }
+    if (chosen === "images") gallery.layOut();
+    if (chosen === "copies") showCopies(groups);
+    if (chosen === "unreadable") showUnreadable();
+  };
+  for (const name of Object.keys(tabs)) {
+    const tab = $(`tab-${name}`);
+    tab.hidden = !names.includes(name);
+    tab.append(` ${count(tabs[name])}${name === "copies" ? (tabs[name] === 1 ? " group" : " groups") : ""}`);
+    tab.addEventListener("click", () => open(name));
+    tab.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!by) return;
+      const other = names[(names.indexOf(name) + by + names.length) % names.length];
+      open(other);
+      $(`tab-${other}`).focus();
+    });
+  }
+  open("images");
+}
+
+// ---- light and dark, and the start --------------------------------------------------------------------------------
+
+function prepareTheme() {
+  const key = "anomaly-report-theme", dark = matchMedia("(prefers-color-scheme: dark)");
+  const show = (theme) => {
+    document.documentElement.style.colorScheme = theme ?? "light dark";
+    $("theme").textContent = (theme ?? (dark.matches ? "dark" : "light")) === "dark" ? "Light" : "Dark";
+  };
+  show(memory.read(key));
+  $("theme").addEventListener("click", () => {
+    const theme = $("theme").textContent.toLowerCase();
+    memory.write(key, theme);
+    show(theme);
+  });
+  dark.addEventListener("change", () => show(memory.read(key)));
+}
+
+function prepareColours() {
+  const steps = [0, 32, 64, 96, 128, 160, 192, 224, 255].map((level) =>
+    `rgb(${tints.subarray(4 * level, 4 * level + 3).join(" ")} / ${tints[4 * level + 3] / 255})`);
+  $("colours").style.background = `linear-gradient(to right, ${steps.join(", ")}), #888`;
+}
+
+function start() {
+  prepareTheme();
+  showNotes();
+  fillChoices();
+  prepareColours();
+  drawDistribution();
+  prepareTabs();
+  list();
+  setCut(data.cut);
+  showProgress();
+  $("cut").value = data.cut;
+  $("cut").addEventListener("input", () => { if ($("cut").value !== "") setCut(Number($("cut").value)); });
+  $("cut").addEventListener("change", () => { $("cut").value = state.cut; });
+  $("reset").addEventListener("click", () => setCut(data.cut));
+  $("search").addEventListener("input", list);
+  $("filter").addEventListener("change", list);
+  $("sort").addEventListener("change", () => {
+    state.descending = $("sort").value !== "path";
+    $("direction").textContent = state.descending ? "↓" : "↑";
+    for (const card of gallery.cards.values()) card.remove();
+    gallery.cards.clear(); // each names the value that the order goes by
+    list();
+  });
+  $("direction").addEventListener("click", () => {
+    state.descending = !state.descending;
+    $("direction").textContent = state.descending ? "↓" : "↑";
+    list();
+  });
+  $("overlays").addEventListener("change", () => turnAllOverlays($("overlays").checked));
+  $("export").addEventListener("click", exportLabels);
+  $("help").addEventListener("click", () => $("legend").showModal());
+  document.addEventListener("keydown", onKey);
+  addEventListener("scroll", () => gallery.show(), { passive: true });
+  new ResizeObserver(() => {
+    if ($("distribution").clientWidth !== chart.width) drawDistribution();
+    gallery.height = 0;
+    gallery.layOut();
+  }).observe($("images").parentElement);
+}
+
+start();

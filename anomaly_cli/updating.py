@@ -1,0 +1,153 @@
+"""Update a detector with new normal or anomalous images, without the old ones, and recalibrate it; never prints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_cli.calibration import Calibration
+from anomaly_cli.checkpoint import Model, load_model, save_model
+from anomaly_cli.config import MIN_NORMALS
+from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector, ScaleModel
+from anomaly_cli.errors import ConfigError
+from anomaly_cli.held_out import HeldOut, measure_held_out, measure_known
+from anomaly_cli.known import fit_known
+from anomaly_cli.memory import PrototypeMemory, select_coreset
+from anomaly_cli.normals import Cells, Run, sample_cells
+from anomaly_cli.pipeline import check_writable, choose_device, collect
+from anomaly_cli.scoring import Progress, worker_count
+from anomaly_cli.training import deal_folds, deviations_of, look_at_anomalies, score_weights
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What `update` added."""
+
+    model_path: Path
+    model: Model
+    normals: int
+    anomalies: int
+    unreadable: list[tuple[Path, str]]
+
+
+def update(
+    model_path: Path,
+    normal: Sequence[Path],
+    *,
+    anomalies: Sequence[Path] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress,
+) -> UpdateReport:
+    """Add new images to a model and write it, over itself unless `out` is given.
+
+    Whitening and the units of cells and maps stay. Every memory is chosen anew among its prototypes and cells of the
+    new normal images. These are scored cross-fitted, as in training, and join the held-out normal images of the
+    calibration; the old ones keep their deviations, which the larger memories could only make smaller, so p-values
+    err upwards. New known anomalies ask for a comparison that the old normal images are not here for: then the new
+    ones alone calibrate.
+
+    Raises:
+        ConfigError: nothing new is named.
+        InputError: no new normal image can be read, or too few to calibrate new known anomalies with.
+    """
+    if not normal:
+        raise ConfigError("name new normal images; with --anomalies too, because they calibrate the updated model")
+    target = out or model_path
+    check_writable(target)
+    chosen = choose_device(device)
+    old = load_model(model_path, chosen)
+    run = Run(old.config, chosen, worker_count(), progress)
+    known = collect(anomalies) if anomalies else []
+    names = old.detector.scale_names
+    least = MIN_NORMALS if known else 1
+    cells, normals = sample_cells(collect(normal), old.detector.backbone, names, 1, run, at_least=least)
+    folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
+    detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
+    unreadable = normals.unreadable + _learn_known(old.detector, detectors, cells, folds, known, run)
+    held_out = [HeldOut(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
+    calibration = _recalibrated(old, detectors, held_out, run, alone=bool(known))
+    count = len(known) - (len(unreadable) - len(normals.unreadable))
+    provenance = replace(
+        old.provenance,
+        images=old.provenance.images + len(normals.paths),
+        anomalies=old.provenance.anomalies + count,
+        unreadable=old.provenance.unreadable + len(normals.unreadable),
+        training_set=hashlib.sha256(f"{old.provenance.training_set}{normals.digest}".encode()).hexdigest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    model = replace(old, detector=detectors[0], calibration=calibration, provenance=provenance)
+    save_model(model, target)
+    return UpdateReport(target, model, len(normals.paths), count, unreadable)
+
+
+def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run) -> AnomalyDetector:
+    """Copy a detector with memories that also cover the cells of those new images that `kept` (images,) names."""
+    scales = {}
+    for name in old.scale_names:
+        scale = old.scale(name)
+        new = scale.embed(cells[name].values[kept[cells[name].sources], 0].to(run.device))
+        candidates = torch.cat([scale.memory.prototypes, new])
+        generator = torch.Generator().manual_seed(run.config.seed)
+        count = max(run.config.prototypes, len(scale.memory.prototypes))
+        memory = PrototypeMemory(candidates[select_coreset(candidates, count, generator).to(run.device)])
+        scales[name] = _with_memory(scale, memory)
+    return AnomalyDetector(old.backbone, scales, old.known_anomalies).eval()
+
+
+def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
+    copy = ScaleModel(scale.whitening, scale.projection).to(memory.prototypes.device)
+    for name in ("channel_weights", "weight", "cell_mean", "cell_std"):
+        getattr(copy, name).copy_(getattr(scale, name))
+    copy.memory = memory
+    return copy
+
+
+def _learn_known(
+    old: AnomalyDetector,
+    detectors: list[AnomalyDetector],
+    cells: dict[str, Cells],
+    folds: Tensor,
+    anomalies: list[Path],
+    run: Run,
+) -> list[tuple[Path, str]]:
+    """Fit old and new known anomalies against old prototypes and new normal images; returns what is unreadable."""
+    looks, hot, unreadable = look_at_anomalies(detectors[0], anomalies, run)
+    if not len(looks):
+        return unreadable
+    embeddings = old.scale(old.local_names[0]).embed(hot)
+    if old.known_anomalies is not None:
+        looks = torch.cat([old.known_anomalies.looks, looks])
+        embeddings = torch.cat([old.known_anomalies.cells, embeddings])
+    before, new = _raw_prototypes(old.scale(IMAGE_SCALE)), cells[IMAGE_SCALE]
+    for fold, detector in enumerate(detectors, start=-1):
+        fresh = new.values[folds[new.sources] != fold, 0].to(run.device)
+        detector.known_anomalies = fit_known(torch.cat([before, fresh]), looks, embeddings, run.config.seed)
+    return unreadable
+
+
+def _raw_prototypes(scale: ScaleModel) -> Tensor:
+    """Take (K, D) prototypes back to what the backbone gave: whitening and projection lose nothing."""
+    whitened = scale.memory.prototypes
+    if scale.projection is not None:
+        whitened = torch.linalg.solve(scale.projection, whitened, left=False)
+    raw: Tensor = torch.linalg.solve(scale.whitening.matrix, whitened, left=False) + scale.whitening.mean
+    return raw
+
+
+def _recalibrated(
+    old: Model, detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run, *, alone: bool
+) -> Calibration:
+    """Join the new normal images to the held-out ones; `alone`, they replace them."""
+    measured = measure_held_out(detectors, held_out, run)
+    deviations = deviations_of(detectors[0], measured, measure_known(detectors, held_out, run))
+    if not alone:
+        deviations = np.concatenate([old.calibration.normal_deviations, deviations])
+    return Calibration.fit(deviations, score_weights(detectors[0]))

@@ -1,0 +1,339 @@
+"""`score --resume`: killed anywhere, it goes on, measures nothing twice, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import anomaly, start, stop_at_the_rename
+from typer.testing import Result
+
+from anomaly_cli import images, journal, pipeline, scoring
+from anomaly_cli.errors import OutputError
+from anomaly_cli.images import LoadedImage
+from anomaly_cli.journal import Journal, open_journal
+from anomaly_cli.table import Row
+
+FILES = 9  # in the folder `incoming`
+TABLE = Path("scores.csv")
+JOURNAL = Path("scores.csv.journal")
+MODEL = {"model": "one"}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were measured, in this process."""
+    names: list[str] = []
+    load = images.load_image
+
+    def counted(path: Path, image_size: int, *, with_quality: bool) -> LoadedImage:
+        names.append(path.name)
+        return load(path, image_size, with_quality=with_quality)
+
+    monkeypatch.setattr(scoring, "load_image", counted)
+    return names
+
+
+@pytest.fixture
+def uninterrupted(here: Path) -> bytes:
+    """The table of a run without a journal, made and taken away; `mine` is a folder whose files may be changed."""
+    shutil.copytree("incoming", "mine")
+    Path("mine", "cut.png").write_bytes(Path("mine", "good0.png").read_bytes()[:200])
+    return scored()
+
+
+def scored(*options: str) -> bytes:
+    result = anomaly("score", "mine", "-q", *options)
+    assert result.exit_code == 0, result.stderr
+    table = TABLE.read_bytes()
+    TABLE.unlink()
+    return table
+
+
+def die_after(rows: int) -> None:
+    """Hook: kill this process, as nothing can be prepared for, once so many files are entered in the journal."""
+    add = Journal.add
+    added: list[Row] = []
+
+    def mortal(self: Journal, row: Row) -> None:
+        if len(added) == rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, row)
+        added.append(row)
+
+    pytest.MonkeyPatch().setattr(Journal, "add", mortal)
+
+
+def interrupt(rows: int) -> None:
+    running = start("score", "mine", "--resume", "-q", hook=partial(die_after, rows))
+
+    assert running.exit_code() == -signal.SIGKILL
+    assert not TABLE.exists()
+
+
+# A killed run
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, FILES])
+def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes(
+    uninterrupted: bytes, measured: list[str], rows: int
+) -> None:
+    interrupt(rows)
+    done = [json.loads(line)["row"]["path"] for line in JOURNAL.read_bytes().splitlines()[1:]]
+
+    result = anomaly("score", "mine", "--resume")
+
+    assert len(done) == rows
+    assert sorted([*measured, *(Path(name).name for name in done)]) == sorted(
+        path.name for path in Path("mine").rglob("*.*")
+    )
+    assert TABLE.read_bytes() == uninterrupted
+    assert not JOURNAL.exists()
+    assert (f"resumed: {rows} of {FILES + 1} files were done already\n" in result.stderr) == (rows > 0)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(uninterrupted: bytes, measured: list[str]) -> None:
+    for _ in range(3):
+        interrupt(3)
+
+    assert scored("--resume") == uninterrupted
+    assert len(measured) == FILES + 1 - 9
+
+
+def test_a_run_killed_with_its_table_complete_but_unnamed_measures_nothing_again(
+    uninterrupted: bytes, measured: list[str]
+) -> None:
+    running = start("score", "mine", "--resume", "-q", hook=stop_at_the_rename)
+    running.wait_until_reached()
+    running.send(signal.SIGKILL)
+    running.exit_code()
+
+    assert scored("--resume") == uninterrupted
+    assert measured == []
+
+
+def test_a_journal_cut_anywhere_costs_at_most_the_file_whose_line_was_torn(
+    uninterrupted: bytes, measured: list[str]
+) -> None:
+    interrupt(FILES)
+    whole = JOURNAL.read_bytes()
+    lines = whole.splitlines(keepends=True)
+
+    for length in (0, 1, 20, len(lines[0]) - 1, len(lines[0]), len(lines[0]) + 1, len(whole) - 40, len(whole) - 1):
+        measured.clear()
+        JOURNAL.write_bytes(whole[:length])
+        kept = max(whole[:length].count(b"\n") - 1, 0)
+
+        assert scored("--resume") == uninterrupted
+        assert len(measured) == FILES + 1 - kept
+
+
+def test_a_damaged_line_in_the_middle_costs_that_file_only(uninterrupted: bytes, measured: list[str]) -> None:
+    interrupt(FILES)
+    lines = JOURNAL.read_bytes().splitlines(keepends=True)
+    lines[2:5] = [b'{"stamp": null}\n', b"\0\0\0\n", lines[4].replace(b'"score"', b'"sc0re"')]
+    JOURNAL.write_bytes(b"".join(lines))
+
+    assert scored("--resume") == uninterrupted
+    assert len(measured) == 1 + 3
+
+
+# What is measured again
+
+
+def test_a_changed_file_is_measured_again_and_a_touched_or_copied_one_is_not(
+    uninterrupted: bytes, measured: list[str]
+) -> None:
+    interrupt(FILES)
+    measured_before = {json.loads(line)["row"]["path"] for line in JOURNAL.read_bytes().splitlines()[1:]}
+    changed = Path("mine", "bad0.jpg")
+    changed.write_bytes(Path("mine", "bad1.jpg").read_bytes())
+    os.utime("mine/good1.png", (1, 1))
+    shutil.copy("mine/good2.png", "copy.png")
+    Path("copy.png").replace("mine/good2.png")
+
+    resumed = scored("--resume")
+
+    left = {path.name for path in Path("mine").rglob("*.*")} - {Path(name).name for name in measured_before}
+    assert set(measured) == left | {"bad0.jpg"}
+    assert resumed != uninterrupted
+    assert resumed == scored()
+
+
+def test_with_settled_time_stamps_no_file_is_even_read_again(
+    uninterrupted: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SETTLED_NS", -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda self: None)
+        scored("--resume")
+    read: list[Path] = []
+    monkeypatch.setattr(journal, "_content", read.append)
+
+    assert scored("--resume") == uninterrupted
+    assert read == []
+
+
+def test_other_flags_may_be_asked_for_when_going_on(uninterrupted: bytes, measured: list[str]) -> None:
+    interrupt(5)
+
+    resumed = scored("--resume", "--top", "2")
+
+    assert len(measured) == FILES + 1 - 5
+    assert resumed == scored("--top", "2")
+
+
+def test_a_file_that_changes_while_it_is_measured_is_not_entered(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"before")
+
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        assert opened.finished([image]) == []
+        image.write_bytes(b"afterwards")
+        opened.add(Row(path=str(image), score=1.0))
+
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        assert opened.finished([image]) == []
+
+
+def test_rows_come_back_exactly_whatever_their_numbers_and_names(tmp_path: Path) -> None:
+    image = tmp_path / os.fsdecode(b'caf\xe9\n"\\.png')
+    image.write_bytes(b"pixels")
+    row = Row(path=str(image), score=0.1 + 0.2, p_value=5e-324, width=3, scales=(1 / 3, 1e300), content_hash=None)
+
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        opened.finished([image])
+        opened.add(row)
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        assert opened.finished([image]) == [row]
+
+
+def test_what_is_no_regular_file_is_never_entered_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [tmp_path / "pipe.png", tmp_path / "gone.png", tmp_path]
+
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        assert opened.finished(names) == []
+        for name in names:
+            opened.add(Row(path=str(name), status="unreadable", reason="why"))
+
+    assert not (tmp_path / "t.csv.journal").exists()
+
+
+# Whose journal it is
+
+
+def test_a_journal_of_another_model_is_given_up_with_one_line(uninterrupted: bytes, measured: list[str]) -> None:
+    interrupt(4)
+    lines = JOURNAL.read_bytes().splitlines(keepends=True)
+    header = {**json.loads(lines[0]), "model": "another"}
+    JOURNAL.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(lines[1:]))
+
+    result = anomaly("score", "mine", "--resume")
+
+    assert result.stderr.startswith(
+        "warning: scores.csv.journal is of another model, version or machine: starting over, "
+        "4 finished files given up\n"
+        f"{FILES + 1} files: "
+    )
+    assert len(measured) == FILES + 1
+    assert TABLE.read_bytes() == uninterrupted
+
+
+def test_quality_that_was_not_measured_is_not_taken_from_a_journal(uninterrupted: bytes, measured: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda self: None)
+        scored("--resume", "--no-quality")
+    measured.clear()
+
+    assert scored("--resume") == uninterrupted
+    assert len(measured) == FILES + 1
+
+
+@pytest.mark.parametrize("content", [b"my diary\n", b"my diary", b'{"anomaly": 1}\n'])
+def test_a_file_of_that_name_that_is_no_journal_is_left_alone(here: Path, content: bytes) -> None:
+    JOURNAL.write_bytes(content)
+
+    result = anomaly("score", "incoming", "--resume")
+
+    assert_error(result, "scores.csv.journal is not a journal of `anomaly score`; move it away")
+    assert JOURNAL.read_bytes() == content
+
+
+def test_a_second_run_with_the_same_table_is_refused_while_the_first_is_running(here: Path) -> None:
+    with pipeline.open_journal_of(TABLE, Path("anomaly.safetensors"), "cpu"):
+        second = anomaly("score", "incoming", "--resume")
+        other = anomaly("score", "incoming", "--resume", "--out", "other.csv", "-q")
+
+    assert_error(second, "another run with --resume has scores.csv.journal open; wait for it or choose another --out")
+    assert other.exit_code == 0
+    assert anomaly("score", "incoming", "--resume", "-q").exit_code == 0
+
+
+def test_a_journal_removed_by_the_run_before_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = journal._opened
+    path = tmp_path / "t.csv.journal"
+
+    def opened_and_removed(path: Path) -> object:
+        file = opened(path)
+        path.unlink()
+        monkeypatch.setattr(journal, "_opened", opened)
+        return file
+
+    monkeypatch.setattr(journal, "_opened", opened_and_removed)
+
+    with open_journal(tmp_path / "t.csv", MODEL):
+        assert path.exists()
+
+
+# Errors
+
+
+def assert_error(result: Result, message: str, exit_code: int = 1) -> None:
+    assert result.stderr == f"error: {message}\n"
+    assert (result.stdout, result.exit_code) == ("", exit_code)
+
+
+@pytest.mark.parametrize("out", ["-", "/dev/stdout"])
+def test_a_table_on_stdout_has_no_place_for_a_journal(here: Path, out: str) -> None:
+    result = anomaly("score", "incoming", "--resume", "--out", out)
+
+    assert_error(result, "--resume keeps its journal beside the table: name a file with --out", 2)
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["incoming", "-m", "gone.safetensors"]])
+def test_a_run_that_finishes_no_file_leaves_no_journal(here: Path, arguments: list[str]) -> None:
+    assert anomaly("score", *arguments, "--resume").exit_code == 1
+    assert not JOURNAL.exists()
+
+
+def test_a_journal_that_cannot_be_opened_is_one_line(here: Path) -> None:
+    JOURNAL.mkdir()
+
+    result = anomaly("score", "incoming", "--resume")
+
+    assert_error(result, "cannot write scores.csv.journal: Is a directory")
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    class FullDisk(io.FileIO):
+        def write(self, content: Any, /) -> int:
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return 5  # the last bytes that fit
+
+    monkeypatch.setattr(journal, "_opened", lambda path: FullDisk(path, "a+"))
+
+    with pytest.raises(OutputError) as raised, open_journal(tmp_path / "t.csv", MODEL):
+        pass
+
+    assert str(raised.value) == f"cannot write {tmp_path / 't.csv.journal'}: No space left on device"
