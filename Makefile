@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check bench clean
+.PHONY: demo test test-browser check docs bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(BIN)/anomaly train sample_data/normal --model demo/anomaly.safetensors
 	$(BIN)/anomaly score sample_data/incoming --model demo/anomaly.safetensors --out demo/scores.csv
 	$(BIN)/anomaly heatmap --scores demo/scores.csv --model demo/anomaly.safetensors --out demo/heatmaps
-	$(BIN)/python -m benchmarks.sample demo/scores.csv sample_data/labels.csv
+	$(BIN)/anomaly evaluate demo/scores.csv --labels sample_data/labels.csv
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -30,6 +30,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The reference of the command line, from the code.
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate_cli.py
 
 # DATA is a folder of sets in MVTec layout (train/good, test/<type>, ground_truth/<type>).
 bench: $(INSTALLED)

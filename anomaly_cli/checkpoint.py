@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from anomaly_cli.detector import AnomalyDetector, ScaleModel
 from anomaly_cli.errors import AnomalyError, CheckpointError
 from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.patches import Patches, pack, unpack
 from anomaly_cli.table import atomic_output
 
 FORMAT = 2
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `KnownAnomalies`
+PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector
 DAMAGED = "is damaged or was edited; train the detector again"
 
 
@@ -56,13 +58,18 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that a model file holds."""
+    """Everything that a model file holds.
+
+    Attributes:
+        patches: thumbnails of where the prototypes come from; empty where they were not kept.
+    """
 
     detector: AnomalyDetector
     calibration: Calibration
     map_unit: Unit
     config: DetectorConfig
     provenance: Provenance
+    patches: Patches = field(default_factory=dict, repr=False)
 
 
 def save_model(model: Model, path: Path) -> None:
@@ -76,6 +83,8 @@ def save_model(model: Model, path: Path) -> None:
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.detector.state_dict().items()
     }
+    for name, pictures in model.patches.items():
+        state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = pack(pictures)
     header = {
         "format": FORMAT,
         "config": asdict(model.config),
@@ -99,6 +108,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
     header, state = _read(path)
     try:
         config = DetectorConfig(**{**header["config"], "effort": Effort(header["config"]["effort"])})
+        patches = _take_patches(header["scales"], state)
         detector = _assemble(config, header["scales"], state)
         calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
         map_unit = Unit(**header["map_unit"])
@@ -106,7 +116,8 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
     except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
         raise CheckpointError(f"{path} {DAMAGED}") from error
     detector = detector.to(device or torch.device("cpu"))
-    return Model(detector.to(memory_format=torch.channels_last).eval(), calibration, map_unit, config, provenance)
+    detector = detector.to(memory_format=torch.channels_last).eval()
+    return Model(detector, calibration, map_unit, config, provenance, patches)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -118,6 +129,7 @@ def read_header(path: Path) -> dict[str, Any]:
     header, state = _read(path)
     sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
     header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
+    header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
     header["normal_scores"] = _calibration_from_json(header["calibration"], len(sizes) + 1).normal_scores.tolist()
     return header
 
@@ -172,6 +184,17 @@ def _digest(header: dict[str, Any], state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _take_patches(names: list[str], state: dict[str, Tensor]) -> Patches:
+    """Take the thumbnails out of the tensors of a file: those of all scales, or none."""
+    if not any(key.startswith(PATCHES) for key in state):
+        return {}
+    sizes = {name: len(state[f"scales.stride_{name}.memory.prototypes"]) for name in names}
+    return {
+        name: unpack(state.pop(f"{PATCHES}{name}.content"), state.pop(f"{PATCHES}{name}.ends"), count)
+        for name, count in sizes.items()
+    }
 
 
 def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]) -> AnomalyDetector:

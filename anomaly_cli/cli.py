@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from anomaly_cli import console, review_commands, score_commands, table_commands, train_commands
-from anomaly_cli.errors import AnomalyError
+from anomaly_cli.errors import AnomalyError, ConfigError
 
 
 class _ReportingGroup(TyperGroup):
@@ -26,15 +28,53 @@ class _ReportingGroup(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command whose every option is also an environment variable, named after both."""
+    """A command whose every option is also an environment variable; errors about its value name the variable."""
 
     def __init__(self, name: str | None, **settings: Any) -> None:
         super().__init__(name, **settings)
         for option in self.params:
             if isinstance(option, TyperOption) and option.envvar is None:
-                longest = max(option.opts, key=len).removeprefix("--")
-                option.envvar = f"ANOMALY_{name}_{longest}".upper().replace("-", "_")
+                option.envvar = f"ANOMALY_{name}_{_long_name(option)}".upper().replace("-", "_")
                 option.show_envvar = False  # the rule is said once, below `anomaly --help`
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            variable = _variable_of(error.param, ctx)
+            if variable is None:
+                raise
+            raise ConfigError(f"{variable}={os.environ[variable]}: {error.message}") from error
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            origins = [
+                f"--{_long_name(option)} is from {variable}"
+                for option in self.params
+                if (variable := _variable_of(option, ctx)) and _is_named(option, str(error))
+            ]
+            if not origins:
+                raise
+            raise ConfigError(f"{error} ({', '.join(origins)})") from error
+
+
+def _long_name(option: Any) -> str:
+    name: str = max(option.opts, key=len)
+    return name.removeprefix("--")
+
+
+def _variable_of(option: Any, ctx: Any) -> str | None:
+    """Name the environment variable that an option of this run was taken from."""
+    source = ctx.get_parameter_source(option.name) if isinstance(option, TyperOption) else None
+    return option.envvar if source is not None and source.name == "ENVIRONMENT" else None
+
+
+def _is_named(option: Any, message: str) -> bool:
+    """Tell whether an error is about an option: `--image-size`, `image size` or `-0` stands in it as a word."""
+    names = [*map(re.escape, option.opts), _long_name(option).replace("-", "[-_ ]")]
+    return re.search(rf"(?<![\w-])({'|'.join(names)})(?![\w-])", message) is not None
 
 
 app = typer.Typer(
@@ -70,6 +110,8 @@ for command in (
     score_commands.audit,
     score_commands.heatmap,
     review_commands.report,
+    review_commands.evaluate,
+    review_commands.prototypes,
     train_commands.info,
 ):
     app.command(cls=_Command)(command)

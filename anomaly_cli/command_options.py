@@ -15,6 +15,7 @@ import typer
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.errors import ConfigError, InputError
 from anomaly_cli.path_patterns import PathPatterns
+from anomaly_cli.remote import path_of, paths_of
 from anomaly_cli.table import TableFormat
 
 CHUNK_BYTES = 65536  # of a list of paths; one read gives what is there
@@ -24,7 +25,8 @@ ModelFile = Annotated[
     typer.Option("--model", "-m", envvar="ANOMALY_MODEL", metavar="FILE", help="Model file.", show_default=True),
 ]
 Inputs = Annotated[
-    list[Path] | None, typer.Argument(metavar="INPUT...", help="Folders (searched recursively) or files.")
+    list[str] | None,
+    typer.Argument(metavar="INPUT...", help="Folders (searched recursively) or files; also URLs."),
 ]
 FilesFrom = Annotated[
     str | None,
@@ -72,9 +74,9 @@ def patterns_of(include: list[str] | None, exclude: list[str] | None) -> PathPat
     return PathPatterns(tuple(include or ()), tuple(exclude or ()))
 
 
-def gather(inputs: list[Path] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
+def gather(inputs: list[str] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
     """Join the paths of the command line with those of `--files-from`."""
-    paths = list(inputs or [])
+    paths = paths_of(inputs)
     if files_from is not None:
         paths += _listed(files_from, b"\0" if null else b"\n")
     elif null:
@@ -103,9 +105,9 @@ def _arriving(file: io.FileIO, source: str, separator: bytes) -> Iterator[Path]:
     with file, _os_errors_as_input_error(source):
         while chunk := file.read(CHUNK_BYTES):
             *names, rest = (rest + chunk).split(separator)
-            yield from (Path(os.fsdecode(name)) for name in names if name)
+            yield from (path_of(os.fsdecode(name)) for name in names if name)
     if rest:
-        yield Path(os.fsdecode(rest))
+        yield path_of(os.fsdecode(rest))
 
 
 @contextmanager
@@ -121,4 +123,4 @@ def _listed(source: str, separator: bytes) -> list[Path]:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {source}: {error.strerror}") from error
-    return [Path(os.fsdecode(name)) for name in content.split(separator) if name]
+    return [path_of(os.fsdecode(name)) for name in content.split(separator) if name]

@@ -14,6 +14,7 @@ from anomaly_cli.config import MIN_BATCH, FlagRule, Rule
 
 if TYPE_CHECKING:
     from anomaly_cli.auditing import AuditReport
+    from anomaly_cli.evaluation import Evaluation
     from anomaly_cli.pipeline import HeatmapReport, ScoreReport, TrainReport
     from anomaly_cli.report import PageReport
     from anomaly_cli.table import Row
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 5.0  # between progress lines where there is no terminal
 WORST_SHOWN = 5
 NAMES_SHOWN = 3
+FIGURES_IN_WORDS = {
+    "image_auroc": "image AUROC",
+    "f1_max": "best F1 of any cut",
+    "fpr_at_95_recall": "false alarms at 95 % recall",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO up to FPR 0.3",
+}
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 
@@ -120,6 +128,13 @@ def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
             say(f"  and {len(unreadable) - NAMES_SHOWN} more")
 
 
+def by_scale(counts: dict[str, int]) -> str:
+    """Count prototypes: `1000 at stride 8, 40 at image level`."""
+    return ", ".join(
+        f"{count} at {'image level' if name == 'image' else 'stride ' + name}" for name, count in counts.items()
+    )
+
+
 def summarise_training(report: TrainReport, audited: Path | None) -> None:
     """Say what was learned, which normal images to look at, and what to type next."""
     warn_unreadable(report.unreadable)
@@ -127,10 +142,7 @@ def summarise_training(report: TrainReport, audited: Path | None) -> None:
     _warn_suspects(report, audited)
     model = report.model
     detector = model.detector
-    memories = ", ".join(
-        f"{len(detector.scale(name).memory.prototypes)} at {'image level' if name == 'image' else 'stride ' + name}"
-        for name in detector.scale_names
-    )
+    memories = by_scale({name: len(detector.scale(name).memory.prototypes) for name in detector.scale_names})
     normals = model.calibration.normal_scores
     say(f"learned normal from {plural(model.provenance.images, 'image')} with the {model.config.backbone} backbone")
     say(f"prototypes: {memories}")
@@ -284,8 +296,34 @@ def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
     for name, memory in header["memory"].items():
         what = "image level" if name == "image" else f"stride {name}"
         yield f"{what:<13} {plural(memory['prototypes'], 'prototype')} of {memory['channels']} channels"
+    size = header["thumbnails"]
+    yield f"thumbnails    {f'of every prototype, {size / 1e3:.0f} kB' if size else 'none'}"
     yield f"calibration   {plural(len(normals), 'held-out normal image')}, scores {normals[0]:.3f} to {normals[-1]:.3f}"
     yield f"p-values      no smaller than {1 / (len(normals) + 1):.2g}"
+
+
+def summarise_evaluation(evaluation: Evaluation) -> None:
+    """Say what was compared, every figure with its interval, and what the flags of the table are worth."""
+    normal, anomalous = evaluation.normal, evaluation.anomalous
+    say(f"{plural(normal + anomalous, 'labelled image')}: {normal} normal, {anomalous} anomalous")
+    for count, what in (
+        (evaluation.unreadable, "unreadable, in no figure"),
+        (evaluation.unlabelled, "without a label, in no figure"),
+        (evaluation.unused, "labelled but not in the table"),
+        (evaluation.without_mask or 0, "anomalous without a mask, in no figure of the maps"),
+    ):
+        if count:
+            say(f"{plural(count, 'file')} {what}")
+    say(f"{'':<28}value   95 % interval")
+    for name, figure in evaluation.figures.items():
+        words = FIGURES_IN_WORDS.get(name, name.replace("_", " "))
+        say(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
+    found = evaluation.confusion
+    flagged = found.flagged_anomalous + found.flagged_normal
+    say(
+        f"flagged: {flagged}, of which {found.flagged_anomalous} anomalous and {found.flagged_normal} normal; "
+        f"not flagged: {found.missed_anomalous} anomalous and {found.passed_normal} normal"
+    )
 
 
 def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:

@@ -26,10 +26,13 @@ class Detection(NamedTuple):
     Attributes:
         anomaly_maps: (N, h, w) weighted mean of the standardised distances of the local scales, on the finest grid.
         deviations: (N, E) > 0, one per name in `deviation_names`.
+        hottest: (N, L, 2) for each of the L local scales the number of the hottest cell, counted row by row, and of
+            its nearest prototype; left out where only distances are known.
     """
 
     anomaly_maps: Tensor
     deviations: Tensor
+    hottest: Tensor | None = None
 
 
 class ScaleModel(nn.Module):
@@ -65,9 +68,13 @@ class ScaleModel(nn.Module):
 
     def deviations(self, cells: Tensor) -> Tensor:
         """Squared difference of (M, D) backbone cells from what the memory retrieves, Δ of the paper: (M, D)."""
+        return self.compare(cells)[0]
+
+    def compare(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare (M, D) backbone cells with the memory: (M, D) deviations, (M,) indices of the nearest prototypes."""
         embeddings = self.embed(cells)
         _, nearest = self.memory.nearest(embeddings)
-        return (embeddings - self.memory.prototypes[nearest]).square()
+        return (embeddings - self.memory.prototypes[nearest]).square(), nearest
 
 
 class AnomalyDetector(nn.Module):
@@ -118,13 +125,18 @@ class AnomalyDetector(nn.Module):
         Returns:
             One (N, h_s, w_s) map of distances ≥ 0 a scale; the image scale's has one cell.
         """
-        return self._distance_maps(scale_features(self.backbone, images, self.scale_names))
+        return self._distance_maps(scale_features(self.backbone, images, self.scale_names))[0]
 
-    def _distance_maps(self, features: dict[str, Tensor]) -> list[Tensor]:
-        return [
-            (deviations @ self.scale(name).channel_weights).sqrt().view(N, h, w)
-            for name, (N, h, w), deviations in self._deviations(features)
-        ]
+    def _distance_maps(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Compute the map of each scale, and what `Detection.hottest` holds."""
+        maps, hottest = [], []
+        for name, (N, h, w), deviations, nearest in self._deviations(features):
+            distances = (deviations @ self.scale(name).channel_weights).sqrt().view(N, h * w)
+            maps.append(distances.view(N, h, w))
+            if name != IMAGE_SCALE:
+                cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
+                hottest.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
+        return maps, torch.stack(hottest, dim=1)
 
     @torch.inference_mode()
     def hot_cells(self, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -170,18 +182,18 @@ class AnomalyDetector(nn.Module):
             One (N, D_s) a scale.
         """
         hot = []
-        for _, (N, h, w), deviations in self._deviations(scale_features(self.backbone, images, self.scale_names)):
+        for _, (N, h, w), deviations, _ in self._deviations(scale_features(self.backbone, images, self.scale_names)):
             cells = deviations.view(N, h * w, -1)  # (N, h*w, D)
             hottest = cells.sum(dim=2).topk(_hot_count(h * w), dim=1).indices  # (N, count)
             hot.append(cells.gather(1, hottest[..., None].expand(-1, -1, cells.shape[2])).mean(dim=1))
         return hot
 
-    def _deviations(self, features: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int, int, int], Tensor]]:
-        """Yield, a scale: its name, the size (N, h, w) of its maps, and the (N*h*w, D) deviations of their cells."""
+    def _deviations(self, features: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int, int, int], Tensor, Tensor]]:
+        """Yield, a scale: its name, the size (N, h, w) of its maps, and of their N*h*w cells what `compare` says."""
         for name in self.scale_names:
             N, D, h, w = features[name].shape
             cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
-            yield name, (N, h, w), self.scale(name).deviations(cells)
+            yield name, (N, h, w), *self.scale(name).compare(cells)
 
     def combine(self, distance_maps: list[Tensor]) -> Detection:
         """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
@@ -200,11 +212,11 @@ class AnomalyDetector(nn.Module):
     def forward(self, images: Tensor) -> Detection:
         """Measure (N, 3, H, W) float RGB images in [0, 1]."""
         features = scale_features(self.backbone, images, self.scale_names)
-        detection = self.combine(self._distance_maps(features))
-        if self.known_anomalies is None:
-            return detection
-        deviations = [detection.deviations, self._known_deviations(features)]
-        return Detection(detection.anomaly_maps, torch.cat(deviations, dim=1))
+        distance_maps, hottest = self._distance_maps(features)
+        anomaly_maps, deviations, _ = self.combine(distance_maps)
+        if self.known_anomalies is not None:
+            deviations = torch.cat([deviations, self._known_deviations(features)], dim=1)
+        return Detection(anomaly_maps, deviations, hottest)
 
 
 def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -29,15 +29,20 @@ class HeldOut:
 
 def load_held_out(item: HeldOut, run: Run) -> Tensor:
     """Read one image, changed where a synthetic anomaly is wanted: (1, 3, h, w)."""
-    image = _load_again(item.path, run)
+    image = load_again(item.path, run)
     if item.synthetic_seed is not None and item.other is not None:
-        other = _load_again(item.other, run)
+        other = load_again(item.other, run)
         changed = synthetic_anomaly(image.pixels, other.pixels, np.random.default_rng(item.synthetic_seed))
         image = LoadedImage(changed.pixels, image.height, image.width)
     return to_tensor(image).to(run.device)
 
 
-def _load_again(path: Path, run: Run) -> LoadedImage:
+def load_again(path: Path, run: Run) -> LoadedImage:
+    """Read an image that could be read before.
+
+    Raises:
+        InputError: it was changed or removed since.
+    """
     try:
         return load_image(path, run.config.image_size)
     except UnreadableImageError as error:

@@ -28,6 +28,7 @@ from PIL import ExifTags, Image, ImageFile
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.quality import Quality, measure_quality
+from anomaly_cli.remote import RemotePath
 
 IMAGE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff",
@@ -103,10 +104,16 @@ def find_images(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> 
         InputError: a named path does not exist, or a folder cannot be listed (passing over it would lose
             files).
     """
+
+    def is_wanted(below: str) -> bool:
+        return below[below.rfind(".") :].lower() in IMAGE_SUFFIXES and patterns.match(below)
+
     found: set[Path] = set()
     folders: list[tuple[bool, str, str]] = []  # heap of (is a link, path, its part below the input): links last
     for path in inputs:
-        if _is_folder(path):
+        if isinstance(path, RemotePath):
+            found.update(path.find(is_wanted))
+        elif _is_folder(path):
             heapq.heappush(folders, (False, str(path), ""))
         else:
             found.add(path)
@@ -120,7 +127,7 @@ def find_images(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> 
         for entry in _visible_entries(folder):
             if _leads_to_folder(entry):
                 heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{below}{entry.name}/"))
-            elif entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES and patterns.match(below + entry.name):
+            elif is_wanted(below + entry.name):
                 found.add(Path(entry.path))
     return sorted(found, key=os.fsencode)
 
@@ -249,9 +256,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, io.BytesIO | io.BufferedR
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        _check_regular(path)
-        with path.open("rb") as file:
-            stream = io.BytesIO(file.read()) if os.fstat(file.fileno()).st_size <= WHOLE_FILE else file
+        with _stream(path) as stream:
             image = _identified(stream)
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -263,15 +268,21 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, io.BytesIO | io.BufferedR
         raise UnreadableImageError(_reason(error)) from error
 
 
+@contextmanager
+def _stream(path: Path) -> Iterator[io.BytesIO | io.BufferedReader]:
+    if isinstance(path, RemotePath):
+        yield io.BytesIO(path.read_bytes())
+        return
+    _check_regular(path)
+    with path.open("rb") as file:
+        yield io.BytesIO(file.read()) if os.fstat(file.fileno()).st_size <= WHOLE_FILE else file
+
+
 def _check_regular(path: Path) -> None:
     """Look before opening: opening a FIFO waits for a writer, opening a device may do anything."""
-    status = path.stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise UnreadableImageError("is a directory")
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableImageError("not a regular file")
-    if status.st_size == 0:
-        raise UnreadableImageError("empty file")
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UnreadableImageError("is a directory" if stat.S_ISDIR(mode) else "not a regular file")
 
 
 @cache
@@ -284,6 +295,8 @@ def _decoders() -> list[_Decoder]:
 def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
     """Do what `Image.open` does, less its bomb check, whose limit is one setting for the whole process."""
     prefix = stream.read(16)
+    if not prefix:
+        raise UnreadableImageError("empty file")
     heif = prefix[4:].startswith(HEIF_BRANDS)  # some of these brands may hold AVIF as well
     for name, factory, accept in _decoders():
         answer = accept(prefix)

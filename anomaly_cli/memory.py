@@ -87,10 +87,22 @@ class PrototypeMemory(nn.Module):
 
     prototypes: Tensor
 
-    def __init__(self, prototypes: Tensor) -> None:
-        """Keep (K, D) float32 prototypes, K ≥ 1."""
+    def __init__(self, prototypes: Tensor, chosen: Tensor | None = None) -> None:
+        """Keep (K, D) float32 prototypes, K ≥ 1.
+
+        Args:
+            prototypes: the patterns.
+            chosen: (K,) which of its candidates each of them was; no part of a saved model.
+        """
         super().__init__()
         self.register_buffer("prototypes", prototypes)
+        self.chosen = torch.arange(len(prototypes)) if chosen is None else chosen
+
+    @classmethod
+    def choose(cls, candidates: Tensor, count: int, generator: torch.Generator) -> PrototypeMemory:
+        """Make a memory of `count` of the (M, D) candidates: their coreset."""
+        chosen = select_coreset(candidates, count, generator)
+        return cls(candidates[chosen.to(candidates.device)], chosen)
 
     def similarities(self, queries: Tensor) -> Tensor:
         """Compute q·m − ½‖m‖² for (M, D) queries: (M, K)."""

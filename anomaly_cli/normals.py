@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,13 @@ class NormalSet:
         return int(np.count_nonzero(self.groups))
 
 
+class Origin(NamedTuple):
+    """Where a prototype comes from: a cell, counted row by row, of the image of this number."""
+
+    image: int
+    cell: int
+
+
 @dataclass(frozen=True)
 class Cells:
     """Sampled raw cells of one scale.
@@ -64,15 +72,29 @@ class Cells:
     Attributes:
         values: (M, V, D): the cell in V views of its image, the first being the image itself.
         sources: (M,) number of the image each was taken from.
+        places: (M,) which cell of that image it is, counted row by row.
     """
 
     values: Tensor
     sources: Tensor
+    places: Tensor
 
     def without(self, images: Tensor) -> Cells:
         """Leave out the cells of the images of these numbers."""
         kept = ~torch.isin(self.sources, images)
-        return Cells(self.values[kept], self.sources[kept])
+        return Cells(self.values[kept], self.sources[kept], self.places[kept])
+
+    def origins(self, chosen: Tensor) -> list[Origin]:
+        """Tell where the cells of these (K,) numbers come from."""
+        pairs = zip(self.sources[chosen].tolist(), self.places[chosen].tolist(), strict=True)
+        return [Origin(image, cell) for image, cell in pairs]
+
+
+class _Sample(NamedTuple):
+    """Cells of one image: (C, V, D) values and (C,) places."""
+
+    values: Tensor
+    places: Tensor
 
 
 def sample_cells(
@@ -91,7 +113,7 @@ def sample_cells(
     """
     per_image = max(1, CANDIDATE_CELLS // max(1, len(paths)))
 
-    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, Tensor], Quality | None] | UnreadableImageError:
+    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, _Sample], Quality | None] | UnreadableImageError:
         number, path = numbered
         try:
             image = load_image(path, run.config.image_size, with_quality=True)
@@ -102,7 +124,7 @@ def sample_cells(
             features = scale_features(backbone, _views(image, views, seed).to(run.device), names)
         return {name: _random_cells(features[name], per_image, seed) for name in names}, image.quality
 
-    sampled: dict[str, list[Tensor]] = {name: [] for name in names}
+    sampled: dict[str, list[_Sample]] = {name: [] for name in names}
     readable: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     qualities: list[Quality] = []
@@ -114,12 +136,12 @@ def sample_cells(
             readable.append(path)
             if result[1] is not None:  # as asked for
                 qualities.append(result[1])
-            for name, values in result[0].items():
-                sampled[name].append(values)
+            for name, taken in result[0].items():
+                sampled[name].append(taken)
         run.progress("reading normal images", done, len(paths))
     if len(readable) < at_least:
         raise InputError(_too_few(readable, unreadable, at_least))
-    cells = {name: Cells(torch.cat(each), _numbers([len(values) for values in each])) for name, each in sampled.items()}
+    cells = {name: _joined(each) for name, each in sampled.items()}
     hashes = [quality.content_hash for quality in qualities]
     digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
     groups = group_copies(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
@@ -147,12 +169,14 @@ def _views(image: LoadedImage, count: int, seed: int) -> Tensor:
     return torch.cat([to_tensor(LoadedImage(pixels, image.height, image.width)) for pixels in views])
 
 
-def _random_cells(feature_maps: Tensor, count: int, seed: int) -> Tensor:
-    """Choose the same cells of all views, (V, D, h, w), of one image: (min(count, h*w), V, D)."""
+def _random_cells(feature_maps: Tensor, count: int, seed: int) -> _Sample:
+    """Choose the same min(count, h*w) cells of all views, (V, D, h, w), of one image."""
     cells = feature_maps.flatten(2).permute(2, 0, 1)  # (h*w, V, D)
     chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:count]
-    return cells[chosen.to(cells.device)].cpu()
+    return _Sample(cells[chosen.to(cells.device)].cpu(), chosen)
 
 
-def _numbers(counts: list[int]) -> Tensor:
-    return torch.repeat_interleave(torch.tensor(counts))
+def _joined(samples: list[_Sample]) -> Cells:
+    """Join the cells of all images, numbered from 0."""
+    sources = torch.repeat_interleave(torch.tensor([len(each.places) for each in samples]))
+    return Cells(torch.cat([each.values for each in samples]), sources, torch.cat([each.places for each in samples]))

@@ -178,7 +178,7 @@ def _legend(W: int, H: int, caption: str, score: float, flagged: bool, scale: _S
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(em)
     text_width = width - 2 * em - (bar_width + 2 * em if wide else 0)
-    draw.text((em, em + line // 2), _elided(_printable(caption), font, text_width), _TEXT, font, "lm")
+    draw.text((em, em + line // 2), _elided(printable(caption), font, text_width), _TEXT, font, "lm")
     _draw_verdict(draw, (em, em + line + line // 2), score, flagged, em)
     _draw_bar(strip, (width - em - bar_width, em if wide else em + 2 * line), bar_width, em, scale)
     return strip.reduce(_FINER)
@@ -214,7 +214,7 @@ def _draw_bar(strip: Image.Image, at: tuple[int, int], width: int, em: int, scal
     draw.text((x + width, middle), f"{scale.full:g}+", _FAINT, font, "rm")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keep to ASCII, all that Pillow's own font has: accents are dropped, the rest are question marks."""
     letters = [letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)]
     return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)

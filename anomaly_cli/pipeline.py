@@ -24,7 +24,9 @@ from anomaly_cli.images import find_images, read_pixels
 from anomaly_cli.journal import Journal, open_journal
 from anomaly_cli.normals import Run
 from anomaly_cli.overlay import draw_overlay, encode_map16
+from anomaly_cli.patches import cut_patches
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.remote import path_of
 from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_images, to_row, worker_count
 from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, read_paths, write_table
 from anomaly_cli.verdict import Verdict, judge
@@ -119,10 +121,14 @@ def train(
     weights: Path | None = None,
     audit_normals: Path | None = None,
     patterns: PathPatterns = EVERY_FILE,
+    thumbnails: bool = True,
     device: str = "auto",
     progress: Progress,
 ) -> TrainReport:
-    """Learn what normal looks like and write the model file, and on request a table of the normal images."""
+    """Learn what normal looks like and write the model file, and on request a table of the normal images.
+
+    The file keeps small pictures of where its prototypes come from, unless `thumbnails` is false.
+    """
     from anomaly_cli.normal_audit import score_normals
     from anomaly_cli.training import train_detector  # brings scikit-learn, which scoring starts faster without
 
@@ -142,7 +148,8 @@ def train(
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    model = Model(trained.detector, trained.calibration, trained.map_unit, config, provenance)
+    patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails else {}
+    model = Model(trained.detector, trained.calibration, trained.map_unit, config, provenance, patches)
     save_model(model, model_path)
     if audit_format is not None:
         write_table(list(score_normals(trained, run)), trained.detector.column_names, audit_normals, audit_format)
@@ -186,11 +193,28 @@ def score(
     chosen = choose_device(device)
     model = load_model(model_path, chosen)
     paths = collect(inputs, patterns)
-    rows = _score(paths, model, chosen, progress, journal, with_quality=with_quality)
-    ranked = flag_rows(mark_copies(rows), rule)
+    ranked = rank(paths, model, chosen, progress, journal, rule=rule, with_quality=with_quality)
     names = model.detector.column_names
     verdict = judge(ranked, model.detector.scale_names, model.calibration, rule, model_path)
     return ScoreReport(ranked, names, rule, verdict, with_quality)
+
+
+def rank(
+    paths: list[Path],
+    model: Model,
+    device: torch.device,
+    progress: Progress,
+    journal: Journal | None = None,
+    *,
+    rule: FlagRule = DEFAULT_RULE,
+    with_quality: bool = True,
+) -> list[Row]:
+    """Score files by a model on its device and rank them, as `score` does; nothing is written.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    return flag_rows(mark_copies(_score(paths, model, device, progress, journal, with_quality=with_quality)), rule)
 
 
 def open_journal_of(
@@ -269,13 +293,13 @@ def heatmap(
     chosen = choose_device(device)
     model = load_model(model_path, chosen)
     if scores is not None:
-        ranking = [(Path(path), value, flagged) for path, value, flagged in read_paths(scores)]
+        ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
         if inputs:
             wanted = set(collect(inputs, patterns))
             ranking = [entry for entry in ranking if entry[0] in wanted]
     else:
         rows = flag_rows(_score(collect(inputs, patterns), model, chosen, progress), DEFAULT_RULE)
-        ranking = [(Path(row.path), row.score, row.flagged) for row in rows if row.score is not None]
+        ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
     return _draw(ranking[:top], model, out, raw, chosen, progress)

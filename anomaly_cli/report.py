@@ -19,6 +19,7 @@ from anomaly_cli.calibration import normal_share
 from anomaly_cli.checkpoint import Model, load_model
 from anomaly_cli.config import DEFAULT_RULE
 from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.evidence import find_evidence
 from anomaly_cli.overlay import FULL_SCALE, tints
 from anomaly_cli.pipeline import check_writable, choose_device
 from anomaly_cli.report_table import ReportTable
@@ -153,7 +154,7 @@ def _picture_elements(
     measured = _measured(model, paths, device)
     for i, (path, thumbnail, result) in enumerate(zip(paths, drawn, measured, strict=True)):
         try:
-            picture = _picture(thumbnail, result)
+            picture = _picture(model, thumbnail, result)
         except UnreadableImageError as error:
             picture = {"missing": error.reason}
             pictures.missing.append((path, error.reason))
@@ -177,7 +178,9 @@ def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[M
     return measure_images(model.detector, model.map_unit, paths, size, worker_count(), chosen)
 
 
-def _picture(thumbnail: bytes | UnreadableImageError, result: Measured | UnreadableImageError | None) -> dict[str, Any]:
+def _picture(
+    model: Model | None, thumbnail: bytes | UnreadableImageError, result: Measured | UnreadableImageError | None
+) -> dict[str, Any]:
     """Put together what the page draws of one image.
 
     Raises:
@@ -190,6 +193,9 @@ def _picture(thumbnail: bytes | UnreadableImageError, result: Measured | Unreada
     picture: dict[str, Any] = {"image": _text(thumbnail)}
     if isinstance(result, Measured) and (heat := make_heat(result.anomaly_map)) is not None:
         picture |= {"heat": _text(heat.levels), "cells": [heat.height, heat.width]}
+        if model is not None and (evidence := find_evidence(model, result)) is not None:
+            pair = {"hot": _text(evidence.hot), "normal": _text(evidence.normal)}
+            picture["evidence"] = {**pair, "scale": evidence.scale}
     return picture
 
 

@@ -13,6 +13,7 @@ from typing import Self
 
 from anomaly_cli.errors import InputError
 from anomaly_cli.listing import format_of_content
+from anomaly_cli.remote import path_of
 from anomaly_cli.table import Record, Row, Value, check_library, read_records, reading
 
 WORDS = ("path", "status", "reason")
@@ -69,7 +70,7 @@ class ReportTable:
     @property
     def paths(self) -> list[Path]:
         """Readable files, most anomalous first."""
-        return [Path(str(path)) for path in self.column("path")]
+        return [path_of(str(path)) for path in self.column("path")]
 
     @property
     def p_values(self) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Measured:
         deviations: (E,) raw, for the calibration.
         height: of the file, pixels.
         width: of the file, pixels.
+        pixels: (h', w', 3) RGB at network size.
+        hottest: (L, 2) as in `Detection`.
         quality: where it was asked for.
     """
 
@@ -48,6 +50,8 @@ class Measured:
     deviations: NDArray[np.float64]
     height: int
     width: int
+    pixels: NDArray[np.uint8]
+    hottest: NDArray[np.int64]
     quality: Quality | None = None
 
 
@@ -145,9 +149,10 @@ def measure_batch(detector: AnomalyDetector, map_unit: Unit, images: list[Loaded
     detection = detector(torch.cat([to_tensor(image) for image in images]).to(device))
     maps = map_unit.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
+    hottest = cast(Tensor, detection.hottest).cpu().numpy()
     return [
-        Measured(anomaly_map, each, image.height, image.width, image.quality)
-        for anomaly_map, each, image in zip(maps, deviations, images, strict=True)
+        Measured(anomaly_map, each, image.height, image.width, image.pixels, hot, image.quality)
+        for anomaly_map, each, hot, image in zip(maps, deviations, hottest, images, strict=True)
     ]
 
 

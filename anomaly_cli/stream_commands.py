@@ -30,7 +30,7 @@ def check_whole(of_a_whole_run: dict[str, object], table_format: TableFormat | N
 class Sources(NamedTuple):
     """Where a stream takes its paths from."""
 
-    inputs: list[Path] | None
+    inputs: list[str] | None
     files_from: str | None
     null: bool
     patterns: PathPatterns

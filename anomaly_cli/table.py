@@ -206,13 +206,13 @@ def read_paths(path: Path) -> list[tuple[str, float, bool]]:
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
+def reading(name: str, kind: str = "a table of `anomaly score`") -> Iterator[None]:
     """Turn what goes wrong while a table is opened and read into one line.
 
     Raises:
-        InputError: the file cannot be read or is not a table of `score`.
+        InputError: the file cannot be read or is not of this kind.
     """
-    foreign = f"{name} is not a table of `anomaly score`: "
+    foreign = f"{name} is not {kind}: "
     try:
         yield
     except OSError as error:
@@ -319,13 +319,15 @@ def _as_text(value: Value) -> str:
     return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
-def read_records(file: BinaryIO, format: TableFormat) -> Iterator[Record]:
+def read_records(
+    file: BinaryIO, format: TableFormat, needed: Sequence[str] = ("path", "score", "flagged")
+) -> Iterator[Record]:
     """Read the rows of a table; use it inside `reading`. Values are text where the format is."""
     if format is TableFormat.PARQUET:
         import pandas as pd
 
         frame = pd.read_parquet(file, engine="pyarrow").astype(object)
-        yield from _with_needed_columns(list(frame.columns), frame.to_dict("records"))
+        yield from _with_columns(needed, list(frame.columns), frame.to_dict("records"))
     elif format is TableFormat.JSONL:
         numbered = enumerate(file, start=1)
         yield from (_json_object(line, number) for number, line in numbered if line.strip())
@@ -333,11 +335,11 @@ def read_records(file: BinaryIO, format: TableFormat) -> Iterator[Record]:
         # Excel puts a byte order mark in front when it saves a table.
         with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             reader = csv.DictReader(text, delimiter=_DELIMITERS[format])
-            yield from _with_needed_columns(reader.fieldnames or (), reader)
+            yield from _with_columns(needed, reader.fieldnames or (), reader)
 
 
-def _with_needed_columns(columns: Collection[object], records: Iterable[Record]) -> Iterable[Record]:
-    missing = [name for name in ("path", "score", "flagged") if name not in columns]
+def _with_columns(needed: Sequence[str], columns: Collection[object], records: Iterable[Record]) -> Iterable[Record]:
+    missing = [name for name in needed if name not in columns]
     if missing:
         raise KeyError(missing[0])
     return records

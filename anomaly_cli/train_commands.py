@@ -25,13 +25,14 @@ from anomaly_cli.command_options import (
     patterns_of,
 )
 from anomaly_cli.config import DetectorConfig
+from anomaly_cli.remote import paths_of
 
 
 def train(
-    normal: Annotated[list[Path], typer.Argument(metavar="NORMAL_DIR...", help="Folders or files of normal images.")],
+    normal: Annotated[list[str], typer.Argument(metavar="NORMAL_DIR...", help="Folders or files of normal images.")],
     model: ModelFile = Path("anomaly.safetensors"),
     anomalies: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(metavar="DIR", help="Known anomalous images; they shape the distance, never the memory."),
     ] = None,
     audit_normals: Annotated[
@@ -46,6 +47,12 @@ def train(
     seed: Seed = DEFAULTS.seed,
     include: Include = None,
     exclude: Exclude = None,
+    no_thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--no-thumbnails", help="Keep no small pictures of parts of the normal images in the model: private data."
+        ),
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -55,13 +62,14 @@ def train(
 
     with console.progress(quiet) as progress:
         report = pipeline.train(
-            normal,
+            paths_of(normal),
             model,
             config,
-            anomalies=anomalies or [],
+            anomalies=paths_of(anomalies),
             weights=weights,
             audit_normals=audit_normals,
             patterns=patterns_of(include, exclude),
+            thumbnails=not no_thumbnails,
             device=device,
             progress=progress,
         )
@@ -71,10 +79,21 @@ def train(
 
 def update(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file to update.")],
-    normal: Annotated[list[Path] | None, typer.Argument(metavar="NORMAL...", help="Folders or files to add.")] = None,
+    normal: Annotated[list[str] | None, typer.Argument(metavar="NORMAL...", help="Folders or files to add.")] = None,
     anomalies: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Known anomalous images to add; the new normal images then calibrate alone."),
+        list[str] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Known anomalous images to add; the new normal images then calibrate alone.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Add what a table labels, such as the review page exports: columns path and label (normal or "
+            "anomalous).",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here; the model itself if not given.")
@@ -82,12 +101,19 @@ def update(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Add new normal images, or known anomalies, to a model without the images that it was trained on."""
+    """Add normal images and known anomalies to a model, without the images that it was trained on."""
     from anomaly_cli import updating
+    from anomaly_cli.labels import labelled_files
 
+    labelled = ([], []) if labels is None else labelled_files(labels)
     with console.progress(quiet) as progress:
         report = updating.update(
-            model, normal or [], anomalies=anomalies or [], out=out, device=device, progress=progress
+            model,
+            [*paths_of(normal), *labelled[0]],
+            anomalies=[*paths_of(anomalies), *labelled[1]],
+            out=out,
+            device=device,
+            progress=progress,
         )
     if not quiet:
         console.summarise_update(report)

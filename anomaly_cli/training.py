@@ -22,8 +22,8 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out, measure_known
 from anomaly_cli.images import load_image
 from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KNOWN_WEIGHT, fit_known
-from anomaly_cli.memory import PrototypeMemory, Whitening, select_coreset
-from anomaly_cli.normals import Cells, NormalSet, Run, sample_cells
+from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scoring import parallel_map, to_tensor
 
 LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
@@ -48,6 +48,7 @@ class TrainedDetector:
         fold_detectors: one a fold, learned from the others.
         folds: (images,) fold of each normal image.
         suspects: normal images that stand out and shaped no memory.
+        origins: for each scale, where its prototypes come from.
     """
 
     detector: AnomalyDetector
@@ -60,6 +61,7 @@ class TrainedDetector:
     fold_detectors: list[AnomalyDetector]
     folds: Tensor
     suspects: list[Path]
+    origins: dict[str, list[Origin]]
 
 
 def train_detector(
@@ -123,6 +125,7 @@ def train_detector(
         fold_detectors=detectors[1:],
         folds=folds,
         suspects=[held_out[i].path for i in suspects],
+        origins={name: each.origins(detectors[0].scale(name).memory.chosen) for name, each in cells.items()},
     )
 
 
@@ -236,8 +239,7 @@ def learn_scale(cells: Tensor, count: int, run: Run) -> ScaleModel:
         projection = learn_projection(whitening(cells), Schedule(PROJECTION_STEPS, 0), run.config.seed)
     scale = ScaleModel(whitening, projection).to(cells.device)
     embeddings = scale.embed(cells[:, 0])
-    chosen = select_coreset(embeddings, count, torch.Generator().manual_seed(run.config.seed))
-    scale.memory = PrototypeMemory(embeddings[chosen.to(cells.device)])
+    scale.memory = PrototypeMemory.choose(embeddings, count, torch.Generator().manual_seed(run.config.seed))
     return scale
 
 

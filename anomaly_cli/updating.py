@@ -19,8 +19,9 @@ from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector, ScaleModel
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.held_out import HeldOut, measure_held_out, measure_known
 from anomaly_cli.known import fit_known
-from anomaly_cli.memory import PrototypeMemory, select_coreset
+from anomaly_cli.memory import PrototypeMemory
 from anomaly_cli.normals import Cells, Run, sample_cells
+from anomaly_cli.patches import Patches, cut_patches
 from anomaly_cli.pipeline import check_writable, choose_device, collect
 from anomaly_cli.scoring import Progress, worker_count
 from anomaly_cli.training import deal_folds, deviations_of, look_at_anomalies, score_weights
@@ -59,7 +60,7 @@ def update(
         InputError: no new normal image can be read, or too few to calibrate new known anomalies with.
     """
     if not normal:
-        raise ConfigError("name new normal images; with --anomalies too, because they calibrate the updated model")
+        raise ConfigError("name new normal images; with anomalous ones too, because they calibrate the updated model")
     target = out or model_path
     check_writable(target)
     chosen = choose_device(device)
@@ -83,7 +84,8 @@ def update(
         training_set=hashlib.sha256(f"{old.provenance.training_set}{normals.digest}".encode()).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    model = replace(old, detector=detectors[0], calibration=calibration, provenance=provenance)
+    patches = _patches(old, detectors[0], cells, normals.paths, run) if old.patches else {}
+    model = replace(old, detector=detectors[0], calibration=calibration, provenance=provenance, patches=patches)
     save_model(model, target)
     return UpdateReport(target, model, len(normals.paths), count, unreadable)
 
@@ -97,8 +99,7 @@ def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run
         candidates = torch.cat([scale.memory.prototypes, new])
         generator = torch.Generator().manual_seed(run.config.seed)
         count = max(run.config.prototypes, len(scale.memory.prototypes))
-        memory = PrototypeMemory(candidates[select_coreset(candidates, count, generator).to(run.device)])
-        scales[name] = _with_memory(scale, memory)
+        scales[name] = _with_memory(scale, PrototypeMemory.choose(candidates, count, generator))
     return AnomalyDetector(old.backbone, scales, old.known_anomalies).eval()
 
 
@@ -108,6 +109,20 @@ def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
         getattr(copy, name).copy_(getattr(scale, name))
     copy.memory = memory
     return copy
+
+
+def _patches(old: Model, grown: AnomalyDetector, cells: dict[str, Cells], paths: list[Path], run: Run) -> Patches:
+    """Keep the thumbnails of the old prototypes that stay, and cut those of the new ones."""
+    chosen = {name: grown.scale(name).memory.chosen for name in grown.scale_names}
+    old_counts = {name: len(pictures) for name, pictures in old.patches.items()}
+    origins = {
+        name: cells[name].origins(each[each >= old_counts[name]] - old_counts[name]) for name, each in chosen.items()
+    }
+    cut = {name: iter(pictures) for name, pictures in cut_patches(origins, paths, run).items()}
+    return {
+        name: [old.patches[name][i] if i < old_counts[name] else next(cut[name]) for i in each.tolist()]
+        for name, each in chosen.items()
+    }
 
 
 def _learn_known(

@@ -20,9 +20,9 @@ from sklearn.metrics import average_precision_score
 
 from anomaly_cli import auditing, pipeline
 from anomaly_cli.config import DetectorConfig
+from anomaly_cli.metrics import image_metrics
 from anomaly_cli.table import Row, read_paths
 from benchmarks.datasets import AnomalySet, read_mvtec, subsample
-from benchmarks.metrics import image_metrics
 
 WORST_SHARE = 0.1  # of the audited normal images
 

@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 
 from anomaly_cli import pipeline
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.scoring import Measured, measure_images, worker_count
+from anomaly_cli.evaluation import read_mask, resize_map
+from anomaly_cli.metrics import Map, Mask, PixelMetrics, image_metrics, pixel_metrics
+from anomaly_cli.scoring import measure_images, worker_count
 from benchmarks.datasets import (
     AnomalySet,
     TestImage,
@@ -36,7 +35,6 @@ from benchmarks.datasets import (
     subsample,
     take_known_anomalies,
 )
-from benchmarks.metrics import Map, Mask, PixelMetrics, image_metrics, pixel_metrics
 
 Row = dict[str, str | int | float]
 MEGABYTE = 1024  # of getrusage, which counts in kB
@@ -105,23 +103,9 @@ def _localisation(trained: pipeline.TrainReport, test: list[TestImage]) -> Pixel
     for image, result in zip(known, results, strict=True):
         if isinstance(result, UnreadableImageError):
             continue
-        mask = _mask(image, result)
-        masks.append(mask)
-        maps.append(_resized(result.anomaly_map, *mask.shape))
+        masks.append(read_mask(image.mask, result))
+        maps.append(resize_map(result.anomaly_map, *masks[-1].shape))
     return pixel_metrics(maps, masks)
-
-
-def _mask(image: TestImage, measured: Measured) -> Mask:
-    if image.mask is None:
-        return np.zeros((measured.height, measured.width), bool)
-    with Image.open(image.mask) as mask:
-        return np.asarray(mask.convert("L")) >= 128
-
-
-def _resized(anomaly_map: Map, height: int, width: int) -> Map:
-    resized = F.interpolate(torch.from_numpy(anomaly_map)[None, None], (height, width), mode="bilinear")
-    result: NDArray[np.float32] = resized[0, 0].numpy()
-    return result
 
 
 def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:

@@ -1,7 +1,8 @@
 """Measure speed: `python -m benchmarks.speed [--files DIR]`.
 
 Prints images/s of decoding and resizing alone beside images/s of whole scoring, with the same worker threads and in
-turns; seconds of training on 100 and scoring 200 images; and seconds of `anomaly --help`.
+turns; the time of whole scoring with the quality columns in times of scoring without (`--no-quality`); seconds of
+training on 100 and scoring 200 images; and seconds of `anomaly --help`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.memory_growth import COMMAND
 from benchmarks.quality import quiet
 from benchmarks.textures import write_textures
 
-ROUNDS = 3  # decoding and scoring take turns, so that a busy machine slows both
+ROUNDS = 5  # what is compared takes turns, so that a busy machine slows both
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -52,6 +53,20 @@ def compare_rates(model: Model, paths: list[Path]) -> tuple[float, float]:
     return len(paths) / reading, len(paths) / scoring
 
 
+def quality_costs(model_path: Path, paths: list[Path]) -> list[float]:
+    """Return the time of `score` with the quality columns in times of `score` without, in ascending order, a round."""
+
+    def score(with_quality: bool) -> float:
+        return seconds(lambda: pipeline.score(paths, model_path, progress=quiet, with_quality=with_quality))
+
+    score(True)  # the first run loads libraries
+    ratios = []
+    for number in range(ROUNDS):
+        took = {with_quality: score(with_quality) for with_quality in (number % 2 == 0, number % 2 == 1)}
+        ratios.append(took[True] / took[False])
+    return sorted(ratios)
+
+
 def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
     """Measure everything on images of which the first `normals` are the training set."""
     normal, incoming = paths[:normals], paths[normals:]
@@ -60,6 +75,7 @@ def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
         trained: list[pipeline.TrainReport] = []
         train_s = seconds(lambda: trained.append(pipeline.train(normal, model_path, config, progress=quiet)))
         score_s = seconds(lambda: pipeline.score(incoming, model_path, progress=quiet))
+        costs = quality_costs(model_path, incoming)
     reading, scoring = compare_rates(trained[0].model, incoming)
     help_s = min(
         seconds(lambda: subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)) for _ in "12345"
@@ -67,6 +83,9 @@ def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
     print(f"{worker_count()} workers, {config.image_size} px, backbone {config.backbone}, effort {config.effort}")
     print(f"decode and resize  {reading:8.1f} images/s")
     print(f"whole scoring      {scoring:8.1f} images/s   {reading / scoring:.2f} times slower")
+    print(
+        f"quality columns    {statistics.median(costs):8.3f} times the time without, {costs[0]:.3f} to {costs[-1]:.3f}"
+    )
     print(f"train on {len(normal)} images {train_s:8.1f} s")
     print(f"score {len(incoming)} images    {score_s:8.1f} s   together {train_s + score_s:.1f} s")
     print(f"anomaly --help     {help_s:8.2f} s   fastest of 5")

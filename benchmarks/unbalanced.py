@@ -26,9 +26,9 @@ from anomaly_cli.backbone import Backbone, build_backbone
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector import IMAGE_SCALE, scale_features
 from anomaly_cli.images import load_image
+from anomaly_cli.metrics import image_metrics
 from anomaly_cli.scoring import parallel_map, to_tensor, worker_count
 from benchmarks.datasets import AnomalySet, TestImage, read_mvtec, subsample
-from benchmarks.metrics import image_metrics
 
 RATES = (0.0, 0.01, 0.05, 0.1, 0.2)
 MIN_OF_KIND = 8  # anomalies; smaller kinds are not labelled alone

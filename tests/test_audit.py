@@ -75,12 +75,13 @@ def test_identical_normal_images_do_not_stand_out() -> None:
 
 
 def test_cells_of_an_image_are_left_out_by_its_number() -> None:
-    cells = Cells(torch.arange(6.0).view(6, 1, 1), torch.tensor([0, 0, 1, 2, 2, 3]))
+    cells = Cells(torch.arange(6.0).view(6, 1, 1), torch.tensor([0, 0, 1, 2, 2, 3]), torch.arange(6) + 10)
 
     kept = cells.without(torch.tensor([0, 2]))
 
     assert kept.values.flatten().tolist() == [2, 5]
     assert kept.sources.tolist() == [1, 3]
+    assert kept.places.tolist() == [12, 15]
 
 
 def test_spoiled_normal_images_are_suspects(learned: TrainedDetector, mixed: Path) -> None:

@@ -363,3 +363,37 @@ def test_signed_tensors_that_fit_no_detector_are_refused(file: Path, content: by
     file.write_bytes(put_together(header, state, signed=True))
 
     assert refusal(file) == DAMAGED
+
+
+TORN: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "no ends": lambda state: state.pop("patches.8.ends"),
+    "no content": lambda state: state.pop("patches.image.content"),
+    "a scale of their own": lambda state: state.update({"patches.4.ends": torch.ones(1, dtype=torch.int64)}),
+    "one too few": lambda state: state.update({"patches.8.ends": state["patches.8.ends"][1:].clone()}),
+    "cut short": lambda state: state.update({"patches.16.content": state["patches.16.content"][:-1].clone()}),
+    "other numbers": lambda state: state.update({"patches.16.content": state["patches.16.content"].float()}),
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_signed_thumbnails_that_fit_no_prototypes_are_refused(file: Path, content: bytes, name: str) -> None:
+    header, state = taken_apart(content)
+    TORN[name](state)
+    file.write_bytes(put_together(header, state, signed=True))
+
+    with pytest.raises(CheckpointError) as loading:
+        load_model(file)
+    assert str(loading.value).replace(os.fspath(file), "FILE") == DAMAGED
+
+
+def test_a_model_without_thumbnails_is_whole(file: Path, content: bytes, trained: Trained) -> None:
+    header, state = taken_apart(content)
+    bare = {name: value for name, value in state.items() if not name.startswith(checkpoint.PATCHES)}
+    file.write_bytes(put_together(header, bare, signed=True))
+
+    model = load_model(file)
+
+    assert model.patches == {}
+    before, after = measurements(load_model(trained.model), trained.folder), measurements(model, trained.folder)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.deviations, other.deviations)

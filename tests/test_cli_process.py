@@ -26,7 +26,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Printed by every process that ends: which heavy libraries it loaded.
 REPORT_IMPORTS = """
 import atexit, sys
-heavy = {"torch", "torchvision", "scipy", "pandas", "numpy", "PIL", "safetensors"}
+heavy = {"torch", "torchvision", "scipy", "sklearn", "pandas", "numpy", "PIL", "safetensors"}
 atexit.register(lambda: print("imported:", sorted(heavy & set(sys.modules)), file=sys.stderr))
 from anomaly_cli.cli import app
 app(sys.argv[1:], prog_name="anomaly")
@@ -137,14 +137,18 @@ def test_the_version_is_that_of_the_package() -> None:
         (["--help"], "heatmap"),
         (["--version"], "anomaly "),
         (["score", "--help"], "--files-from"),
-        (["--complete"], "score"),
+        (["--complete", "anomaly sc"], "score"),
+        (["--complete", "anomaly score --fi"], "--files-from"),
+        (["--complete", "anomaly score --format "], "jsonl"),
+        (["--complete", "anomaly list scores.csv --fl"], "--flagged"),
         (["score", "nowhere", "--files-from", "missing"], ""),
     ],
 )
 def test_help_version_and_completion_import_nothing_heavy(arguments: list[str], expected: str, tmp_path: Path) -> None:
     environment = dict(os.environ)
-    if arguments == ["--complete"]:
-        environment |= {"_ANOMALY_COMPLETE": "complete_bash", "COMP_WORDS": "anomaly sc", "COMP_CWORD": "1"}
+    if arguments[0] == "--complete":
+        word = str(arguments[1].count(" "))
+        environment |= {"_ANOMALY_COMPLETE": "complete_bash", "COMP_WORDS": arguments[1], "COMP_CWORD": word}
 
     result = subprocess.run(
         [sys.executable, "-c", REPORT_IMPORTS, *arguments],

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
+import pkgutil
+import random
 import shutil
 import signal
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,6 +29,7 @@ from anomaly_cli.journal import Journal, open_journal
 from anomaly_cli.table import Row
 
 FILES = 9  # in the folder `incoming`
+RANDOM_KILLS = 40
 TABLE = Path("scores.csv")
 JOURNAL = Path("scores.csv.journal")
 MODEL = {"model": "one"}
@@ -146,6 +153,140 @@ def test_a_damaged_line_in_the_middle_costs_that_file_only(uninterrupted: bytes,
     assert len(measured) == 1 + 3
 
 
+# Killed anywhere
+
+
+def kill_at(point: int | None) -> None:
+    """Hook: kill this process at the n-th step of the package's own code, or count the steps into a file."""
+    steps = itertools.count(1)
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_globals.get("__name__", "").startswith("anomaly_cli") and next(steps) == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if point is None:
+        remove = Journal.remove
+
+        def last_step(self: Journal) -> None:
+            remove(self)
+            Path("steps").write_text(str(next(steps)))
+
+        pytest.MonkeyPatch().setattr(Journal, "remove", last_step)
+    sys.setprofile(profile)
+
+
+def kill_around(target: str, call: int, when: str) -> None:
+    """Hook: kill this process before or after a call of a function, named by its place and counted from 0."""
+    calls = itertools.count()
+    function = pkgutil.resolve_name(target)
+
+    def mortal(*arguments: Any, **options: Any) -> Any:
+        number = next(calls)
+        if number == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*arguments, **options)
+        if number == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    pytest.MonkeyPatch().setattr(target.replace(":", "."), mortal)
+
+
+def tear_line(number: int, size: int) -> None:
+    """Hook: kill this process when so many bytes of the n-th line of the journal are written."""
+    write = Journal._write
+    lines = itertools.count()
+
+    def torn(self: Journal, record: dict[str, Any]) -> None:
+        if next(lines) == number:
+            self._file.write(json.dumps(record).encode()[:size])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, record)
+
+    pytest.MonkeyPatch().setattr(Journal, "_write", torn)
+
+
+def assert_goes_on(hook: Callable[[], None], measured: list[str], whole: tuple[bytes, bytes]) -> None:
+    """Kill a run by the hook, go on in this process and compare with a run that was never killed."""
+    options = ("--resume", "-q", "--summary", "verdict.json")
+    running = start("score", "mine", *options, hook=hook)
+    assert running.exit_code() == -signal.SIGKILL, running.stderr
+    complete = JOURNAL.read_bytes().split(b"\n")[1:-1] if JOURNAL.exists() else []
+    finished = {json.loads(line)["row"]["path"] for line in complete}
+    measured.clear()
+
+    result = anomaly("score", "mine", *options)
+
+    assert (result.stderr, result.exit_code) == ("", 0)
+    assert (TABLE.read_bytes(), Path("verdict.json").read_bytes()) == whole
+    assert sorted(measured) == sorted(
+        path.name for path in Path("mine").rglob("*.*") if os.fspath(path) not in finished
+    )
+    assert not JOURNAL.exists()
+    assert not list(Path().glob("*.partial"))
+    TABLE.unlink()
+    Path("verdict.json").unlink()
+
+
+@pytest.fixture
+def whole(uninterrupted: bytes) -> tuple[bytes, bytes]:
+    """Table and verdict of a run that was never killed."""
+    anomaly("score", "mine", "-q", "--summary", "verdict.json")
+    contents = TABLE.read_bytes(), Path("verdict.json").read_bytes()
+    TABLE.unlink()
+    Path("verdict.json").unlink()
+    return contents
+
+
+STAGES = (
+    "anomaly_cli.pipeline:load_model",
+    "anomaly_cli.pipeline:open_journal",
+    "anomaly_cli.pipeline:collect",
+    "anomaly_cli.journal:Journal.finished",
+    "anomaly_cli.pipeline:mark_copies",
+    "anomaly_cli.pipeline:flag_rows",
+    "anomaly_cli.pipeline:judge",
+    "anomaly_cli.pipeline:write_table",
+    "anomaly_cli.verdict:write_verdict",
+    "anomaly_cli.journal:Journal.remove",
+)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_killed_before_or_after_any_stage_goes_on(
+    whole: tuple[bytes, bytes], measured: list[str], stage: str, when: str
+) -> None:
+    assert_goes_on(partial(kill_around, stage, 0, when), measured, whole)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_run_killed_around_the_renaming_of_an_output_goes_on(
+    whole: tuple[bytes, bytes], measured: list[str], output: int, when: str
+) -> None:
+    assert_goes_on(partial(kill_around, "pathlib:Path.replace", output, when), measured, whole)
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 300])
+@pytest.mark.parametrize("number", [0, 1, 5, FILES + 1])
+def test_a_run_killed_within_a_line_of_its_journal_goes_on(
+    whole: tuple[bytes, bytes], measured: list[str], number: int, size: int
+) -> None:
+    assert_goes_on(partial(tear_line, number, size), measured, whole)
+
+
+def test_a_run_killed_at_random_points_goes_on_from_each(whole: tuple[bytes, bytes], measured: list[str]) -> None:
+    counted = start("score", "mine", "--resume", "-q", "--summary", "verdict.json", hook=partial(kill_at, None))
+    assert counted.exit_code() == 0, counted.stderr
+    assert (TABLE.read_bytes(), Path("verdict.json").read_bytes()) == whole
+    steps = int(Path("steps").read_text())
+    assert steps > 10 * RANDOM_KILLS
+
+    for point in random.Random(0).sample(range(1, steps), RANDOM_KILLS):
+        assert_goes_on(partial(kill_at, point), measured, whole)
+
+
 # What is measured again
 
 
@@ -166,6 +307,28 @@ def test_a_changed_file_is_measured_again_and_a_touched_or_copied_one_is_not(
     assert set(measured) == left | {"bad0.jpg"}
     assert resumed != uninterrupted
     assert resumed == scored()
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(
+    uninterrupted: bytes, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = Path("mine", "good1.png")
+    before = changed.stat()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "SETTLED_NS", -1)
+        patch.setattr(Journal, "remove", lambda self: None)
+        scored("--resume")
+    measured.clear()
+    content = bytearray(changed.read_bytes())
+    content[-20] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    resumed = scored("--resume")
+
+    assert changed.stat().st_size == before.st_size
+    assert measured == ["good1.png"]
+    assert resumed == scored() != uninterrupted
 
 
 def test_with_settled_time_stamps_no_file_is_even_read_again(

@@ -17,12 +17,12 @@ PACKAGE = Path(anomaly_cli.__file__).parent
 MAX_LINES = 400
 LEVEL_NAMES = [
     "errors",
-    "config path_patterns metrics overlay table calibration regions batch verdict",
-    "listing report_table quality images thumbnails augment compact_resnet backbone memory known",
+    "config path_patterns remote metrics overlay table calibration regions batch verdict",
+    "listing labels curves report_table quality images thumbnails augment compact_resnet backbone memory known",
     "detector",
-    "journal scoring normals contrast distance_head held_out training checkpoint normal_audit",
-    "streaming pipeline auditing updating report",
-    "console command_options",
+    "journal scoring normals contrast distance_head held_out patches training checkpoint normal_audit",
+    "streaming pipeline auditing updating evidence evaluation prototypes report",
+    "console command_options api",
     "stream_commands table_commands review_commands train_commands score_commands",
     "cli",
 ]

@@ -114,7 +114,7 @@ def test_prototypes_of_the_image_scale_are_taken_back_to_raw_cells(grown: Path) 
         (
             [MODEL],
             2,
-            "error: name new normal images; with --anomalies too, because they calibrate the updated model\n",
+            "error: name new normal images; with anomalous ones too, because they calibrate the updated model\n",
         ),
         (
             ["none.safetensors", "more"],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from anomaly_cli.metrics import Map, Mask, image_metrics, pixel_metrics
 from benchmarks.datasets import (
     AnomalySet,
     TestImage,
@@ -22,7 +23,6 @@ from benchmarks.datasets import (
     subsample,
     take_known_anomalies,
 )
-from benchmarks.metrics import Map, Mask, image_metrics, pixel_metrics
 
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=40)
 SEEDS = st.integers(0, 2**20)

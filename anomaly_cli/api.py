@@ -1,0 +1,109 @@
+"""The engine for notebooks: `train`, `score` and `heatmap` on images that lie in files; never prints."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from anomaly_cli import pipeline
+from anomaly_cli.checkpoint import Model, load_model
+from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Effort
+from anomaly_cli.errors import ConfigError, InputError, UnreadableImageError
+from anomaly_cli.images import read_pixels
+from anomaly_cli.overlay import draw_overlay
+from anomaly_cli.remote import path_of
+from anomaly_cli.scoring import flag_rows, measure_images, to_row
+from anomaly_cli.table import to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Name = str | os.PathLike[str]
+Names = Name | Iterable[Name]
+
+
+def train(
+    normal: Names, *, model: Name | None = None, anomalies: Names = (), device: str = "auto", **settings: Any
+) -> Model:
+    """Learn what normal looks like, as `anomaly train` does.
+
+    Args:
+        normal: folder or files of normal images, one or several.
+        model: file to keep the model in; where it is left out the model is kept in memory only.
+        anomalies: known anomalous images, likewise.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        settings: fields of `DetectorConfig`: `backbone`, `image_size`, `prototypes`, `effort`, `seed`.
+
+    Raises:
+        AnomalyError: what the command would say.
+    """
+    try:
+        config = DetectorConfig(**settings | {"effort": Effort(settings.get("effort", DetectorConfig.effort))})
+    except ValueError as error:
+        raise ConfigError(f"effort must be one of {', '.join(Effort)}, got {settings['effort']}") from error
+    # Through a file in any case: only what was read back scores like `anomaly score` to the last digit.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.safetensors") if model is None else Path(model)
+        pipeline.train(_paths(normal), path, config, anomalies=_paths(anomalies), device=device, progress=_silent)
+        return load_model(path, pipeline.choose_device(device))
+
+
+def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.DataFrame:
+    """Rank images by how far they deviate from normal.
+
+    Args:
+        inputs: folders or files, one or several.
+        model: from `train`, or its file.
+        device: as in `train`.
+
+    Returns:
+        The table that `anomaly score` writes: a row a file, most anomalous first.
+
+    Raises:
+        AnomalyError: what the command would say.
+    """
+    chosen = pipeline.choose_device(device)
+    loaded = _loaded(model, device)
+    rows = pipeline.rank(pipeline.collect(_paths(inputs)), loaded, chosen, _silent)
+    return to_frame(rows, loaded.detector.column_names, with_quality=True)
+
+
+def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.Image:
+    """Draw the anomaly map of one image over it, as `anomaly heatmap` does.
+
+    Raises:
+        InputError: the image cannot be read.
+        AnomalyError: what the command would say.
+    """
+    path, chosen, loaded = path_of(os.fspath(image)), pipeline.choose_device(device), _loaded(model, device)
+    (measured,) = measure_images(loaded.detector, loaded.map_unit, [path], loaded.config.image_size, 1, chosen)
+    try:
+        if isinstance(measured, UnreadableImageError):
+            raise measured
+        pixels = read_pixels(path)
+    except UnreadableImageError as error:
+        raise InputError(f"cannot read {path}: {error.reason}") from error
+    (row,) = flag_rows([to_row(path, measured, loaded.calibration)], DEFAULT_RULE)
+    assert row.score is not None  # of a readable image
+    return draw_overlay(pixels, measured.anomaly_map, caption=str(path), score=row.score, flagged=row.flagged)
+
+
+def _loaded(model: Model | Name, device: str) -> Model:
+    chosen = pipeline.choose_device(device)
+    if isinstance(model, Model):
+        model.detector.to(chosen)
+        return model
+    return load_model(Path(model), chosen)
+
+
+def _paths(names: Names) -> list[Path]:
+    return [path_of(os.fspath(name)) for name in ([names] if isinstance(names, str | os.PathLike) else names)]
+
+
+def _silent(_phase: str, _done: int, _total: int) -> None:
+    """Notebooks show a result, not how it came about."""

@@ -1,0 +1,280 @@
+"""Evaluate a table against labels, and the anomaly maps against masks: figures with intervals; never prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from anomaly_cli.checkpoint import load_model
+from anomaly_cli.curves import check_curves, draw_curves
+from anomaly_cli.errors import InputError, UnreadableImageError
+from anomaly_cli.images import IMAGE_SUFFIXES
+from anomaly_cli.labels import FOLDERS, Matched, label_paths
+from anomaly_cli.metrics import (
+    DRAWS,
+    PIXEL_DRAWS,
+    Counts,
+    Map,
+    Mask,
+    PixelRanking,
+    bootstrap,
+    image_metrics,
+    precision_at,
+)
+from anomaly_cli.pipeline import check_writable, choose_device
+from anomaly_cli.report_table import ReportTable
+from anomaly_cli.scoring import Measured, Progress, measure_images, worker_count
+from anomaly_cli.table import atomic_output
+
+PRECISION_AT = (10, 100, 1_000)  # the most anomalous
+MANY = 20_000  # images; beyond, fewer draws say as much
+MASK_SUFFIX = "_mask"
+Scores = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure with the ends of its 95 % interval, in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What the table flags, against the labels: counts of readable labelled images."""
+
+    flagged_anomalous: int
+    flagged_normal: int
+    missed_anomalous: int
+    passed_normal: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a table does against labels.
+
+    Attributes:
+        table: file.
+        normal: readable images labelled normal.
+        anomalous: likewise.
+        unreadable: files without a score, whatever their label; no figure counts them.
+        unlabelled: readable images without a label; likewise.
+        unused: labels of files that are not in the table.
+        figures: by name; those of the images, then those of the maps where there are masks.
+        confusion: at the cut of the table.
+        without_mask: anomalous images that have no mask, and so no part in the figures of the maps.
+    """
+
+    table: str
+    normal: int
+    anomalous: int
+    unreadable: int
+    unlabelled: int
+    unused: int
+    figures: dict[str, Figure]
+    confusion: Confusion
+    without_mask: int | None
+
+    def to_json(self) -> bytes:
+        """Write one JSON object."""
+        record = asdict(self)
+        for figure in record["figures"].values():
+            figure |= {end: round(value, 6) for end, value in figure.items()}
+        return json.dumps(record, indent=2).encode() + b"\n"
+
+
+def evaluate(
+    table_path: Path,
+    labels: str,
+    *,
+    masks: Path | None = None,
+    model_path: Path,
+    curves: Path | None = None,
+    device: str = "auto",
+    progress: Progress,
+) -> Evaluation:
+    """Compare a table with labels.
+
+    Args:
+        table_path: of `score` or `audit`, in any format.
+        labels: file with `path` and `label`, or `folders`.
+        masks: folder of masks; the maps are measured again for it.
+        model_path: for the maps only.
+        curves: picture to draw.
+        device: for the maps only.
+        progress: called after each map.
+
+    Raises:
+        InputError: table, labels or masks cannot be read, or only one class has readable images.
+        OutputError: `curves` cannot be written.
+    """
+    if curves is not None:
+        check_curves(curves)
+        check_writable(curves)
+    table = ReportTable.read(table_path)
+    names = [str(path) for path in table.column("path")]
+    matched = label_paths(labels, [*names, *(path for path, _ in table.unreadable)])
+    chosen = np.array([name in matched.anomalous for name in names], bool)
+    labelled = [name for name in names if name in matched.anomalous]
+    anomalous = np.array([matched.anomalous[name] for name in labelled], bool)
+    scores = np.array(table.column("score"), np.float64)[chosen]
+    flagged = np.array(table.column("flagged"), bool)[chosen]
+    if anomalous.all() or not anomalous.any():
+        raise InputError(_one_class(labels, bool(anomalous.all())))
+    figures, without_mask = image_figures(anomalous, scores), None
+    if masks is not None:
+        located, without_mask = _pixel_figures(labelled, anomalous, masks, model_path, device, progress)
+        figures |= located
+    if curves is not None:
+        draw_curves(anomalous, scores, flagged, curves)
+    return Evaluation(
+        table=os.fspath(table_path),
+        normal=int((~anomalous).sum()),
+        anomalous=int(anomalous.sum()),
+        unreadable=len(table.unreadable),
+        unlabelled=_count_unlabelled(matched, names),
+        unused=matched.unused,
+        figures=figures,
+        confusion=Confusion(
+            int((flagged & anomalous).sum()),
+            int((flagged & ~anomalous).sum()),
+            int((~flagged & anomalous).sum()),
+            int((~flagged & ~anomalous).sum()),
+        ),
+        without_mask=without_mask,
+    )
+
+
+def _one_class(labels: str, all_anomalous: bool) -> str:
+    rule = " (a folder called good or normal holds normal images)" if labels == FOLDERS else ""
+    missing, present = ("normal", "anomalous") if all_anomalous else ("anomalous", "normal")
+    return f"{labels}: no readable image of the table is labelled {missing}, all are {present}{rule}"
+
+
+def _count_unlabelled(matched: Matched, readable: list[str]) -> int:
+    return len(set(matched.unlabelled) & set(readable))
+
+
+def image_figures(anomalous: Flags, scores: Scores, draws: int | None = None) -> dict[str, Figure]:
+    """Measure a ranking of (N,) images, each figure with its interval; both classes must occur."""
+    depths = [k for k in PRECISION_AT if k <= len(scores)]
+
+    def measure(counts: Counts) -> list[float]:
+        drawn_labels, drawn_scores = np.repeat(anomalous, counts), np.repeat(scores, counts)
+        at = [precision_at(drawn_labels, drawn_scores, k) for k in depths]
+        return [*image_metrics(drawn_labels, drawn_scores), *at]
+
+    values = measure(np.ones(len(scores), np.int64))
+    count = draws or (DRAWS if len(scores) <= MANY else DRAWS // 10)
+    ends = bootstrap(measure, anomalous, count)
+    names = ["image_auroc", "average_precision", "f1_max", "fpr_at_95_recall", *(f"precision_at_{k}" for k in depths)]
+    return {name: Figure(value, *end) for name, value, end in zip(names, values, ends, strict=True)}
+
+
+def _pixel_figures(
+    paths: list[str], anomalous: Flags, masks: Path, model_path: Path, device: str, progress: Progress
+) -> tuple[dict[str, Figure], int]:
+    """Measure the maps of all images whose ground truth is known: figures, and how many anomalous ones lack a mask."""
+    files = find_masks(masks)
+    known = [None if not bad else _mask_of(Path(path), files) for path, bad in zip(paths, anomalous, strict=True)]
+    used = [i for i, (mask, bad) in enumerate(zip(known, anomalous, strict=True)) if mask is not None or not bad]
+    without = len(paths) - len(used)
+    if without == anomalous.sum():
+        raise InputError(f"{masks}: no mask is called like an anomalous image, such as {_example(paths, anomalous)}")
+    model = load_model(model_path, choose_device(device))
+    size, chosen = model.config.image_size, choose_device(device)
+    readable = [Path(paths[i]) for i in used]
+    results = measure_images(model.detector, model.map_unit, readable, size, worker_count(), chosen)
+    maps: list[Map] = []
+    truths: list[Mask] = []
+    for done, (i, result) in enumerate(zip(used, results, strict=True), start=1):
+        if isinstance(result, UnreadableImageError):
+            raise InputError(f"{paths[i]} cannot be read any more: {result.reason}")
+        truths.append(read_mask(known[i], result))
+        maps.append(resize_map(result.anomaly_map, *truths[-1].shape))
+        progress("locating", done, len(used))
+    ranking = PixelRanking(maps, truths)
+    values = ranking.measure(np.ones(len(maps), np.int64))
+    ends = bootstrap(ranking.measure, anomalous[used], PIXEL_DRAWS)
+    return {n: Figure(v, *end) for n, v, end in zip(values._fields, values, ends, strict=True)}, without
+
+
+def _example(paths: list[str], anomalous: Flags) -> str:
+    path = Path(next(path for path, bad in zip(paths, anomalous, strict=True) if bad))
+    return f"{path.parent.name}/{path.stem}{MASK_SUFFIX}.png"
+
+
+def find_masks(folder: Path) -> dict[tuple[str, str], Path]:
+    """List the masks below a folder by the names of their own folder and of the image: `<image>_mask.*` or `<image>.*`.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = [file for file in _walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise InputError(f"{folder}: no mask in it" if folder.is_dir() else f"no such folder: {folder}")
+    return {(file.parent.name, file.stem.removesuffix(MASK_SUFFIX)): file for file in files}
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for directory, _, names in os.walk(folder):
+        yield from (Path(directory, name) for name in sorted(names))
+
+
+def _mask_of(path: Path, files: dict[tuple[str, str], Path]) -> Path | None:
+    """Find the mask in a folder of the image's own folder's name; where masks lie in no such folders, by name alone."""
+    kinds = {kind for kind, _ in files}
+    if path.parent.name in kinds or len(kinds) > 1:
+        return files.get((path.parent.name, path.stem))
+    return files.get((next(iter(kinds)), path.stem))
+
+
+def read_mask(file: Path | None, image: Measured) -> Mask:
+    """Read a mask, (H, W), white where the image is anomalous; all black at the image's size where there is no file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if file is None:
+        return np.zeros((image.height, image.width), bool)
+    try:
+        with Image.open(file) as mask:
+            pixels: Mask = np.asarray(mask.convert("L")) >= 128
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{file}: not a readable mask: {error}") from error
+    return pixels
+
+
+def resize_map(anomaly_map: Map, height: int, width: int) -> Map:
+    """Resample an (h, w) map to the size of a mask, bilinearly."""
+    resized = F.interpolate(torch.from_numpy(anomaly_map)[None, None], (height, width), mode="bilinear")
+    result: Map = resized[0, 0].numpy()
+    return result
+
+
+def write_evaluation(evaluation: Evaluation, out: Path | None) -> None:
+    """Write the evaluation as JSON, to stdout where `out` is None.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        BrokenPipeError: the reader of stdout went away.
+    """
+    if out is None:
+        sys.stdout.buffer.write(evaluation.to_json())
+        sys.stdout.buffer.flush()
+        return
+    with atomic_output(out) as file:
+        file.write(evaluation.to_json())
