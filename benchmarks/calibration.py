@@ -170,6 +170,15 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=figures.columns.drop("set"))
 
 
+def distance_from_uniform(results: pd.DataFrame) -> pd.Series[float]:
+    """Kolmogorov-Smirnov distance of the p-values of fresh normal images from uniform ones, on `GRID`, a value a set.
+
+    No test: splits share images, so they are not independent.
+    """
+    shares = results.groupby("set")[[f"p_below_{level:.2f}" for level in GRID]].mean()
+    return (shares - GRID).abs().max(axis=1)
+
+
 def plot(results: pd.DataFrame, path: Path) -> None:
     """Draw the distribution of p-values of fresh normal images, and realised against nominal false discovery rate."""
     import matplotlib as mpl
@@ -225,14 +234,16 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True, help="CSV, one row a split; is continued")
     options.add_argument("--normals", type=int, default=200, help="normal images to train on")
     options.add_argument("--fresh", type=int, default=100, help="normal images to score")
-    options.add_argument("--image-size", type=int, default=128)
-    options.add_argument("--prototypes", type=int, default=200)
+    options.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
+    options.add_argument("--prototypes", type=int, default=DetectorConfig().prototypes)
     options.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw; needs matplotlib")
     args = options.parse_args()
     results = run(args)
     with pd.option_context("display.width", 200, "display.max_rows", None, "display.max_columns", None):
         print(f"{len(results)} splits; percent, mean ± standard error")
         print(summary(results).to_string())
+        print("distance of p-values from uniform (Kolmogorov-Smirnov)")
+        print(distance_from_uniform(results).round(3).to_string())
     if args.plot is not None:
         plot(results, args.plot)
 

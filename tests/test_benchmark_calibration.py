@@ -66,8 +66,17 @@ def test_the_summary_is_mean_and_standard_error_in_percent_and_how_often_drift_f
     assert [table[name]["drift_0.00"] for name in ("a", "b", "all")] == ["50.0 ± 50.0", "0.0 ± 0.0", "25.0 ± 25.0"]
 
 
+def test_the_distance_from_uniform_is_the_largest_over_the_grid() -> None:
+    rows = pd.DataFrame({"set": ["a", "a"]})
+    for level in calibration.GRID:
+        rows[f"p_below_{level:.2f}"] = [level, level]
+    rows["p_below_0.30"] = [0.3, 0.2]
+    rows["p_below_0.70"] = [0.9, 0.6]
+
+    assert calibration.distance_from_uniform(rows)["a"] == pytest.approx(0.05)
+
+
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rows = pd.DataFrame({"set": ["a", "a"], "split": [0, 1]})
     for level in calibration.GRID:
         rows[f"p_below_{level:.2f}"] = [level, level]
