@@ -168,8 +168,9 @@ function bars(ascending, bins, kind) {
   return counts.flatMap((n, bin) => {
     if (!n) return [];
     const height = Math.max(2, (n / tallest) * room), x = across(edge(bin));
-    return [make("rect", { class: kind, x: x + 0.5, width: Math.max(1, across(edge(bin + 1)) - x - 1), height,
-      y: kind === "batch" ? chart.base - height : chart.base + 18, "data-from": Math.sqrt(edge(bin) * edge(bin + 1)) })];
+    const place = { x: x + 0.5, width: Math.max(1, across(edge(bin + 1)) - x - 1), y: kind === "batch" ? chart.base - height : chart.base + 18 };
+    return [make("rect", { class: kind, ...place, height }),
+      Object.assign(make("rect", { class: `${kind} hot`, ...place, height: 0 }), { bar: { ascending, start: starts[bin], end: starts[bin + 1], height } })];
   });
 }
 
@@ -194,8 +195,9 @@ function showCutLine() {
   chart.cut.querySelector("text").setAttribute("x", label);
   chart.cut.querySelector("text").textContent = `cut ${fixed(state.cut)}`;
   chart.cut.setAttribute("aria-valuenow", state.cut);
-  for (const bar of $("distribution").querySelectorAll("rect[data-from]")) {
-    bar.classList.toggle("hot", Number(bar.dataset.from) >= state.cut);
+  for (const rect of $("distribution").querySelectorAll("rect.hot")) { // of each bar, the images at or above the cut
+    const { ascending, start, end, height } = rect.bar;
+    rect.setAttribute("height", (height * (end - Math.max(start, Math.min(end, firstFrom(ascending, state.cut))))) / (end - start));
   }
 }
 
@@ -410,6 +412,7 @@ function showPicture(card, i) {
       : `no picture: only the ${count(data.pictures)} most anomalous have one`));
     return false;
   }
+  if (picture.evidence) card.querySelector(".why").append(makeEvidence(picture.evidence));
   const name = value(i, "path"), width = value(i, "width"), height = value(i, "height");
   const box = make("div", { class: "picture" },
     make("img", { src: `data:image/webp;base64,${picture.image}`, alt: name, decoding: "async" }));
@@ -429,6 +432,14 @@ function showPicture(card, i) {
   }
   showOverlay(card, i);
   return false;
+}
+
+/** The hottest patch beside the normal patch most like it: what the image was compared with. */
+function makeEvidence(evidence) {
+  const figure = (picture, words) => make("figure", {},
+    make("img", { src: `data:image/webp;base64,${picture}`, alt: words, decoding: "async" }), make("figcaption", {}, words));
+  return make("div", { class: "evidence", title: `compared at ${scaleWords(evidence.scale)}: the hottest patch, and the most similar patch of a normal image` },
+    figure(evidence.hot, "hottest patch"), figure(evidence.normal, "nearest normal"));
 }
 
 const overlayIsOn = (i) => state.overlays !== state.turned.has(i);
