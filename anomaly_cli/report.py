@@ -213,8 +213,8 @@ def _write_page(data: dict[str, Any], pictures: IO[bytes], out: Path) -> int:
         "data": _data_element("data", data),
     }
     # In one pass: what is filled in is never searched for places itself.
-    page = PLACE.sub(lambda place: parts[place[1]], (TEMPLATE / "page.html").read_text("utf-8"))
-    head, tail = page.split(PICTURES)
+    template = (TEMPLATE / "page.html").read_text("utf-8").split(PICTURES)
+    head, tail = (PLACE.sub(lambda place: parts[place[1]], part) for part in template)
     with atomic_output(out) as file:
         file.write(head.encode())
         shutil.copyfileobj(pictures, file)
