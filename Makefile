@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check docs bench clean
+.PHONY: demo test test-browser check docs screenshots bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,11 @@ check: $(INSTALLED)
 # The reference of the command line, from the code.
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
+
+# The picture of the review page in the README; needs Chromium, as test-browser does.
+screenshots: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(BIN)/python docs/screenshots.py
 
 # DATA is a folder of sets in MVTec layout (train/good, test/<type>, ground_truth/<type>).
 bench: $(INSTALLED)

@@ -14,7 +14,7 @@ from anomaly_cli.config import MIN_BATCH, FlagRule, Rule
 
 if TYPE_CHECKING:
     from anomaly_cli.auditing import AuditReport
-    from anomaly_cli.evaluation import Evaluation
+    from anomaly_cli.evaluation import Evaluation, Figure
     from anomaly_cli.pipeline import HeatmapReport, ScoreReport, TrainReport
     from anomaly_cli.report import PageReport
     from anomaly_cli.table import Row
@@ -306,24 +306,40 @@ def summarise_evaluation(evaluation: Evaluation) -> None:
     """Say what was compared, every figure with its interval, and what the flags of the table are worth."""
     normal, anomalous = evaluation.normal, evaluation.anomalous
     say(f"{plural(normal + anomalous, 'labelled image')}: {normal} normal, {anomalous} anomalous")
-    for count, what in (
-        (evaluation.unreadable, "unreadable, in no figure"),
-        (evaluation.unlabelled, "without a label, in no figure"),
-        (evaluation.unused, "labelled but not in the table"),
-        (evaluation.without_mask or 0, "anomalous without a mask, in no figure of the maps"),
+    for count, noun, what in (
+        (evaluation.unreadable, "file", " unreadable, in no figure"),
+        (evaluation.unlabelled, "file", " without a label, in no figure"),
+        (evaluation.unused, "label", " without a file in the table"),
+        (evaluation.without_mask or 0, "anomalous image", " without a mask, in no figure of the maps"),
     ):
         if count:
-            say(f"{plural(count, 'file')} {what}")
+            say(f"{plural(count, noun)}{what}")
     say(f"{'':<28}value   95 % interval")
     for name, figure in evaluation.figures.items():
         words = FIGURES_IN_WORDS.get(name, name.replace("_", " "))
         say(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
+    if any(figure.low == figure.high for figure in evaluation.figures.values()):
+        say(
+            "an interval of one value says that drawing the images anew changed nothing, not that the figure is certain"
+        )
+    _judge_flags(evaluation)
+
+
+def _judge_flags(evaluation: Evaluation) -> None:
+    """Say how many of the flagged are anomalous, how many anomalies are missed, how many alarms are false."""
     found = evaluation.confusion
-    flagged = found.flagged_anomalous + found.flagged_normal
-    say(
-        f"flagged: {flagged}, of which {found.flagged_anomalous} anomalous and {found.flagged_normal} normal; "
-        f"not flagged: {found.missed_anomalous} anomalous and {found.passed_normal} normal"
-    )
+    hits, alarms = found.flagged_anomalous, found.flagged_normal
+    if found.precision is None:
+        say("the table flags none of them")
+        return
+    missed = found.missed_anomalous
+    say(f"of {hits + alarms} flagged, {hits} anomalous: {_in_percent(found.precision)}")
+    say(f"of {evaluation.anomalous} anomalous, {hits} flagged: {_in_percent(found.recall)}; {missed} missed")
+    say(f"of {evaluation.normal} normal, {alarms} flagged: {_in_percent(found.false_alarms)}")
+
+
+def _in_percent(share: Figure) -> str:
+    return f"{100 * share.value:.0f} % (95 %: {100 * share.low:.0f} to {100 * share.high:.0f} %)"
 
 
 def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:

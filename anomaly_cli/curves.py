@@ -73,4 +73,5 @@ def _distribution(
     if flagged.any():
         axes.axvline(scores[flagged].min(), color="black", linestyle="--", label="lowest flagged score")
     axes.set(xlabel="score (1 = limit of normal)", ylabel="images")
-    axes.legend(frameon=False)
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # above: inside it would hide some bars
+    axes.legend(frameon=False, ncols=3, fontsize="small", handlelength=1.2, columnspacing=1, **place)

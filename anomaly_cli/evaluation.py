@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,12 +28,15 @@ from anomaly_cli.metrics import (
     Counts,
     Map,
     Mask,
+    PixelMetrics,
     PixelRanking,
     bootstrap,
     image_metrics,
     precision_at,
+    share_interval,
 )
 from anomaly_cli.pipeline import check_writable, choose_device
+from anomaly_cli.remote import path_of
 from anomaly_cli.report_table import ReportTable
 from anomaly_cli.scoring import Measured, Progress, measure_images, worker_count
 from anomaly_cli.table import atomic_output
@@ -39,6 +44,8 @@ from anomaly_cli.table import atomic_output
 PRECISION_AT = (10, 100, 1_000)  # the most anomalous
 MANY = 20_000  # images; beyond, fewer draws say as much
 MASK_SUFFIX = "_mask"
+SHAPE_TOLERANCE = 0.02  # of height over width, between an image and its mask
+SHARES = ("precision", "recall", "false_alarms")  # in a `Confusion`
 Scores = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
@@ -54,12 +61,40 @@ class Figure:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What the table flags, against the labels: counts of readable labelled images."""
+    """What the table flags, against the labels: counts of readable labelled images.
+
+    Attributes:
+        precision: share of anomalous images among the flagged; None where none is flagged.
+        recall: share of flagged images among the anomalous.
+        false_alarms: share of flagged images among the normal.
+    """
 
     flagged_anomalous: int
     flagged_normal: int
     missed_anomalous: int
     passed_normal: int
+    precision: Figure | None
+    recall: Figure
+    false_alarms: Figure
+
+    @classmethod
+    def count(cls, anomalous: Flags, flagged: Flags) -> Self:
+        """Count (N,) labels and flags; both labels must occur. Intervals are exact, not drawn."""
+        hits, alarms = int((flagged & anomalous).sum()), int((flagged & ~anomalous).sum())
+        bad, good = int(anomalous.sum()), int((~anomalous).sum())
+        return cls(
+            hits,
+            alarms,
+            bad - hits,
+            good - alarms,
+            precision=_share(hits, hits + alarms) if hits + alarms else None,
+            recall=_share(hits, bad),
+            false_alarms=_share(alarms, good),
+        )
+
+
+def _share(hits: int, count: int) -> Figure:
+    return Figure(hits / count, *share_interval(hits, count))
 
 
 @dataclass(frozen=True)
@@ -75,7 +110,8 @@ class Evaluation:
         unused: labels of files that are not in the table.
         figures: by name; those of the images, then those of the maps where there are masks.
         confusion: at the cut of the table.
-        without_mask: anomalous images that have no mask, and so no part in the figures of the maps.
+        without_mask: anomalous images that have no mask or a black one, and so no part in the figures of the maps;
+            None where no masks were asked for.
     """
 
     table: str
@@ -91,7 +127,8 @@ class Evaluation:
     def to_json(self) -> bytes:
         """Write one JSON object."""
         record = asdict(self)
-        for figure in record["figures"].values():
+        confusion = record["confusion"]
+        for figure in (*record["figures"].values(), *(confusion[name] or {} for name in SHARES)):
             figure |= {end: round(value, 6) for end, value in figure.items()}
         return json.dumps(record, indent=2).encode() + b"\n"
 
@@ -132,6 +169,8 @@ def evaluate(
     anomalous = np.array([matched.anomalous[name] for name in labelled], bool)
     scores = np.array(table.column("score"), np.float64)[chosen]
     flagged = np.array(table.column("flagged"), bool)[chosen]
+    if not labelled:
+        raise InputError(f"{labels}: it labels no file of the table that can be read")
     if anomalous.all() or not anomalous.any():
         raise InputError(_one_class(labels, bool(anomalous.all())))
     figures, without_mask = image_figures(anomalous, scores), None
@@ -148,12 +187,7 @@ def evaluate(
         unlabelled=_count_unlabelled(matched, names),
         unused=matched.unused,
         figures=figures,
-        confusion=Confusion(
-            int((flagged & anomalous).sum()),
-            int((flagged & ~anomalous).sum()),
-            int((~flagged & anomalous).sum()),
-            int((~flagged & ~anomalous).sum()),
-        ),
+        confusion=Confusion.count(anomalous, flagged),
         without_mask=without_mask,
     )
 
@@ -170,7 +204,7 @@ def _count_unlabelled(matched: Matched, readable: list[str]) -> int:
 
 def image_figures(anomalous: Flags, scores: Scores, draws: int | None = None) -> dict[str, Figure]:
     """Measure a ranking of (N,) images, each figure with its interval; both classes must occur."""
-    depths = [k for k in PRECISION_AT if k <= len(scores)]
+    depths = [k for k in PRECISION_AT if 2 * k <= len(scores)]
 
     def measure(counts: Counts) -> list[float]:
         drawn_labels, drawn_scores = np.repeat(anomalous, counts), np.repeat(scores, counts)
@@ -189,27 +223,42 @@ def _pixel_figures(
 ) -> tuple[dict[str, Figure], int]:
     """Measure the maps of all images whose ground truth is known: figures, and how many anomalous ones lack a mask."""
     files = find_masks(masks)
-    known = [None if not bad else _mask_of(Path(path), files) for path, bad in zip(paths, anomalous, strict=True)]
-    used = [i for i, (mask, bad) in enumerate(zip(known, anomalous, strict=True)) if mask is not None or not bad]
-    without = len(paths) - len(used)
-    if without == anomalous.sum():
+    known = [_mask_of(Path(path), files) if bad else None for path, bad in zip(paths, anomalous, strict=True)]
+    if not any(known):
         raise InputError(f"{masks}: no mask is called like an anomalous image, such as {_example(paths, anomalous)}")
-    model = load_model(model_path, choose_device(device))
-    size, chosen = model.config.image_size, choose_device(device)
-    readable = [Path(paths[i]) for i in used]
-    results = measure_images(model.detector, model.map_unit, readable, size, worker_count(), chosen)
-    maps: list[Map] = []
-    truths: list[Mask] = []
-    for done, (i, result) in enumerate(zip(used, results, strict=True), start=1):
-        if isinstance(result, UnreadableImageError):
-            raise InputError(f"{paths[i]} cannot be read any more: {result.reason}")
-        truths.append(read_mask(known[i], result))
-        maps.append(resize_map(result.anomaly_map, *truths[-1].shape))
-        progress("locating", done, len(used))
-    ranking = PixelRanking(maps, truths)
-    values = ranking.measure(np.ones(len(maps), np.int64))
-    ends = bootstrap(ranking.measure, anomalous[used], PIXEL_DRAWS)
-    return {n: Figure(v, *end) for n, v, end in zip(values._fields, values, ends, strict=True)}, without
+    if any(mask and os.path.realpath(mask) == os.path.realpath(path) for mask, path in zip(known, paths, strict=True)):
+        raise InputError(f"{masks} holds the images themselves, not masks")
+    chosen = choose_device(device)
+    model = load_model(model_path, chosen)
+    looked_at = [i for i, mask in enumerate(known) if mask or not anomalous[i]]
+    files_of = [path_of(paths[i]) for i in looked_at]
+    results = measure_images(model.detector, model.map_unit, files_of, model.config.image_size, worker_count(), chosen)
+    used: list[int] = []
+
+    def pairs() -> Iterator[tuple[Map, Mask]]:
+        for done, (i, result) in enumerate(zip(looked_at, results, strict=True), start=1):
+            if isinstance(result, UnreadableImageError):
+                raise InputError(f"{paths[i]} cannot be read any more: {result.reason}")
+            mask = read_mask(known[i], result)
+            if mask.any() or not anomalous[i]:
+                used.append(i)
+                yield resize_map(result.anomaly_map, *mask.shape), mask
+            progress("locating", done, len(looked_at))
+
+    ranking = PixelRanking(pairs())
+    labels = anomalous[used]
+    if not labels.any():
+        raise InputError(f"{masks}: every mask is black")
+    drawn = itertools.count(1)
+
+    def measure(counts: Counts) -> PixelMetrics:
+        progress("drawing intervals", next(drawn), PIXEL_DRAWS)
+        return ranking.measure(counts)
+
+    values = ranking.measure(np.ones(len(used), np.int64))
+    ends = bootstrap(measure, labels, PIXEL_DRAWS)
+    figures = {name: Figure(value, *end) for name, value, end in zip(values._fields, values, ends, strict=True)}
+    return figures, len(paths) - len(used)
 
 
 def _example(paths: list[str], anomalous: Flags) -> str:
@@ -220,13 +269,21 @@ def _example(paths: list[str], anomalous: Flags) -> str:
 def find_masks(folder: Path) -> dict[tuple[str, str], Path]:
     """List the masks below a folder by the names of their own folder and of the image: `<image>_mask.*` or `<image>.*`.
 
+    Where both are there, the first is the mask and the other perhaps the image.
+
     Raises:
-        InputError: there is none.
+        InputError: there is none, or two for one image.
     """
     files = [file for file in _walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise InputError(f"{folder}: no mask in it" if folder.is_dir() else f"no such folder: {folder}")
-    return {(file.parent.name, file.stem.removesuffix(MASK_SUFFIX)): file for file in files}
+    masks: dict[tuple[str, str], Path] = {}
+    for file in sorted(files, key=lambda file: file.stem.endswith(MASK_SUFFIX)):
+        other = masks.get((file.parent.name, file.stem.removesuffix(MASK_SUFFIX)))
+        if other is not None and other.stem == file.stem:
+            raise InputError(f"{other} and {file}: which is the mask? The same folder and name occur twice")
+        masks[file.parent.name, file.stem.removesuffix(MASK_SUFFIX)] = file
+    return masks
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -245,16 +302,22 @@ def _mask_of(path: Path, files: dict[tuple[str, str], Path]) -> Path | None:
 def read_mask(file: Path | None, image: Measured) -> Mask:
     """Read a mask, (H, W), white where the image is anomalous; all black at the image's size where there is no file.
 
+    A mask of zeros and ones is read, too.
+
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or has another shape than the image.
     """
     if file is None:
         return np.zeros((image.height, image.width), bool)
     try:
         with Image.open(file) as mask:
-            pixels: Mask = np.asarray(mask.convert("L")) >= 128
+            values = np.asarray(mask.convert("L"))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{file}: not a readable mask: {error}") from error
+    height, width = values.shape
+    if abs(height * image.width / (width * image.height) - 1) > SHAPE_TOLERANCE:
+        raise InputError(f"{file} has {width} × {height} pixels, its image {image.width} × {image.height}")
+    pixels: Mask = values >= (128 if values.max() > 1 else 1)
     return pixels
 
 

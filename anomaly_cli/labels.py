@@ -10,11 +10,14 @@ from pathlib import Path
 
 from anomaly_cli.errors import InputError
 from anomaly_cli.listing import format_of_content
+from anomaly_cli.remote import RemotePath, path_of
 from anomaly_cli.table import check_library, read_records, reading
 
 FOLDERS = "folders"  # instead of a file: the name of its folder labels an image
 NORMAL_FOLDERS = ("good", "normal")
-ANOMALOUS = {"normal": False, "good": False, "0": False, "anomalous": True, "bad": True, "1": True}  # by label
+NORMAL_WORDS = ("normal", "good", "0", "0.0")  # a column of numbers with gaps becomes one of fractions
+ANOMALOUS_WORDS = ("anomalous", "anomaly", "abnormal", "defect", "defective", "bad", "1", "1.0")
+ANOMALOUS = dict.fromkeys(NORMAL_WORDS, False) | dict.fromkeys(ANOMALOUS_WORDS, True)  # by label
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ def label_paths(labels: str, paths: Sequence[str]) -> Matched:
             continue
         used |= {path, file}
     if not anomalous:
-        first = f", such as {next(iter(known))}," if known else ""
-        raise InputError(f"{labels}: none of its {len(known)} labels{first} is of a file in the table")
+        if not known:
+            raise InputError(f"{labels} holds no label")
+        raise InputError(
+            f"{labels}: none of its labels, such as that of {next(iter(known))}, is of a file in the table, such as "
+            f"{paths[0]}; paths count from the current folder or from that of the labels"
+        )
     unused = sum(1 for path in known if not used & {path, os.path.realpath(_file_of(path, table))})
     return Matched(anomalous, [path for path in paths if path not in anomalous], unused)
 
@@ -85,7 +92,7 @@ def read_labels(table: Path) -> dict[str, bool]:
                 continue
             anomalous = ANOMALOUS.get(str(label).strip().lower())
             if anomalous is None:
-                raise ValueError(f"row {number} has the label {label}, not normal or anomalous")
+                raise ValueError(f"row {number}, {path}, has the label {label}, not normal or anomalous")
             if known.setdefault(path, anomalous) is not anomalous:
                 raise ValueError(f"{path} is labelled both normal and anomalous")
     return known
@@ -125,4 +132,5 @@ def _by_file(known: dict[str, bool], table: Path) -> dict[str, bool]:
 
 def _file_of(path: str, table: Path) -> Path:
     """Find the file that a path means: from the current folder or, where there is none, from that of the table."""
-    return Path(path) if os.path.lexists(path) else table.parent / path
+    file = path_of(path)
+    return file if isinstance(file, RemotePath) or os.path.lexists(path) else table.parent / path

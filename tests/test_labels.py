@@ -29,11 +29,11 @@ def labels(text: str, name: str = "labels.csv") -> str:
 
 
 def test_every_spelling_of_a_label_is_read_and_an_empty_one_is_none() -> None:
-    table = labels("path,label\na,normal\nb,Good\nc,0\nd,anomalous\ne,bad\nf,1\ng,\n")
+    table = labels("path,label\na,normal\nb,Good\nc,0\nd,0.0\ne,anomalous\nf,bad\ng,1\nh,1.0\ni,defect\nj,\n")
 
     known = read_labels(Path(table))
 
-    assert known == dict(zip("abcdef", [False] * 3 + [True] * 3, strict=True))
+    assert known == dict(zip("abcdefghi", [False] * 4 + [True] * 5, strict=True))
 
 
 def test_every_format_says_the_same() -> None:
@@ -77,6 +77,13 @@ def test_folders_called_good_or_normal_hold_normal_images() -> None:
     assert label_paths("folders", rows).anomalous == dict(zip(rows, [False, False, True, True], strict=True))
 
 
+def test_urls_stay_urls() -> None:
+    table = labels("path,label\nhttp://host/a.png,normal\n", "set/labels.csv")
+
+    assert label_paths(table, ["http://host/a.png"]).anomalous == {"http://host/a.png": False}
+    assert [str(path) for path in labelled_files(Path(table))[0]] == ["http://host/a.png"]
+
+
 def test_labelled_files_are_listed_once_where_they_lie() -> None:
     labels("path,label\ngood/a.png,normal\n./good/a.png,normal\ntorn/c.png,anomalous\n", "set/labels.csv")
 
@@ -89,14 +96,18 @@ def test_labelled_files_are_listed_once_where_they_lie() -> None:
         ("path,kind\na,normal\n", "labels.csv is not a table of labels: column 'label' is missing"),
         (
             "path,label\na,normal\nb,odd\n",
-            "labels.csv is not a table of labels: row 2 has the label odd, not normal or anomalous",
+            "labels.csv is not a table of labels: row 2, b, has the label odd, not normal or anomalous",
         ),
         (
             "path,label\na,normal\na,anomalous\n",
             "labels.csv is not a table of labels: a is labelled both normal and anomalous",
         ),
-        ("path,label\nb,normal\nc,bad\n", "labels.csv: none of its 2 labels, such as b, is of a file in the table"),
-        ("path,label\n", "labels.csv: none of its 0 labels is of a file in the table"),
+        (
+            "path,label\nb,normal\nc,bad\n",
+            "labels.csv: none of its labels, such as that of b, is of a file in the table, such as a.png; paths count "
+            "from the current folder or from that of the labels",
+        ),
+        ("path,label\n", "labels.csv holds no label"),
     ],
 )
 def test_labels_that_cannot_be_used_are_one_line(text: str, message: str) -> None:

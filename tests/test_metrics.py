@@ -1,27 +1,30 @@
-"""The benchmark's own measures against slow twins and scikit-learn, and its readers against folders made here."""
+"""Measures of ranking and localisation against slow twins and scikit-learn; intervals against what they promise."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from anomaly_cli.metrics import Map, Mask, image_metrics, pixel_metrics
-from benchmarks.datasets import (
-    AnomalySet,
-    TestImage,
-    read_classes,
-    read_mvtec,
-    read_packed,
-    subsample,
-    take_known_anomalies,
+from anomaly_cli.metrics import (
+    NORMAL_PIXELS,
+    REGION_PIXELS,
+    Counts,
+    Map,
+    Mask,
+    PixelRanking,
+    bootstrap,
+    image_metrics,
+    pixel_metrics,
+    precision_at,
+    share_interval,
 )
 
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=40)
@@ -174,123 +177,101 @@ def test_a_perfect_ranking_has_perfect_measures() -> None:
     assert image_metrics([0, 0, 1, 1], [0.1, 0.2, 0.9, 0.8]) == (1.0, 1.0, 1.0, 0.0)
 
 
-def write_image(path: Path, side: int = 8) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (side, side)).save(path)
-    return path
+@given(SEEDS, st.integers(2, 4), st.sampled_from([2, 5, 1000]))
+@REPEATABLE
+def test_an_image_drawn_twice_counts_like_two_equal_images(seed: int, count: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    maps, masks = map(list, zip(*[random_pair(rng, levels) for _ in range(count)], strict=True))
+    counts = rng.integers(0, 4, count)
+    counts[0] += 1
+
+    drawn = PixelRanking(zip(maps, masks, strict=True)).measure(counts)
+
+    images = np.repeat(np.arange(count), counts)
+    assert drawn == pytest.approx(pixel_metrics([maps[i] for i in images], [masks[i] for i in images]))
 
 
-def mvtec_folder(folder: Path) -> Path:
-    for i in range(6):
-        write_image(folder / "train" / "good" / f"{i}.png")
-        write_image(folder / "test" / "good" / f"{i}.png")
-        write_image(folder / "test" / "scratch" / f"{i}.jpg")
-        write_image(folder / "test" / "dent" / f"{i}.jpg")
-        write_image(folder / "ground_truth" / "scratch" / f"{i}_mask.png")
-    (folder / "test" / "dent" / "notes.txt").write_text("no image")
-    return folder
+def test_large_images_are_thinned_out_with_hardly_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    maps, masks = [], []
+    for side, width in ((600, 150), (40, 6)):
+        mask = np.zeros((side, side), bool)
+        mask[5 : 5 + width, 5 : 5 + width] = mask[-2:, -3:] = True
+        smooth = ndimage.zoom(rng.gamma(2, 1, (side // 20, side // 20)), 20, order=1)  # as maps of coarse cells are
+        maps.append((smooth + 0.7 * mask).astype(np.float32))
+        masks.append(mask)
+    assert masks[0].size > 2 * NORMAL_PIXELS
+    assert 2 * REGION_PIXELS < 150**2
+    labels, scores = (np.concatenate([each.ravel() for each in arrays]) for arrays in (masks, maps))
+    regions = [[maps[0][5:155, 5:155]], [maps[0][-2:, -3:]], [maps[1][5:11, 5:11]], [maps[1][-2:, -3:]]]
+    thresholds = np.quantile(scores[~labels], np.linspace(1, 0.7, 400))
+    curve = [np.mean([(region[0] >= threshold).mean() for region in regions]) for threshold in thresholds]
+
+    measured = pixel_metrics(maps, masks)
+
+    assert measured.pixel_auroc == pytest.approx(roc_auc_score(labels, scores), abs=3e-3)
+    assert measured.aupro == pytest.approx(np.mean(curve), abs=1e-2)
 
 
-def test_mvtec_layout_is_read_with_types_and_masks(tmp_path: Path) -> None:
-    folder = mvtec_folder(tmp_path / "metal")
+@given(SEEDS, st.integers(1, 12), st.integers(1, 5))
+@REPEATABLE
+def test_precision_at_k_is_the_mean_over_all_orders_of_ties(seed: int, count: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels, scores = rng.random(count) < 0.5, rng.integers(0, levels, count)
+    k = int(rng.integers(1, count + 1))
 
-    data = read_mvtec(folder)
+    orders = [np.lexsort((rng.random(count), -scores)) for _ in range(1000)]
+    slow = np.mean([labels[order[:k]].mean() for order in orders])
 
-    assert data.name == "metal"
-    assert data.normal == [folder / "train" / "good" / f"{i}.png" for i in range(6)]
-    assert [image.kind for image in data.test] == ["dent"] * 6 + ["good"] * 6 + ["scratch"] * 6
-    assert [image.anomalous for image in data.test] == [True] * 6 + [False] * 6 + [True] * 6
-    assert data.has_masks
-    assert {image.mask for image in data.test[:12]} == {None}
-    assert data.test[13].mask == folder / "ground_truth" / "scratch" / "1_mask.png"
-
-
-def test_class_folders_are_read_as_one_class_against_the_rest(tmp_path: Path) -> None:
-    for part, name in itertools.product(("train", "test"), ("cat", "dog", "owl")):
-        write_image(tmp_path / "pets" / part / name / "1.png")
-
-    data = read_classes(tmp_path / "pets", "dog")
-
-    assert data.name == "pets/dog"
-    assert [path.parent.name for path in data.normal] == ["dog"]
-    assert [(image.path.parent.name, image.anomalous) for image in data.test] == [
-        ("cat", True),
-        ("dog", False),
-        ("owl", True),
-    ]
+    assert precision_at(labels, scores, k) == pytest.approx(slow, abs=0.1)
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "train" / "good").mkdir(parents=True)
+def test_bootstrap_draws_each_class_in_its_own_number_and_again_the_same() -> None:
+    labels = np.array([True] * 3 + [False] * 5)
+    drawn: list[Counts] = []
 
-    with pytest.raises(FileNotFoundError, match=f"no image in {tmp_path / 'train' / 'good'}"):
-        read_mvtec(tmp_path)
+    def measure(counts: Counts) -> list[float]:
+        drawn.append(counts)
+        return [float(counts[0]), 1.0]
 
+    first, again = bootstrap(measure, labels, 50), bootstrap(measure, labels, 50)
 
-def made_up_set() -> AnomalySet:
-    test = [TestImage(Path(f"{i:03}"), "good" if i % 3 else "dent") for i in range(90)]
-    return AnomalySet("made up", [Path(f"n{i:03}") for i in range(50)], test)
-
-
-def test_a_seed_draws_the_same_images_and_another_seed_others() -> None:
-    first, again, other = (subsample(made_up_set(), 10, 7, seed) for seed in (1, 1, 2))
-
+    (low, high), constant = first
     assert first == again
-    assert first.normal != other.normal
-    assert len(first.normal) == len(set(first.normal)) == 10
-    assert sum(image.anomalous for image in first.test) == sum(not image.anomalous for image in first.test) == 7
-    assert first.normal == sorted(first.normal)
+    assert constant == (1, 1)
+    assert 0 <= low < 1 < high <= 3
+    assert all((counts[:3].sum(), counts[3:].sum()) == (3, 5) for counts in drawn)
+    assert len({counts.tobytes() for counts in drawn}) > 40
 
 
-def test_limits_above_the_size_keep_everything() -> None:
-    data = subsample(made_up_set(), 1000, 1000, 0)
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    truth = 0.7602  # of two normal distributions one apart: Φ(1/√2)
+    labels = np.repeat([True, False], 60)
+    held = 0
+    for _ in range(60):
+        scores = rng.normal(size=120) + labels
 
-    assert data.normal == made_up_set().normal
-    assert {image.path for image in data.test} == {image.path for image in made_up_set().test}
+        def auroc(counts: Counts, scores: NDArray[np.float64] = scores) -> list[float]:
+            wins = scores[:60, None] > scores[60:]
+            return [float(counts[:60] @ wins @ counts[60:]) / 60**2]
 
+        [(low, high)] = bootstrap(auroc, labels, 200)
+        held += low <= truth <= high
 
-def test_known_anomalies_leave_the_test_images() -> None:
-    known, rest = take_known_anomalies(made_up_set(), 5, seed=0)
-
-    assert len(known) == 5
-    assert {image.path for image in rest.test} | set(known) == {image.path for image in made_up_set().test}
-    assert not {image.path for image in rest.test} & set(known)
-    assert all(image.anomalous for image in made_up_set().test if image.path in known)
-
-
-def packed_pictures(folder: Path) -> Path:
-    contents = []
-    for shade in range(12):
-        path = folder / "one.jpg"
-        Image.new("RGB", (32, 32), (20 * shade,) * 3).save(path, quality=95)
-        contents.append(path.read_bytes())
-    (folder / "tiny.bin").write_bytes(b"".join(contents))
-    np.savez(
-        folder / "tiny.npz",
-        offsets=np.cumsum([0, *map(len, contents)]),
-        labels=np.arange(12) % 3,
-        test=np.arange(12) >= 6,
-        classes=np.array(["ant", "bee", "cow"]),
-    )
-    return folder / "tiny"
+    assert 0.88 <= held / 60 < 1
 
 
-def test_packed_pictures_are_decoded_and_enlarged(tmp_path: Path) -> None:
-    packed = read_packed(packed_pictures(tmp_path))
+@given(st.integers(0, 30), st.integers(1, 30))
+@REPEATABLE
+def test_ends_of_the_interval_of_a_share_leave_a_tail_of_a_fortieth(hits: int, count: int) -> None:
+    hits = min(hits, count)
 
-    chosen = packed.choose(test=True, per_class=1)
-    pixels = packed.decode(chosen, 64)
+    low, high = share_interval(hits, count)
 
-    assert chosen.tolist() == [6, 7, 8]
-    assert packed.labels[chosen].tolist() == [0, 1, 2]
-    assert pixels.shape == (3, 64, 64, 3)
-    assert pixels.mean((1, 2, 3)) == pytest.approx([120, 140, 160], abs=2)
+    def chance(p: float, outcomes: range) -> float:
+        return sum(math.comb(count, k) * p**k * (1 - p) ** (count - k) for k in outcomes)
 
-
-def test_packed_pictures_become_class_folders(tmp_path: Path) -> None:
-    read_packed(packed_pictures(tmp_path)).write_folders(tmp_path / "tree", 2, 1)
-
-    data = read_classes(tmp_path / "tree", "bee")
-
-    assert [path.name for path in data.normal] == ["00001.jpg", "00004.jpg"]
-    assert [image.kind for image in data.test] == ["ant", "good", "cow"]
+    # The chance of so many hits or more at the low end, of so few or fewer at the high end.
+    assert low == 0 if not hits else chance(low, range(hits, count + 1)) == pytest.approx(0.025, abs=1e-6)
+    assert high == 1 if hits == count else chance(high, range(hits + 1)) == pytest.approx(0.025, abs=1e-6)

@@ -17,7 +17,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = dict(re.findall(r"## ([^\n]+)\n(?:(?!## ).)*?```sh\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S))
-README_BLOCK = re.search(r"## In a cleaning script\n\n((?:    .*\n)+)", (ROOT / "README.md").read_text())
+README_BLOCKS = re.findall(r"(?s)```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the recipes need GNU tools")
 NORMALS = 80  # enough for a false discovery rate of 5 % among few files
 ODD_NAMES = [
@@ -263,14 +263,14 @@ def test_a_night_with_odd_files_says_so_in_one_line_and_one_without_files_nothin
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, b"", b"")
 
 
-def test_the_script_of_the_readme_runs(folder: Path) -> None:
-    assert README_BLOCK is not None
-    for name in UNREADABLE:
-        (folder / "incoming" / os.fsdecode(name)).unlink()
-    script = re.sub(r"(?m)^    ", "", README_BLOCK[1])
+def test_the_scripts_of_the_readme_move_the_flagged_files_and_gate(folder: Path) -> None:
+    cleaning, gating = README_BLOCKS
 
-    done = shell(script, folder)
+    gated = shell(gating, folder)
+    cleaned = shell(cleaning, folder)
 
-    assert done.returncode == 0, done.stderr
-    assert len((folder / "new.csv").read_bytes().split(b"incoming/")) == 1 + len(ODD_NAMES)
-    assert b"incoming/-rf.jpg\n" in done.stdout
+    assert gated.returncode == 3, gated.stderr
+    assert (folder / "verdict.json").exists()
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert files(folder / "quarantine") == moved(ODD_NAMES)
+    assert files(folder / "incoming") == {*GOOD_NAMES, *UNREADABLE}

@@ -100,6 +100,23 @@ def test_known_anomalies_are_added_and_new_normal_images_calibrate_alone(grown: 
     assert len(twice.detector.known_anomalies.looks) == 8
 
 
+def test_labels_of_a_review_are_added_as_what_they_say(grown: Path) -> None:
+    labelled = [*(f"more/{i}.png,normal\n" for i in range(8)), "known/0.png,anomalous\n", "known/1.png,anomalous\n"]
+    (grown / "labels.csv").write_text("path,label\n" + "".join(labelled))
+
+    result = anomaly("update", MODEL, "--labels", "labels.csv", "--out", "reviewed.safetensors")
+    both = anomaly(
+        "update", MODEL, "fresh", "--labels", "labels.csv", "--anomalies", "known", "--out", "both.safetensors"
+    )
+
+    assert (result.exit_code, both.exit_code) == (0, 0)
+    assert (
+        f"added 8 normal images and 2 known anomalous; now {NORMALS + 8} normal and 2 known anomalous" in result.stderr
+    )
+    assert "added 11 normal images and 4 known anomalous" in both.stderr
+    assert load_model(grown / "reviewed.safetensors").provenance.anomalies == 2
+
+
 def test_prototypes_of_the_image_scale_are_taken_back_to_raw_cells(grown: Path) -> None:
     scale = load_model(grown / MODEL).detector.scale("image")
 
@@ -121,6 +138,17 @@ def test_prototypes_of_the_image_scale_are_taken_back_to_raw_cells(grown: Path) 
             1,
             "error: no model file at none.safetensors: make one with `anomaly train NORMAL_DIR`\n",
         ),
+        ([MODEL, "--labels", "gone.csv"], 1, "error: cannot read gone.csv: No such file or directory\n"),
+        (
+            [MODEL, "--labels", "lost.csv"],
+            1,
+            "error: no such file or folder: lost/0.png\n",
+        ),
+        (
+            [MODEL, "--labels", "bad.csv"],
+            2,
+            "error: name new normal images; with anomalous ones too, because they calibrate the updated model\n",
+        ),
         ([MODEL, "more", "--out", "no/m.safetensors"], 1, "error: cannot write no/m.safetensors: no such folder: no\n"),
         (
             [MODEL, "more/0.png", "--anomalies", "known"],
@@ -134,6 +162,8 @@ def test_mistakes_are_told_in_one_line_and_leave_the_model(
     grown: Path, arguments: list[str], code: int, message: str
 ) -> None:
     before = (grown / MODEL).read_bytes()
+    (grown / "lost.csv").write_text("path,label\nlost/0.png,normal\n")
+    (grown / "bad.csv").write_text("path,label\nknown/0.png,anomalous\n")
 
     result = anomaly("update", *arguments)
 
