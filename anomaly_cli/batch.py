@@ -50,10 +50,12 @@ class Drift:
     Attributes:
         p_value: corrected for the number of scales; anomalies among the images do not make it small.
         scale: number of the scale that differs most.
+        nearer: whether the batch lies nearer to the memory there than new normal images do.
     """
 
     p_value: float
     scale: int
+    nearer: bool
 
     @property
     def found(self) -> bool:
@@ -156,7 +158,8 @@ def drift(normal: ArrayLike, batch: ArrayLike) -> Drift | None:
     z = np.array([_bulk_tests(*columns) for columns in zip(known.T, found.T, strict=True)])  # (S, 2)
     p = np.minimum(2 * ndtr(-np.abs(z[:, 0])), ndtr(-z[:, 1]))
     # Not the smallest p: where several scales are certain, theirs are all zero.
-    return Drift(float(min(1.0, p.min() * z.size)), int(np.maximum(np.abs(z[:, 0]), z[:, 1]).argmax()))
+    most = int(np.maximum(np.abs(z[:, 0]), z[:, 1]).argmax())
+    return Drift(float(min(1.0, p.min() * z.size)), most, bool(-z[most, 0] > z[most, 1]))
 
 
 def _bulk_tests(normal: Floats, batch: Floats) -> tuple[float, float]:

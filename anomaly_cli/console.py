@@ -261,9 +261,15 @@ def _judge_batch(verdict: Verdict) -> None:
         where = "image level" if verdict.drift_scale == "image" else f"stride {verdict.drift_scale}"
         say(
             "warning: the batch as a whole differs from the normal images (drift, "
-            f"{_p_in_words(verdict.drift_p_value)}, mostly at {where}): another camera, light, focus or compression? "
-            "The figures above hold for images from the same source only"
+            f"{_p_in_words(verdict.drift_p_value)}, mostly at {where}): {_why_drifted(verdict)}? "
+            "The figures above hold for new images from the same source only"
         )
+
+
+def _why_drifted(verdict: Verdict) -> str:
+    if verdict.drift_nearer:
+        return "nearer than new images can be; was the model trained on these, or are they blurred"
+    return "another camera, light, focus or compression"
 
 
 def _p_in_words(p: float) -> str:

@@ -30,6 +30,7 @@ class Verdict:
             the ends of its 95 % interval.
         drift: whether the bulk of the batch differs from the normal images.
         drift_scale: the scale that differs most.
+        drift_nearer: whether it lies nearer to the normal images there than new ones do.
         smallest_p: no p-value can be below it.
     """
 
@@ -48,6 +49,7 @@ class Verdict:
     drift: bool
     drift_p_value: float | None
     drift_scale: str | None
+    drift_nearer: bool | None
     worst_path: str
     worst_score: float
 
@@ -90,6 +92,7 @@ def judge(
         drift=drifted is not None and drifted.found,
         drift_p_value=None if drifted is None else drifted.p_value,
         drift_scale=None if drifted is None else scale_names[drifted.scale],
+        drift_nearer=None if drifted is None else drifted.nearer,
         worst_path=readable[0].path,
         worst_score=scores[0],
     )

@@ -190,14 +190,14 @@ def test_a_shift_of_one_scale_is_drift_with_and_without_anomalies(shift: float) 
     assert fired(20, shift=shift) > 0.95
 
 
-def test_the_scale_that_moved_is_named() -> None:
+def test_the_scale_that_moved_is_named_and_whether_it_came_nearer() -> None:
     rng = np.random.default_rng(0)
 
-    for shift in (2.0, 20.0):
+    for shift in (-2.0, 2.0, 20.0):
         found = drift(scales_of(rng, 100), scales_of(rng, 100, shift))
 
         assert found is not None
-        assert (found.scale, found.found) == (2, True)
+        assert (found.scale, found.found, found.nearer) == (2, True, shift < 0)
 
 
 def test_a_small_shift_such_as_another_memory_brings_is_tolerated() -> None:

@@ -47,6 +47,7 @@ VERDICT = Verdict(
     drift=True,
     drift_p_value=0.0004,
     drift_scale="8",
+    drift_nearer=False,
     worst_path="a.png",
     worst_score=3.0,
 )
@@ -226,3 +227,11 @@ def test_a_batch_from_the_same_source_passes_and_its_share_is_told(camera: Path)
     percent = [f"{100 * verdict[f'anomaly_share{end}']:.0f}" for end in ("", "_low", "_high")]
     assert f"about {percent[0]} % of the batch is anomalous (95 %: {percent[1]} to {percent[2]} %)\n" in result.stderr
     assert verdict["anomaly_share_low"] <= 0.05
+
+
+def test_images_that_the_model_was_trained_on_are_told_to_be_too_near(camera: Path) -> None:
+    result = anomaly("score", "normal", "--summary", "verdict.json")
+
+    verdict = json.loads(Path("verdict.json").read_text())
+    assert (verdict["drift"], verdict["drift_nearer"]) == (True, True)
+    assert "): nearer than new images can be; was the model trained on these, or are they blurred? " in result.stderr

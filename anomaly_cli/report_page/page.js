@@ -93,8 +93,8 @@ function showVerdict() {
     tiles.push(tile(`≈ ${percent(verdict.anomaly_share)} %`, "of the batch anomalous, by estimate",
       `95 %: ${percent(verdict.anomaly_share_low)} to ${percent(verdict.anomaly_share_high)} %`));
     tiles.push(verdict.drift
-      ? tile("Drift", "the batch as a whole differs from the normal images",
-        `mostly at: ${scaleWords(verdict.drift_scale)}`, "warning")
+      ? tile("Drift", verdict.drift_nearer ? "nearer to the normal images than new images can be"
+        : "the batch as a whole differs from the normal images", `mostly at: ${scaleWords(verdict.drift_scale)}`, "warning")
       : tile("No drift", "apart from anomalies, like the normal images", "same camera, light and focus"));
   } else if (verdict) {
     tiles.push(tile("–", "share of anomalies, drift", "too few images to judge the batch as a whole"));

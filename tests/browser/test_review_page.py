@@ -213,6 +213,7 @@ def test_the_heat_map_is_turned_off_for_one_image_and_for_all(opened: Opened) ->
 
 def test_the_hottest_patch_stands_beside_the_nearest_normal_one(opened: Opened) -> None:
     first = opened.page.locator(".card").first
+    first.locator(".evidence img").nth(1).wait_for()  # the pictures of a card come once its own is decoded
 
     assert first.locator(".evidence img").count() == 2
     assert first.locator(".evidence").inner_text().split("\n") == ["hottest patch", "nearest normal"]
