@@ -279,10 +279,11 @@ def find_masks(folder: Path) -> dict[tuple[str, str], Path]:
         raise InputError(f"{folder}: no mask in it" if folder.is_dir() else f"no such folder: {folder}")
     masks: dict[tuple[str, str], Path] = {}
     for file in sorted(files, key=lambda file: file.stem.endswith(MASK_SUFFIX)):
-        other = masks.get((file.parent.name, file.stem.removesuffix(MASK_SUFFIX)))
+        key = (file.parent.name, file.stem.removesuffix(MASK_SUFFIX))
+        other = masks.get(key)
         if other is not None and other.stem == file.stem:
             raise InputError(f"{other} and {file}: which is the mask? The same folder and name occur twice")
-        masks[file.parent.name, file.stem.removesuffix(MASK_SUFFIX)] = file
+        masks[key] = file
     return masks
 
 

@@ -90,9 +90,7 @@ def bootstrap(
 
 
 def share_interval(hits: int, count: int) -> tuple[float, float]:
-    """Give the exact interval of a share, `hits` of `count` (Clopper & Pearson 1934); 0 to 1 where nothing counts."""
-    if not count:
-        return 0.0, 1.0
+    """Give the exact interval of a share, `hits` of `count` (Clopper & Pearson 1934)."""
     low, high = stats.binomtest(hits, count).proportion_ci(CONFIDENCE)
     return float(low), float(high)
 

@@ -32,7 +32,7 @@ def make_page(folder: Path) -> Path:
 def take_picture(page_file: Path, out: Path) -> None:
     """Open the page as a reviewer would and save what is in sight."""
     with sync_playwright() as playwright:
-        chromium = os.environ.get("ANOMALY_CHROMIUM") or shutil.which("chromium")
+        chromium = os.environ.get("ANOMALY_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1130}, color_scheme="light")
         page.goto(page_file.as_uri())

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from packing import pack
 from PIL import Image
 from torch import Tensor
 
@@ -111,24 +112,14 @@ def test_distances_to_neighbours_equal_a_slow_twin() -> None:
 
 def test_one_class_against_the_rest_tells_colours_apart(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    contents = []
+    pictures = []
     for i in range(60):
         colour = np.full((32, 32, 3), 60.0)
         colour[..., i % 3] = 180
-        Image.fromarray((colour + rng.normal(0, 20, (32, 32, 3))).clip(0, 255).astype(np.uint8)).save(
-            tmp_path / "p.jpg"
-        )
-        contents.append((tmp_path / "p.jpg").read_bytes())
-    (tmp_path / "colours.bin").write_bytes(b"".join(contents))
-    np.savez(
-        tmp_path / "colours.npz",
-        offsets=np.cumsum([0, *map(len, contents)]),
-        labels=np.arange(60) % 3,
-        test=np.arange(60) >= 30,
-        classes=np.array(["red", "green", "blue"]),
-    )
+        pictures.append(Image.fromarray((colour + rng.normal(0, 20, (32, 32, 3))).clip(0, 255).astype(np.uint8)))
+    packed = pack(tmp_path / "colours", pictures, ["red", "green", "blue"])
 
-    figures = evaluate.object_figures(pyramid, read_packed(tmp_path / "colours"), evaluate.Limits())
+    figures = evaluate.object_figures(pyramid, read_packed(packed), evaluate.Limits())
 
     assert figures == pytest.approx({"4": 100, "8": 100, "16": 100})
 

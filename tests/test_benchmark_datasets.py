@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
+from packing import pack
 from PIL import Image
 
 from benchmarks.datasets import (
@@ -105,20 +105,8 @@ def test_known_anomalies_leave_the_test_images() -> None:
 
 
 def packed_pictures(folder: Path) -> Path:
-    contents = []
-    for shade in range(12):
-        path = folder / "one.jpg"
-        Image.new("RGB", (32, 32), (20 * shade,) * 3).save(path, quality=95)
-        contents.append(path.read_bytes())
-    (folder / "tiny.bin").write_bytes(b"".join(contents))
-    np.savez(
-        folder / "tiny.npz",
-        offsets=np.cumsum([0, *map(len, contents)]),
-        labels=np.arange(12) % 3,
-        test=np.arange(12) >= 6,
-        classes=np.array(["ant", "bee", "cow"]),
-    )
-    return folder / "tiny"
+    pictures = [Image.new("RGB", (32, 32), (20 * shade,) * 3) for shade in range(12)]
+    return pack(folder / "tiny", pictures, ["ant", "bee", "cow"])
 
 
 def test_packed_pictures_are_decoded_and_enlarged(tmp_path: Path) -> None:
