@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import logsumexp, ndtr, stdtrit
 
 LIMIT_QUANTILE = 0.99  # of held-out normal images lie below the limit of normal
 STOREY_LAMBDA = 0.5
@@ -63,9 +63,9 @@ class Calibration:
     Attributes:
         location: (E,) mean of each scale's log deviation.
         spread: (E,) its standard deviation.
-        weights: (E,) share of each scale in the image score, sum 1.
+        weights: (E,) ≥ 0, of each scale's voice in the image score, sum 1.
         scale_units: unit of each scale's own standardised deviation.
-        score_unit: unit of the weighted mean.
+        score_unit: unit of what `joined` makes of them.
         normal_deviations: (n, E) raw deviations of the held-out normal images, in ascending order of their scores.
     """
 
@@ -85,9 +85,9 @@ class Calibration:
         standard = (logs - location) / spread
         units = tuple(Unit.fit(column) for column in standard.T)
         weights = weights / weights.sum()
-        unit = Unit.fit(standard @ weights)
-        order = np.argsort(standard @ weights, kind="stable")
-        return cls(location, spread, weights, units, unit, deviations[order])
+        values = joined(standard, weights)
+        order = np.argsort(values, kind="stable")
+        return cls(location, spread, weights, units, Unit.fit(values), deviations[order])
 
     @cached_property
     def normal_scores(self) -> Floats:
@@ -105,7 +105,7 @@ class Calibration:
         """
         standard = (np.log(deviations) - self.location) / self.spread
         each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
-        return self.score_unit.apply(standard @ self.weights), each
+        return self.score_unit.apply(joined(standard, self.weights)), each
 
     def outlyingness(self, deviations: Floats) -> Floats:
         """Tell how far (N, E) deviations lie above the median of the held-out normal images, in robust spreads.
@@ -113,7 +113,8 @@ class Calibration:
         Median and median absolute deviation, which anomalies among the normal images hardly move: (N,).
         """
         normal, values = (
-            (np.log(each) - self.location) / self.spread @ self.weights for each in (self.normal_deviations, deviations)
+            joined((np.log(each) - self.location) / self.spread, self.weights)
+            for each in (self.normal_deviations, deviations)
         )
         centre = np.median(normal)
         spread = MAD_TO_STD * np.median(np.abs(normal - centre))
@@ -135,6 +136,17 @@ class Calibration:
     def p_values(self, scores: ArrayLike) -> Floats:
         """Conformal p-values of (N,) scores against the held-out normal images."""
         return conformal_p_values(self.normal_scores, scores)
+
+
+def joined(standard: Floats, weights: Floats) -> Floats:
+    """Join (N, E) standardised deviations to one value an image, their smooth maximum log Σ w exp(z): (N,).
+
+    One voice that is sure is enough, and several that are half sure add up; a mean would let those that see nothing
+    outvote the one that does (docs/method.md).
+    """
+    heard = weights > 0
+    values: Floats = logsumexp(standard[:, heard], axis=1, b=weights[heard])
+    return values
 
 
 def conformal_p_values(normal_scores: Floats, scores: ArrayLike) -> Floats:

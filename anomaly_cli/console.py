@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from anomaly_cli.config import MIN_BATCH, FlagRule, Rule
+from anomaly_cli.scales import scale_title
 
 if TYPE_CHECKING:
     from anomaly_cli.auditing import AuditReport
@@ -250,7 +251,8 @@ def _expectation(verdict: Verdict) -> str:
 def _judge_batch(verdict: Verdict) -> None:
     """Say how much of the batch is anomalous, and whether it is another batch altogether."""
     share, low, high = verdict.anomaly_share, verdict.anomaly_share_low, verdict.anomaly_share_high
-    if share is None or low is None or high is None or verdict.drift_p_value is None:
+    drift_scale, drift_p_value = verdict.drift_scale, verdict.drift_p_value
+    if share is None or low is None or high is None or drift_scale is None or drift_p_value is None:
         say(
             f"too few to judge the batch as a whole: {plural(verdict.readable, 'readable image')} and "
             f"{plural(verdict.normal_images, 'normal image')}, {MIN_BATCH} of each are needed"
@@ -258,10 +260,9 @@ def _judge_batch(verdict: Verdict) -> None:
         return
     say(f"about {100 * share:.0f} % of the batch is anomalous (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
     if verdict.drift:
-        where = "image level" if verdict.drift_scale == "image" else f"stride {verdict.drift_scale}"
         say(
             "warning: the batch as a whole differs from the normal images (drift, "
-            f"{_p_in_words(verdict.drift_p_value)}, mostly at {where}): {_why_drifted(verdict)}? "
+            f"{_p_in_words(drift_p_value)}, mostly at {scale_title(drift_scale)}): {_why_drifted(verdict)}? "
             "The figures above hold for new images from the same source only"
         )
 
@@ -300,8 +301,7 @@ def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
     yield f"settings      {', '.join(f'{name} {value}' for name, value in config.items())}"
     yield f"versions      {', '.join(f'{name} {value}' for name, value in provenance['versions'].items())}"
     for name, memory in header["memory"].items():
-        what = "image level" if name == "image" else f"stride {name}"
-        yield f"{what:<13} {plural(memory['prototypes'], 'prototype')} of {memory['channels']} channels"
+        yield f"{scale_title(name):<13} {plural(memory['prototypes'], 'prototype')} of {memory['channels']} channels"
     size = header["thumbnails"]
     yield f"thumbnails    {f'of every prototype, {size / 1e3:.0f} kB' if size else 'none'}"
     yield f"calibration   {plural(len(normals), 'held-out normal image')}, scores {normals[0]:.3f} to {normals[-1]:.3f}"

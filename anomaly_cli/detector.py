@@ -13,9 +13,9 @@ from anomaly_cli import known
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
 
-IMAGE_SCALE = "image"  # name of the scale with one globally pooled cell an image
-POOLED_STRIDES = (16, 32)  # whose maps the image scale pools
+POOLED_STRIDES = (16, 32)  # whose maps the pooled scales take
 HOT_SHARE = 0.02  # of the cells of a map make up its deviation: the mean of the hottest
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
@@ -87,7 +87,7 @@ class AnomalyDetector(nn.Module):
 
         Args:
             backbone: in eval mode.
-            scales: by name: the strides of the local scales, finest first, then `IMAGE_SCALE`.
+            scales: by name: the strides of the local scales, finest first, then some of `POOLED_SCALES`.
             known_anomalies: fitted where there are labelled anomalies.
         """
         super().__init__()
@@ -103,7 +103,7 @@ class AnomalyDetector(nn.Module):
     @property
     def local_names(self) -> tuple[str, ...]:
         """Names of the scales that have a map."""
-        return tuple(name for name in self.scale_names if name != IMAGE_SCALE)
+        return tuple(name for name in self.scale_names if name not in POOLED_SCALES)
 
     @property
     def deviation_names(self) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ class AnomalyDetector(nn.Module):
             images: (N, 3, H, W) float RGB in [0, 1].
 
         Returns:
-            One (N, h_s, w_s) map of distances ≥ 0 a scale; the image scale's has one cell.
+            One (N, h_s, w_s) map of distances ≥ 0 a scale; a pooled scale's has one cell.
         """
         return self._distance_maps(scale_features(self.backbone, images, self.scale_names))[0]
 
@@ -133,7 +133,7 @@ class AnomalyDetector(nn.Module):
         for name, (N, h, w), deviations, nearest in self._deviations(features):
             distances = (deviations @ self.scale(name).channel_weights).sqrt().view(N, h * w)
             maps.append(distances.view(N, h, w))
-            if name != IMAGE_SCALE:
+            if name not in POOLED_SCALES:
                 cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
                 hottest.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
         return maps, torch.stack(hottest, dim=1)
@@ -222,27 +222,39 @@ class AnomalyDetector(nn.Module):
 def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
-    Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022); the image
+    Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022); a pooled
     scale joins the mean of the coarse maps and the spread of the first of them: content and style.
 
     Args:
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
-        names: strides, and `IMAGE_SCALE`.
+        names: strides, and some of `POOLED_SCALES`.
 
     Returns:
-        (N, D, h, w) by name; h = w = 1 for the image scale.
+        (N, D, h, w) by name; h = w = 1 for the pooled scales.
     """
-    maps = dict(zip(backbone.strides, backbone(images), strict=True))
+    maps = _maps_by_stride(backbone, images)
     features = {}
     for name in names:
         if name == IMAGE_SCALE:
-            coarse = [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
-            pooled = [m.mean(dim=(2, 3)) for m in coarse] + [coarse[0].std(dim=(2, 3), unbiased=False)]
-            features[name] = torch.cat(pooled, dim=1)[:, :, None, None]
+            features[name] = _pooled(maps)
+        elif name == SMALL_SCALE:
+            small = F.avg_pool2d(images, reduction(images.shape[2], images.shape[3]))
+            features[name] = _pooled(_maps_by_stride(backbone, small))
         else:
             features[name] = F.avg_pool2d(maps[int(name)], 3, 1, 1, count_include_pad=False)
     return features
+
+
+def _maps_by_stride(backbone: Backbone, images: Tensor) -> dict[int, Tensor]:
+    return dict(zip(backbone.strides, backbone(images), strict=True))
+
+
+def _pooled(maps: dict[int, Tensor]) -> Tensor:
+    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell an image: (N, D, 1, 1)."""
+    coarse = [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
+    parts = [m.mean(dim=(2, 3)) for m in coarse] + [coarse[0].std(dim=(2, 3), unbiased=False)]
+    return torch.cat(parts, dim=1)[:, :, None, None]
 
 
 def _hottest(maps: Tensor) -> Tensor:

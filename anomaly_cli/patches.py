@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from anomaly_cli.detector import IMAGE_SCALE
 from anomaly_cli.held_out import load_again
 from anomaly_cli.normals import Origin, Run
+from anomaly_cli.scales import POOLED_SCALES
 from anomaly_cli.scoring import parallel_map
 
 Patches = dict[str, list[bytes]]  # a scale: one WebP a prototype
@@ -56,10 +56,10 @@ def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: Run) -
 
 
 def cut_patch(pixels: NDArray[np.uint8], scale: str, cell: int) -> bytes:
-    """Cut what surrounds a cell from an (h, w, 3) image at network size, as WebP; at image level all of it."""
+    """Cut what surrounds a cell from an (h, w, 3) image at network size, as WebP; for a pooled scale all of it."""
     left, top, right, bottom = patch_box(pixels.shape[0], pixels.shape[1], scale, cell)
     picture = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
-    if scale == IMAGE_SCALE:
+    if scale in POOLED_SCALES:
         picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BOX)
     else:
         picture = picture.reduce(-(-max(picture.size) // PATCH_SIDE))  # by a whole number: twice as fast as to any size
@@ -74,14 +74,14 @@ def patch_box(height: int, width: int, scale: str, cell: int) -> tuple[int, int,
     Args:
         height: of the image, pixels, a multiple of the stride.
         width: likewise.
-        scale: its stride, or `IMAGE_SCALE`.
+        scale: its stride, or one of `POOLED_SCALES`.
         cell: counted row by row.
 
     Returns:
         Left, top, right and bottom of a square of `CONTEXT` strides around the cell, moved into the image where it
         would stick out, and as small as the image where that is smaller.
     """
-    if scale == IMAGE_SCALE:
+    if scale in POOLED_SCALES:
         return 0, 0, width, height
     stride = int(scale)
     row, column = divmod(cell, width // stride)

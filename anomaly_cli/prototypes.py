@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from anomaly_cli.checkpoint import Model, load_model
-from anomaly_cli.detector import IMAGE_SCALE
 from anomaly_cli.errors import CheckpointError, ConfigError
 from anomaly_cli.overlay import printable
 from anomaly_cli.patches import IMAGE_SIDE
 from anomaly_cli.pipeline import check_writable
+from anomaly_cli.scales import POOLED_SCALES, scale_title
 from anomaly_cli.table import atomic_output
 
 COLUMNS = 20  # pictures a row
@@ -87,9 +87,7 @@ def side_by_side(prototypes: NDArray[np.float32]) -> list[int]:
 def _title(name: str, model: Model, top: int) -> str:
     count = len(model.patches[name])
     shown = f"{count} prototypes" if top >= count else f"{top} of {count} prototypes"
-    if name == IMAGE_SCALE:
-        return f"image level: {shown}, each a whole image"
-    return f"stride {name}: {shown}, each a part of an image"
+    return f"{scale_title(name)}: {shown}, each a {'whole' if name in POOLED_SCALES else 'part of an'} image"
 
 
 def _section(name: str, model: Model, top: int) -> Image.Image:

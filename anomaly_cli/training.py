@@ -16,7 +16,7 @@ from anomaly_cli.calibration import Calibration, Unit
 from anomaly_cli.compact_resnet import CompactResNet
 from anomaly_cli.config import MIN_NORMALS, Effort
 from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection
-from anomaly_cli.detector import IMAGE_SCALE, AnomalyDetector, Detection, ScaleModel
+from anomaly_cli.detector import AnomalyDetector, Detection, ScaleModel
 from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out, measure_known
@@ -24,6 +24,7 @@ from anomaly_cli.images import load_image
 from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KNOWN_WEIGHT, fit_known
 from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
+from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
 from anomaly_cli.scoring import parallel_map, to_tensor
 
 LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
@@ -84,7 +85,7 @@ def train_detector(
         InputError: fewer than `MIN_NORMALS` images can be read.
     """
     backbone = backbone.to(run.device)
-    names = (*_local_names(backbone), IMAGE_SCALE)
+    names = _scale_names(backbone, run.config.image_size)
     if backbone.name == SCRATCH:
         _learn_from_scratch(backbone, names, paths, anomalies, run)
     views = 2 if _projects(backbone, run) else 1
@@ -151,9 +152,10 @@ def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[i
     return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
 
-def _local_names(backbone: Backbone) -> list[str]:
+def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
     strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
-    return [str(stride) for stride in strides]
+    small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
+    return (*map(str, strides), IMAGE_SCALE, *small)
 
 
 def _projects(backbone: Backbone, run: Run) -> bool:
@@ -311,11 +313,12 @@ def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: 
     for result in parallel_map(measure, items, run.workers):
         results.append(result)
         run.progress("weighing deviations (stage 2)", len(results), len(items))
-    count = len(detectors[0].scale_names)
+    names = detectors[0].scale_names
     if not results:
-        return HeadWeights([torch.ones(1)] * count, torch.ones(count), 0.0)
+        return HeadWeights([torch.ones(1)] * len(names), torch.ones(len(names)), 0.0)
     channels = [torch.cat(each).clone() for each in zip(*results, strict=True)]
-    shares = torch.tensor([1 / (count - 1)] * (count - 1) + [1.0])  # the local scales share one vote
+    local = 1 / len(detectors[0].local_names)  # the local scales share one vote
+    shares = torch.tensor([1.0 if name in POOLED_SCALES else local for name in names])
     anomalous = torch.arange(len(items)) >= len(held_out)
     return learn_head(HeadData(channels, shares, anomalous), run.config.seed)
 
@@ -341,13 +344,13 @@ def calibrate(
 def score_weights(detector: AnomalyDetector) -> NDArray[np.float64]:
     """Weigh the deviations in the image score.
 
-    It has two voices, the fused map and the image scale: local defects, and objects and style. Known anomalies add two
-    softer ones.
+    Its voices are the fused map, which tells local defects, and the pooled scales, which tell objects and style. Known
+    anomalies add two softer ones.
     """
     weights = np.zeros(len(detector.deviation_names))
     weights[0] = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
     for i, name in enumerate(detector.deviation_names):
-        if name == IMAGE_SCALE:
+        if name in POOLED_SCALES:
             weights[i] = float(detector.scale(name).weight)
         elif name in KNOWN_NAMES:
             weights[i] = KNOWN_WEIGHT

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from anomaly_cli.backbone import EMBEDDED, build_backbone
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import HOT_SHARE, IMAGE_SCALE, AnomalyDetector
+from anomaly_cli.detector import HOT_SHARE, AnomalyDetector
 from anomaly_cli.held_out import HeldOut, measure_held_out
 from anomaly_cli.normals import Run, sample_cells
+from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import worker_count
 from anomaly_cli.training import deal_folds, learn_scales
 from benchmarks.datasets import AnomalySet, read_mvtec, subsample

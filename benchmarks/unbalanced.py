@@ -24,9 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from anomaly_cli import pipeline
 from anomaly_cli.backbone import Backbone, build_backbone
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import IMAGE_SCALE, scale_features
+from anomaly_cli.detector import scale_features
 from anomaly_cli.images import load_image
 from anomaly_cli.metrics import image_metrics
+from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import parallel_map, to_tensor, worker_count
 from benchmarks.datasets import AnomalySet, TestImage, read_mvtec, subsample
 

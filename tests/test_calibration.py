@@ -15,6 +15,7 @@ from anomaly_cli.calibration import (
     Calibration,
     Unit,
     conformal_p_values,
+    joined,
     normal_limit,
     normal_share,
     q_values,
@@ -53,6 +54,33 @@ def slow_step_up(p_values: list[float], fdr: float) -> set[int]:
         if p_values[index] * share <= rank / len(p_values) * fdr:
             last = rank
     return set(order[:last])
+
+
+def slow_joined(standard: list[float], weights: list[float]) -> float:
+    return math.log(sum(w * math.exp(z) for z, w in zip(standard, weights, strict=True)))
+
+
+@given(st.lists(st.tuples(st.floats(-6, 60), st.floats(0, 1)), min_size=1, max_size=6))
+@REPEATABLE
+def test_voices_are_joined_by_their_smooth_maximum(voices: list[tuple[float, float]]) -> None:
+    standard, weights = [z for z, _ in voices], [w + 1e-3 for _, w in voices]
+
+    value = float(joined(np.array([standard]), np.array(weights))[0])
+
+    assert value == pytest.approx(slow_joined(standard, weights), abs=1e-9)
+
+
+def test_a_voice_without_weight_is_not_heard() -> None:
+    standard, weights = np.array([[1.0, 50.0, 2.0]]), np.array([0.5, 0.0, 0.5])
+
+    np.testing.assert_allclose(joined(standard, weights), joined(standard[:, ::2], weights[::2]))
+
+
+def test_one_sure_voice_outweighs_two_that_see_nothing() -> None:
+    weights = np.full(3, 1 / 3)
+    sure, spread = joined(np.array([[6.0, 0.0, 0.0], [2.0, 2.0, 2.0]]), weights)
+
+    assert sure > spread
 
 
 @given(SCORES, SCORES)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.detector import (
     HOT_SHARE,
-    IMAGE_SCALE,
     MIN_DEVIATION,
     AnomalyDetector,
     ScaleModel,
     scale_features,
 )
 from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.scales import IMAGE_SCALE, SMALL_SCALE
 
 NAMES = ("4", "8", "16", IMAGE_SCALE)
 WIDTHS = {4: 3, 8: 4, 16: 5, 32: 6}
@@ -111,6 +111,24 @@ def test_distance_maps_equal_a_loop_over_cells() -> None:
         cell = torch.cat([raw[16][n].mean((1, 2)), raw[32][n].mean((1, 2)), raw[16][n].std((1, 2), unbiased=False)])
         expected_image = slow_distance(detector.scale(IMAGE_SCALE), cell)
         assert float(maps[IMAGE_SCALE][n]) == pytest.approx(expected_image, rel=1e-4, abs=1e-4)
+
+
+@torch.inference_mode()
+def test_the_small_scale_is_the_image_scale_of_the_averaged_copy() -> None:
+    backbone, images = tiny_backbone(), random_images(2, 128, 192, seed=5)
+    copy = torch.stack([slow_box_average(image, 2) for image in images])
+
+    small = scale_features(backbone, images, (SMALL_SCALE,))[SMALL_SCALE]
+
+    assert tuple(small.shape) == (2, WIDTHS[16] + WIDTHS[32] + WIDTHS[16], 1, 1)
+    torch.testing.assert_close(small, scale_features(backbone, copy, (IMAGE_SCALE,))[IMAGE_SCALE])
+
+
+def slow_box_average(image: Tensor, by: int) -> Tensor:
+    _, height, width = image.shape
+    rows = [image[:, y : y + by].mean(1) for y in range(0, height, by)]
+    reduced = torch.stack(rows, dim=1)
+    return torch.stack([reduced[:, :, x : x + by].mean(2) for x in range(0, width, by)], dim=2)
 
 
 def test_each_distance_map_has_the_grid_of_its_stride() -> None:

@@ -16,7 +16,7 @@ import anomaly_cli
 PACKAGE = Path(anomaly_cli.__file__).parent
 MAX_LINES = 400
 LEVEL_NAMES = [
-    "errors",
+    "errors scales",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
     "listing labels curves report_table quality images thumbnails augment compact_resnet backbone memory known",
     "detector",

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from anomaly_cli import pipeline
 from anomaly_cli.checkpoint import PATCHES, Model, load_model
-from anomaly_cli.detector import IMAGE_SCALE, scale_features
+from anomaly_cli.detector import scale_features
 from anomaly_cli.errors import InputError
 from anomaly_cli.images import load_image
 from anomaly_cli.normals import Origin, Run
 from anomaly_cli.patches import CONTEXT, IMAGE_SIDE, PATCH_SIDE, cut_patch, cut_patches, pack, patch_box, unpack
+from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import to_tensor
 
 

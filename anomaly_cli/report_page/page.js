@@ -74,7 +74,7 @@ function inWords(expected) {
 
 function scaleWords(name) {
   if (/^\d+$/.test(name)) return `${name} px detail`;
-  return name === "image" ? "whole image" : name.replaceAll("_", " ");
+  return { image: "whole image", small: "small copy" }[name] ?? name.replaceAll("_", " ");
 }
 
 function tile(number, text, detail, kind = "") {
