@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.normals import Run
+from anomaly_cli.normals import Run, never_enlarging
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.pipeline import choose_device, collect
 from anomaly_cli.scoring import Progress, worker_count
@@ -54,9 +54,10 @@ def audit(
     from anomaly_cli.normal_audit import score_normals
     from anomaly_cli.training import train_detector
 
-    run = Run(config, choose_device(device), worker_count(), progress)
+    chosen, paths = choose_device(device), collect(inputs, patterns)
     backbone = build_backbone(config.backbone, weights, config.seed)
-    trained = train_detector(collect(inputs, patterns), [], backbone, run, clean=False)
+    run = Run(never_enlarging(config, paths, worker_count()), chosen, worker_count(), progress)
+    trained = train_detector(paths, [], backbone, run, clean=False)
     rows = [
         replace(row, p_value=None, flagged=row.score is not None and row.score >= 1)
         for row in score_normals(trained, run)

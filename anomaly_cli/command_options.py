@@ -51,7 +51,7 @@ Weights = Annotated[
 ]
 EffortLevel = Annotated[Effort, typer.Option("--effort", help="How much time training may take.")]
 ImageSize = Annotated[
-    int, typer.Option(metavar="PIXELS", help="Images are resized to this many pixels squared, aspect kept.")
+    int, typer.Option(metavar="PIXELS", help="Pixels squared to shrink images to, aspect kept; small ones stay small.")
 ]
 Prototypes = Annotated[int, typer.Option(metavar="N", help="Upper limit a scale.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Same images, settings and seed give the same result.")]

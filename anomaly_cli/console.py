@@ -145,7 +145,8 @@ def summarise_training(report: TrainReport, audited: Path | None) -> None:
     detector = model.detector
     memories = by_scale({name: len(detector.scale(name).memory.prototypes) for name in detector.scale_names})
     normals = model.calibration.normal_scores
-    say(f"learned normal from {plural(model.provenance.images, 'image')} with the {model.config.backbone} backbone")
+    images, size = plural(model.provenance.images, "image"), model.config.image_size
+    say(f"learned normal from {images} at {size} px with the {model.config.backbone} backbone")
     say(f"prototypes: {memories}")
     say(
         f"held-out normal images score {normals[0]:.2f} to {normals[-1]:.2f}, median {normals[len(normals) // 2]:.2f}; "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from anomaly_cli.augment import light_view
 from anomaly_cli.backbone import Backbone
-from anomaly_cli.config import MIN_NORMALS, DetectorConfig
+from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector import scale_features
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
@@ -22,6 +24,7 @@ from anomaly_cli.quality import Quality, group_copies
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
 CANDIDATE_CELLS = 20_000  # a scale; prototypes are chosen among them
+SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,24 @@ class _Sample(NamedTuple):
 
     values: Tensor
     places: Tensor
+
+
+def never_enlarging(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
+    """Lower the image size to that of the median normal image: enlarging shows nothing and hides form."""
+
+    def side(path: Path) -> float | None:
+        try:
+            image = load_image(path, MIN_IMAGE_SIZE)
+        except UnreadableImageError:  # `sample_cells` reports it
+            return None
+        return sqrt(image.height * image.width)
+
+    chosen = paths[:: ceil(len(paths) / SIZED_IMAGES)]
+    sides = [each for each in parallel_map(side, chosen, workers) if each is not None]
+    if not sides:
+        return config
+    enough = ceil(median(sides) / IMAGE_SIZE_STEP) * IMAGE_SIZE_STEP
+    return replace(config, image_size=min(config.image_size, max(MIN_IMAGE_SIZE, enough)))
 
 
 def sample_cells(

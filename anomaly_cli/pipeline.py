@@ -22,7 +22,7 @@ from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, FlagRule, RawMap
 from anomaly_cli.errors import ConfigError, InputError, OutputError, UnreadableImageError
 from anomaly_cli.images import find_images, read_pixels
 from anomaly_cli.journal import Journal, open_journal
-from anomaly_cli.normals import Run
+from anomaly_cli.normals import Run, never_enlarging
 from anomaly_cli.overlay import draw_overlay, encode_map16
 from anomaly_cli.patches import cut_patches
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
@@ -136,6 +136,7 @@ def train(
     audit_format = None if audit_normals is None else check_output(audit_normals, None)
     paths = collect(normal, patterns)
     known = collect(anomalies, patterns) if anomalies else []
+    config = never_enlarging(config, paths, worker_count())
     run = Run(config, choose_device(device), worker_count(), progress)
     trained = train_detector(paths, known, build_backbone(config.backbone, weights, config.seed), run)
     provenance = Provenance(

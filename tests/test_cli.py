@@ -34,7 +34,7 @@ def test_training_says_what_it_learned_left_out_and_saved(trained: Trained) -> N
         "warning: 2 files cannot be read and are left out:",
         "  normal/empty.png: empty file",
         "  normal/words.jpg: not an image",
-        f"learned normal from {NORMALS} images with the embedded backbone",
+        f"learned normal from {NORMALS} images at 64 px with the embedded backbone",
     ]
     assert re.fullmatch(r"prototypes: 50 at stride 8, 50 at stride 16, 12 at image level", lines[4])
     assert re.fullmatch(r"held-out normal images score [\d.]+ to [\d.]+, median [\d.]+; 1 is .* \(99 %\)", lines[5])
