@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STRIDES = (4, 8, 16, 32)
-WIDTHS = (32, 64, 128, 320)
+WIDTHS = (48, 96, 192, 320)
 DEPTHS = (1, 2, 2, 2)
-STEM_WIDTH = 24
+STEM_WIDTH = 32
 
 
 class ConvNorm(nn.Module):
@@ -53,12 +53,14 @@ class CompactResNet(nn.Module):
     Widths and depths were chosen for speed on a CPU: every stage costs about the same (docs/backbone.md).
     """
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS, depths: tuple[int, ...] = DEPTHS) -> None:
+    def __init__(
+        self, widths: tuple[int, ...] = WIDTHS, depths: tuple[int, ...] = DEPTHS, stem_width: int = STEM_WIDTH
+    ) -> None:
         super().__init__()
         self.widths = widths
-        self.stem = ConvNorm(3, STEM_WIDTH, 3, 2)
+        self.stem = ConvNorm(3, stem_width, 3, 2)
         stages = []
-        width_in = STEM_WIDTH
+        width_in = stem_width
         for width, depth in zip(widths, depths, strict=True):
             blocks = [ResidualBlock(width_in if i == 0 else width, width, 2 if i == 0 else 1) for i in range(depth)]
             stages.append(nn.Sequential(*blocks))

@@ -27,6 +27,7 @@ class RecordedTeacher(nn.Module):
             self.ops = json.loads(file.metadata()["ops"])
             for name in file.keys():  # noqa: SIM118 -- a safetensors handle is not iterable
                 self.register_buffer(name, file.get_tensor(name).float())
+        self.width = len(self.get_buffer(f"w{self.ops[-1]['out']}"))  # of the final embedding map
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:

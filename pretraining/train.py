@@ -1,7 +1,8 @@
 """Train the embedded backbone: `python -m pretraining.train --data DIR --teacher FILE --out FILE`.
 
-Joint loss: a linear classification head for every group of classes, and distillation of the teacher's maps at
-two resolutions (same resolution: fine detail; teacher at twice the student's: what small pictures show).
+Joint loss: a linear classification head for every group of classes, and distillation of the teachers' maps, one
+teacher a batch, at two resolutions (same resolution: fine detail; teacher at twice the student's: what small pictures
+show). `--start` goes on from the weights of an earlier run, also of a narrower network.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomaly_cli.compact_resnet import WIDTHS, CompactResNet
 from pretraining.pictures import Pictures, load_pictures
 from pretraining.teacher import RecordedTeacher
 from pretraining.views import random_views
+from pretraining.widen import widened
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as every torchvision backbone expects
 STD = (0.229, 0.224, 0.225)
 LOG_EVERY = 100  # steps
-SAVE_EVERY = 1000  # steps
+SAVE_EVERY = 500  # steps
 BATCHES_FOR_STATISTICS = 20
 
 
@@ -65,12 +67,11 @@ class Standardiser(nn.Module):
         return (target - self.mean) / self.std
 
 
-class Student(nn.Module):
-    """Backbone with its training heads: projections to the teacher's maps and one classifier a group."""
+class TeacherHead(nn.Module):
+    """Projections of the student's maps to those of one teacher, and of its pooled last map to the teacher's."""
 
-    def __init__(self, targets: dict[str, list[Standardiser]], class_counts: list[int]) -> None:
+    def __init__(self, targets: dict[str, list[Standardiser]], embedding_width: int) -> None:
         super().__init__()
-        self.backbone = CompactResNet()
         self.standardisers = nn.ModuleDict({mode: nn.ModuleList(each) for mode, each in targets.items()})
         self.projections = nn.ModuleDict(
             {
@@ -78,24 +79,38 @@ class Student(nn.Module):
                 for mode, each in targets.items()
             }
         )
-        self.embedding = nn.Linear(WIDTHS[-1], 1280)
-        self.classifiers = nn.ModuleList(nn.Linear(WIDTHS[-1], count) for count in class_counts)
+        self.embedding = nn.Linear(WIDTHS[-1], embedding_width)
 
-    def losses(
-        self, view: Tensor, target: list[Tensor], mode: str, groups: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Compare one batch with the teacher's maps and with the labels."""
-        maps = self.backbone(view)
+    def losses(self, maps: list[Tensor], target: list[Tensor], mode: str) -> dict[str, Tensor]:
+        """Compare the student's maps with the teacher's."""
         out: dict[str, Tensor] = {}
         projections = cast(nn.ModuleList, self.projections[mode])
         standardisers = cast(nn.ModuleList, self.standardisers[mode])
         for i, (project, student_map) in enumerate(zip(projections, maps, strict=True)):
             goal = standardisers[i](target[i])
             answer = F.interpolate(project(student_map), size=goal.shape[-2:], mode="bilinear", align_corners=False)
-            out[f"distil_{i}"] = F.smooth_l1_loss(answer, goal)
-        pooled = maps[-1].mean(dim=(2, 3))
-        out["embedding"] = F.smooth_l1_loss(self.embedding(pooled), target[-1].mean(dim=(2, 3)).sqrt())
-        out["label"] = self._label_loss(pooled, groups, labels)
+            out[f"distil_{i}"] = F.smooth_l1_loss(answer.float(), goal)
+        pooled = self.embedding(maps[-1].mean(dim=(2, 3))).float()
+        out["embedding"] = F.smooth_l1_loss(pooled, target[-1].mean(dim=(2, 3)).sqrt())
+        return out
+
+
+class Student(nn.Module):
+    """Backbone with its training heads: one a teacher, and one classifier a group."""
+
+    def __init__(self, heads: list[TeacherHead], class_counts: list[int]) -> None:
+        super().__init__()
+        self.backbone = CompactResNet()
+        self.heads = nn.ModuleList(heads)
+        self.classifiers = nn.ModuleList(nn.Linear(WIDTHS[-1], count) for count in class_counts)
+
+    def losses(
+        self, view: Tensor, target: list[Tensor], teacher: int, mode: str, groups: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare one batch with the maps of one teacher and with the labels."""
+        maps = self.backbone(view)
+        out = cast(TeacherHead, self.heads[teacher]).losses(maps, target, mode)
+        out["label"] = self._label_loss(maps[-1].mean(dim=(2, 3)).float(), groups, labels)
         return out
 
     def _label_loss(self, pooled: Tensor, groups: Tensor, labels: Tensor) -> Tensor:
@@ -137,6 +152,10 @@ class Batches:
         student_view = view if mode == "same" else F.avg_pool2d(view, 2)
         return student_view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
 
+    def draw_teacher(self, count: int) -> int:
+        """Choose the teacher of the next batch."""
+        return int(torch.randint(count, (), generator=self.generator))
+
     def draw_mode(self) -> str:
         """Choose whether teacher and student share the resolution of the next batch."""
         return "same" if torch.rand((), generator=self.generator) < self.recipe.same_share else "twice"
@@ -170,11 +189,30 @@ def export(student: Student, recipe: Recipe, out: Path) -> None:
     partial.replace(out)
 
 
-def train(pictures: Pictures, teacher: nn.Module, recipe: Recipe, out: Path, device: torch.device) -> Student:
-    """Run or resume the recipe; a checkpoint beside `out` survives a kill at any moment."""
+def train(
+    pictures: Pictures,
+    teachers: list[RecordedTeacher],
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    start: Path | None = None,
+) -> Student:
+    """Run or resume the recipe; a checkpoint beside `out` survives a kill at any moment.
+
+    Args:
+        pictures: with their classes.
+        teachers: on the device, in eval mode.
+        recipe: of this run.
+        out: safetensors file, written anew with every checkpoint.
+        device: of the student.
+        start: weights of an earlier run, of this or a narrower network; random ones without.
+    """
     torch.manual_seed(recipe.seed)
     batches = Batches(pictures, recipe, device)
-    student = Student(_standardisers(batches, teacher), [len(c) for c in pictures.classes]).to(device)
+    heads = [TeacherHead(_standardisers(batches, teacher), teacher.width) for teacher in teachers]
+    student = Student(heads, [len(c) for c in pictures.classes]).to(device)
+    if start is not None:
+        student.backbone.load_state_dict(widened(load_file(start), recipe.seed), strict=False)
     student = student.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     warm = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=recipe.warmup_steps)
@@ -189,13 +227,15 @@ def train(pictures: Pictures, teacher: nn.Module, recipe: Recipe, out: Path, dev
         step = state["step"]
     log, started, first = out.with_suffix(".jsonl"), time.monotonic(), step
     student.train()
+    halves = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     while step < recipe.steps:
         mode = batches.draw_mode()
         view, teacher_view, groups, labels = batches.draw(mode)
-        target = _teacher_targets(teacher(teacher_view), mode)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        number = batches.draw_teacher(len(teachers))
+        with torch.autocast(device.type, torch.bfloat16, enabled=halves):
+            target = [t.float() for t in _teacher_targets(teachers[number](teacher_view), mode)]
             mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
-            losses = student.losses((view - mean) / std, [t.clone() for t in target], mode, groups, labels)
+            losses = student.losses((view - mean) / std, [t.clone() for t in target], number, mode, groups, labels)
         total = sum(losses.values()) - (1 - recipe.label_weight) * losses["label"]
         optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -205,7 +245,8 @@ def train(pictures: Pictures, teacher: nn.Module, recipe: Recipe, out: Path, dev
         step += 1
         if step % LOG_EVERY == 0:
             rate = (step - first) * recipe.batch_size / (time.monotonic() - started)
-            row = {"step": step, "mode": mode, "views_per_s": rate} | {k: v.item() for k, v in losses.items()}
+            row = {"step": step, "mode": mode, "teacher": number, "views_per_s": rate}
+            row |= {name: loss.item() for name, loss in losses.items()}
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if step % SAVE_EVERY == 0 or step == recipe.steps:
@@ -225,16 +266,19 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of packed sets or class folders")
-    parser.add_argument("--teacher", type=Path, required=True, help="safetensors file with recorded operations")
+    parser.add_argument("--teacher", type=Path, nargs="+", required=True, help="files with recorded operations")
+    parser.add_argument("--start", type=Path, help="weights to start from, instead of random ones")
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--label-weight", type=float, default=Recipe.label_weight)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the decoded pictures (28 kB each)")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = RecordedTeacher(args.teacher).to(device).to(memory_format=torch.channels_last).eval()
-    recipe = Recipe(steps=args.steps, seed=args.seed)
-    train(load_pictures(args.data, args.cache), teacher, recipe, args.out, device)
+    teachers = [RecordedTeacher(file).to(device).to(memory_format=torch.channels_last).eval() for file in args.teacher]
+    recipe = Recipe(steps=args.steps, seed=args.seed, learning_rate=args.learning_rate, label_weight=args.label_weight)
+    train(load_pictures(args.data, args.cache), teachers, recipe, args.out, device, args.start)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(model: Path, tmp_path: Path) -> Path:
     """`normal`, a model, and `incoming` with odd, good and unreadable files."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(4)
     (tmp_path / "normal").symlink_to(model.with_name("normal"))
     os.link(model, tmp_path / model.name)
     incoming = tmp_path / "incoming"
