@@ -1,5 +1,6 @@
 """The built wheel alone, in a clean environment without a network: what a user gets."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,7 +40,11 @@ def make_normals(folder: Path) -> None:
 def clean_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel, this one's dependencies behind it and every connection refused."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    source = folder / "source"  # a copy: two workers that build in one folder trip over each other's files
+    shutil.copytree(ROOT / "anomaly_cli", source / "anomaly_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source]
     built = subprocess.run(list(map(str, build)), capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = folder.glob("*.whl")
