@@ -117,6 +117,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
         raise CheckpointError(f"{path} {DAMAGED}") from error
     detector = detector.to(device or torch.device("cpu"))
     detector = detector.to(memory_format=torch.channels_last).eval()
+    detector.backbone.freeze()
     return Model(detector, calibration, map_unit, config, provenance, patches)
 
 

@@ -91,7 +91,7 @@ class DetectorConfig:
 
     backbone: str = "embedded"  # `embedded`, `scratch` or a torchvision model name
     image_size: int = 256  # pixels; images are resized to about this many pixels squared, aspect kept
-    prototypes: int = 1000  # upper limit a scale
+    prototypes: int = 2000  # upper limit a scale
     effort: Effort = Effort.STANDARD
     seed: int = 0
 

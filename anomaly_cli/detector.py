@@ -222,8 +222,9 @@ class AnomalyDetector(nn.Module):
 def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
-    Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022); a pooled
-    scale joins the mean of the coarse maps and the spread of the first of them: content and style.
+    Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022), and brought to
+    length one, so that a cell is told by what it shows and not by its contrast; a pooled scale joins the mean of the
+    coarse maps and the spread of the first of them: content and style.
 
     Args:
         backbone: in eval mode for detection.
@@ -242,7 +243,7 @@ def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -
             small = F.avg_pool2d(images, reduction(images.shape[2], images.shape[3]))
             features[name] = _pooled(_maps_by_stride(backbone, small))
         else:
-            features[name] = F.avg_pool2d(maps[int(name)], 3, 1, 1, count_include_pad=False)
+            features[name] = F.normalize(F.avg_pool2d(maps[int(name)], 3, 1, 1, count_include_pad=False), dim=1)
     return features
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from anomaly_cli.memory import Whitening, nearest_prototype, select_coreset
 
 KNOWN_NAMES = ("known_look", "known_cells")  # of the two deviations
-KNOWN_WEIGHT = 0.4  # of each of the two in the image score, where the map and the image scale have 1 (docs/method.md)
+KNOWN_WEIGHT = 0.6  # of each of the two in the image score, where the image scale has 1 (docs/method.md)
 CANDIDATES = 40  # hottest cells of an image that are compared with the known ones
 SIMILAR = 20  # of them make up its deviation: the mean of those most like a known anomaly
 CELLS_OF_ANOMALY = 20  # hottest cells of a known anomaly that are remembered

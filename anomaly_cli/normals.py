@@ -23,7 +23,7 @@ from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.quality import Quality, group_copies
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
-CANDIDATE_CELLS = 20_000  # a scale; prototypes are chosen among them
+CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them
 SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
 
 

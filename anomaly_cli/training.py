@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from anomaly_cli.backbone import SCRATCH, Backbone
 from anomaly_cli.calibration import Calibration, Unit
-from anomaly_cli.compact_resnet import CompactResNet
 from anomaly_cli.config import MIN_NORMALS, Effort
 from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection
 from anomaly_cli.detector import AnomalyDetector, Detection, ScaleModel
@@ -22,13 +20,16 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out, measure_known
 from anomaly_cli.images import load_image
 from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KNOWN_WEIGHT, fit_known
-from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
 from anomaly_cli.scoring import parallel_map, to_tensor
 
 LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
+SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
+MAP_SIDE = 128  # pixels; the fused map of an image of this side has as much to say as the image scale
+LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
 FOLDS_OF_FEW = 10
@@ -94,7 +95,7 @@ def train_detector(
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
     detectors, measured = _cross_fit(cells, folds, backbone, held_out, run)
-    suspects = _suspects(detectors[0], measured)
+    suspects = _suspects(detectors[0], measured, run.config.image_size)
     if suspects:
         left_out = torch.tensor([numbers[i] for i in suspects])
         cells = {name: each.without(left_out) for name, each in cells.items()}
@@ -114,7 +115,7 @@ def train_detector(
         kept = [i for i in range(len(measured)) if i not in set(suspects)]
         measured, known = [measured[i] for i in kept], known[kept]
         set_cell_statistics(detectors, measured, run.config.seed)
-    calibration, map_unit = calibrate(detectors[0], measured, known)
+    calibration, map_unit = calibrate(detectors[0], measured, run.config.image_size, known)
     return TrainedDetector(
         detector=detectors[0],
         calibration=calibration,
@@ -141,13 +142,13 @@ def _cross_fit(
     return detectors, measured
 
 
-def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[int]:
+def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], image_size: int) -> list[int]:
     """Number the held-out images that stand so far out that no memory should learn from them.
 
     A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
     in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
     """
-    calibration, _ = calibrate(detector, measured)
+    calibration, _ = calibrate(detector, measured, image_size)
     standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
     return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
@@ -182,7 +183,7 @@ def _learn_from_scratch(
     if images:  # where there are none, `sample_cells` says what is wrong
         schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
         learn_backbone(backbone, names, images, normal, schedule, run.config.seed, run.progress)
-    cast(CompactResNet, backbone.network).fuse()
+    backbone.freeze()
 
 
 def deal_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:
@@ -220,7 +221,8 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
         # As many prototypes from fewer images would cover their typical cells more closely than the detector in use
         # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
-        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, run)
+        floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
+        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run)
 
     learned: list[dict[str, ScaleModel]] = [{} for _ in left_out]
     scales = parallel_map(learn, jobs, run.workers)
@@ -230,12 +232,12 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
     return learned
 
 
-def learn_scale(cells: Tensor, count: int, run: Run) -> ScaleModel:
+def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel:
     """Fit one scale on (M, V, D) normal cells: whitening, stage 1 where there are two views, memory of `count` cells.
 
     The prototypes are a coreset of the embeddings as they are after stage 1, so every one is a real normal cell.
     """
-    whitening = Whitening.fit(cells[:, 0])
+    whitening = Whitening.fit(cells[:, 0], floor)
     projection = None
     if cells.shape[1] > 1:
         projection = learn_projection(whitening(cells), Schedule(PROJECTION_STEPS, 0), run.config.seed)
@@ -324,34 +326,37 @@ def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: 
 
 
 def calibrate(
-    detector: AnomalyDetector, measured: list[list[Tensor]], known: Tensor | None = None
+    detector: AnomalyDetector, measured: list[list[Tensor]], image_size: int, known: Tensor | None = None
 ) -> tuple[Calibration, Unit]:
     """Set every unit from the distance maps of held-out normal images.
 
     Args:
         detector: with its cell statistics and weights set.
         measured: one map a scale, for every image.
+        image_size: of the configuration.
         known: (images, 2) deviations from the known anomalies where the detector has some.
     """
     detections = _combine(detector, measured)
     hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
     typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
     deviations = deviations_of(detector, measured, known)
-    weights = score_weights(detector)[: deviations.shape[1]]
+    weights = score_weights(detector, image_size)[: deviations.shape[1]]
     return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
 
 
-def score_weights(detector: AnomalyDetector) -> NDArray[np.float64]:
+def score_weights(detector: AnomalyDetector, image_size: int) -> NDArray[np.float64]:
     """Weigh the deviations in the image score.
 
-    Its voices are the fused map, which tells local defects, and the pooled scales, which tell objects and style. Known
-    anomalies add two softer ones.
+    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
+    of a small picture is few cells, each of which sees most of the picture, so its voice grows with the side. The small
+    copy, which mostly repeats the image scale, and known anomalies add softer ones.
     """
     weights = np.zeros(len(detector.deviation_names))
-    weights[0] = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
+    local = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
+    weights[0] = local * image_size / MAP_SIDE
     for i, name in enumerate(detector.deviation_names):
         if name in POOLED_SCALES:
-            weights[i] = float(detector.scale(name).weight)
+            weights[i] = float(detector.scale(name).weight) * (SMALL_WEIGHT if name == SMALL_SCALE else 1)
         elif name in KNOWN_NAMES:
             weights[i] = KNOWN_WEIGHT
     return weights

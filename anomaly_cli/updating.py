@@ -166,4 +166,4 @@ def _recalibrated(
     deviations = deviations_of(detectors[0], measured, measure_known(detectors, held_out, run))
     if not alone:
         deviations = np.concatenate([old.calibration.normal_deviations, deviations])
-    return Calibration.fit(deviations, score_weights(detectors[0]))
+    return Calibration.fit(deviations, score_weights(detectors[0], run.config.image_size))

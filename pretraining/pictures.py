@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 PICTURE_SIZE = 96  # pixels; every picture is cut to its centre square and resized to this side
+SHARP_SIZE = 160  # pixels; the same for the pictures that keep fine detail
 WORDNET_ID = re.compile(r"n\d{8}")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -33,7 +34,7 @@ class Pictures:
     """Decoded pictures with a group (classification head) and a class within the group each.
 
     Attributes:
-        pixels: (N, PICTURE_SIZE, PICTURE_SIZE, 3) uint8, memory-mapped.
+        pixels: (N, side, side, 3) uint8, memory-mapped.
         groups: (N,) index into `classes`.
         labels: (N,) index into `classes[group]`.
         classes: class names of every group.
@@ -77,31 +78,31 @@ def find_sources(data: list[Path]) -> list[Source]:
     return [Source("wordnet", s.label, s.content) if WORDNET_ID.fullmatch(s.label) else s for s in sources]
 
 
-def _decode(source: Source) -> NDArray[np.uint8] | None:
+def _decode(source: Source, side: int) -> NDArray[np.uint8] | None:
     try:
         stream = io.BytesIO(source.content) if isinstance(source.content, bytes) else source.content
         with Image.open(stream) as image:
-            image.draft("RGB", (PICTURE_SIZE, PICTURE_SIZE))
-            square = ImageOps.fit(image.convert("RGB"), (PICTURE_SIZE, PICTURE_SIZE), Image.Resampling.BICUBIC)
+            image.draft("RGB", (side, side))
+            square = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
             return np.asarray(square)
     except OSError:
         return None  # left out of the array and counted by the caller
 
 
-def load_pictures(data: list[Path], cache: Path) -> Pictures:
-    """Decode everything below `data` once into `cache`; later calls map the array that is there."""
+def load_pictures(data: list[Path], cache: Path, side: int = PICTURE_SIZE) -> Pictures:
+    """Decode everything below `data` to squares once, into `cache`; later calls map the array that is there."""
     cache.mkdir(parents=True, exist_ok=True)
     index = cache / "index.json"
     if not index.exists():
-        _build_cache(find_sources(data), cache)
+        _build_cache(find_sources(data), cache, side)
     meta = json.loads(index.read_text())
-    shape = (meta["count"], PICTURE_SIZE, PICTURE_SIZE, 3)
+    shape = (meta["count"], side, side, 3)
     pixels = np.memmap(cache / "pixels.u8", np.uint8, "r", shape=shape)
     labels = np.load(cache / "labels.npy")
     return Pictures(pixels, labels[:, 0], labels[:, 1], meta["classes"])
 
 
-def _build_cache(sources: list[Source], cache: Path) -> None:
+def _build_cache(sources: list[Source], cache: Path, side: int) -> None:
     names: dict[str, set[str]] = {}
     for source in sources:
         names.setdefault(source.group, set()).add(source.label)
@@ -110,7 +111,7 @@ def _build_cache(sources: list[Source], cache: Path) -> None:
     lookup = {(g, c): (i, j) for i, g in enumerate(groups) for j, c in enumerate(classes[i])}
     labels = []
     with (cache / "pixels.u8").open("wb") as out, ThreadPoolExecutor() as pool:
-        for source, pixels in zip(sources, pool.map(_decode, sources, chunksize=64), strict=True):
+        for source, pixels in zip(sources, pool.map(lambda s: _decode(s, side), sources), strict=True):
             if pixels is not None:
                 out.write(pixels.tobytes())
                 labels.append(lookup[source.group, source.label])

@@ -1,14 +1,16 @@
 """Train the embedded backbone: `python -m pretraining.train --data DIR --teacher FILE --out FILE`.
 
 Joint loss: a linear classification head for every group of classes, and distillation of the teachers' maps, one
-teacher a batch, at two resolutions (same resolution: fine detail; teacher at twice the student's: what small pictures
-show). `--start` goes on from the weights of an earlier run, also of a narrower network.
+teacher a batch, at two resolutions (same resolution: fine detail, from `--sharp` pictures where there are any; teacher
+at twice the student's: what small pictures show). `--start` goes on from the weights of an earlier run, also of a
+narrower network. A resumed run may have fewer `--steps` than it began with: the learning rate follows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from anomaly_cli.compact_resnet import WIDTHS, CompactResNet
-from pretraining.pictures import Pictures, load_pictures
+from pretraining.pictures import SHARP_SIZE, Pictures, load_pictures
 from pretraining.teacher import RecordedTeacher
 from pretraining.views import random_views
 from pretraining.widen import widened
@@ -42,12 +44,20 @@ class Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 400
     same_size: int = 96  # pixels; student and teacher see the same view
+    sharp_size: int = 128  # pixels; the same where there are sharp pictures
     small_size: int = 64  # pixels; the student's view, the teacher sees twice the side
     same_share: float = 0.5  # of the batches
     label_weight: float = 0.15
     label_smoothing: float = 0.1
     balance: float = 0.6  # a group of n pictures is drawn in proportion to n to this power
     seed: int = 0
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rate at a step: linear warm-up, then a cosine down to 1 %."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 class Standardiser(nn.Module):
@@ -130,8 +140,9 @@ class Student(nn.Module):
 class Batches:
     """Endless seeded batches: views for student and teacher, group and class of each picture."""
 
-    def __init__(self, pictures: Pictures, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, pictures: Pictures, sharp: Pictures | None, recipe: Recipe, device: torch.device) -> None:
         self.pictures = pictures
+        self.sharp = sharp
         self.recipe = recipe
         self.device = device
         self.generator = torch.Generator().manual_seed(recipe.seed)
@@ -141,16 +152,23 @@ class Batches:
         self.cumulative = weights.cumsum(0) / weights.sum()
 
     def draw(self, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return student view, teacher view (both in [0, 1]), groups and labels."""
+        """Return student view, teacher view (both in [0, 1]), groups and labels; sharp pictures have group -1."""
         recipe = self.recipe
         draws = torch.rand(recipe.batch_size, generator=self.generator, dtype=torch.float64)
+        if mode == "same" and self.sharp is not None:
+            chosen = (draws * len(self.sharp.pixels)).long().sort().values
+            view = self._views(self.sharp, chosen, recipe.sharp_size)
+            nothing = torch.full_like(chosen, -1).to(self.device)
+            return view, view, nothing, nothing
         chosen = torch.searchsorted(self.cumulative, draws).sort().values
-        pixels = torch.from_numpy(self.pictures.pixels[chosen.numpy()]).to(self.device)
-        images = pixels.permute(0, 3, 1, 2).float() / 255
-        size = recipe.same_size if mode == "same" else 2 * recipe.small_size
-        view = random_views(images, size, self.generator).contiguous(memory_format=torch.channels_last)
+        view = self._views(self.pictures, chosen, recipe.same_size if mode == "same" else 2 * recipe.small_size)
         student_view = view if mode == "same" else F.avg_pool2d(view, 2)
         return student_view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
+
+    def _views(self, pictures: Pictures, chosen: Tensor, size: int) -> Tensor:
+        pixels = torch.from_numpy(pictures.pixels[chosen.numpy()]).to(self.device)
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        return random_views(images, size, self.generator).contiguous(memory_format=torch.channels_last)
 
     def draw_teacher(self, count: int) -> int:
         """Choose the teacher of the next batch."""
@@ -196,6 +214,7 @@ def train(
     out: Path,
     device: torch.device,
     start: Path | None = None,
+    sharp: Pictures | None = None,
 ) -> Student:
     """Run or resume the recipe; a checkpoint beside `out` survives a kill at any moment.
 
@@ -206,18 +225,17 @@ def train(
         out: safetensors file, written anew with every checkpoint.
         device: of the student.
         start: weights of an earlier run, of this or a narrower network; random ones without.
+        sharp: larger pictures for the batches in which student and teacher share the resolution.
     """
     torch.manual_seed(recipe.seed)
-    batches = Batches(pictures, recipe, device)
+    batches = Batches(pictures, sharp, recipe, device)
     heads = [TeacherHead(_standardisers(batches, teacher), teacher.width) for teacher in teachers]
     student = Student(heads, [len(c) for c in pictures.classes]).to(device)
     if start is not None:
         student.backbone.load_state_dict(widened(load_file(start), recipe.seed), strict=False)
     student = student.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    warm = torch.optim.lr_scheduler.LinearLR(optimiser, 0.01, total_iters=recipe.warmup_steps)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps - recipe.warmup_steps, 1e-5)
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warm, cosine], [recipe.warmup_steps])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.rate_at)
     resume, step = out.with_suffix(".resume"), 0
     if resume.exists():
         state = torch.load(resume, weights_only=True)
@@ -266,19 +284,21 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of packed sets or class folders")
+    parser.add_argument("--sharp", type=Path, nargs="+", help="the same, of larger pictures")
     parser.add_argument("--teacher", type=Path, nargs="+", required=True, help="files with recorded operations")
     parser.add_argument("--start", type=Path, help="weights to start from, instead of random ones")
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--label-weight", type=float, default=Recipe.label_weight)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the decoded pictures (28 kB each)")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the decoded pictures (28 or 77 kB each)")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teachers = [RecordedTeacher(file).to(device).to(memory_format=torch.channels_last).eval() for file in args.teacher]
     recipe = Recipe(steps=args.steps, seed=args.seed, learning_rate=args.learning_rate, label_weight=args.label_weight)
-    train(load_pictures(args.data, args.cache), teachers, recipe, args.out, device, args.start)
+    sharp = load_pictures(args.sharp, args.cache / "sharp", SHARP_SIZE) if args.sharp else None
+    train(load_pictures(args.data, args.cache), teachers, recipe, args.out, device, args.start, sharp)
 
 
 if __name__ == "__main__":

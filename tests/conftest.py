@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,3 +121,11 @@ def here(trained: Trained, loaded: Model, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("ANOMALY_MODEL", raising=False)
     monkeypatch.setenv("ANOMALY_DEVICE", "cpu")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def float32_search() -> Iterator[None]:
+    """Search for prototypes exactly, as where a processor has no bfloat16, for comparisons with slow twins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anomaly_cli.memory.prefers_bfloat16", lambda: False)
+        yield

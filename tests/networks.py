@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anomaly_cli.backbone import MEAN, STD, Backbone
-from anomaly_cli.compact_resnet import STRIDES
+from anomaly_cli.compact_resnet import STRIDES, CompactResNet
 
 
 def random_model(name: str) -> nn.Module:
@@ -20,6 +20,14 @@ def random_model(name: str) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(name, weights=None)
         randomise_statistics(model)
     return model.eval()
+
+
+def random_compact_resnet() -> CompactResNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = CompactResNet()
+        randomise_statistics(network)
+    return network.eval()
 
 
 def randomise_statistics(network: nn.Module) -> None:

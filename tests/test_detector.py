@@ -20,6 +20,8 @@ from anomaly_cli.detector import (
 from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.scales import IMAGE_SCALE, SMALL_SCALE
 
+pytestmark = pytest.mark.usefixtures("float32_search")
+
 NAMES = ("4", "8", "16", IMAGE_SCALE)
 WIDTHS = {4: 3, 8: 4, 16: 5, 32: 6}
 
@@ -70,14 +72,16 @@ def tiny_detector(names: tuple[str, ...] = NAMES) -> AnomalyDetector:
     return detector
 
 
-def slow_local_average(feature_map: Tensor, y: int, x: int) -> Tensor:
+def slow_local_cell(feature_map: Tensor, y: int, x: int) -> Tensor:
     _, h, w = feature_map.shape
     around = [
         feature_map[:, row, column]
         for row in range(max(0, y - 1), min(h, y + 2))
         for column in range(max(0, x - 1), min(w, x + 2))
     ]
-    return torch.stack(around).mean(0)
+    mean = torch.stack(around).mean(0)
+    unit: Tensor = mean / mean.norm()
+    return unit
 
 
 def slow_distance(scale: ScaleModel, cell: Tensor) -> float:
@@ -101,7 +105,7 @@ def test_distance_maps_equal_a_loop_over_cells() -> None:
     for name in detector.local_names:
         N, h, w = maps[name].shape
         expected = [
-            slow_distance(detector.scale(name), slow_local_average(raw[int(name)][n], y, x))
+            slow_distance(detector.scale(name), slow_local_cell(raw[int(name)][n], y, x))
             for n in range(N)
             for y in range(h)
             for x in range(w)
@@ -306,7 +310,7 @@ def test_scale_features_have_the_shapes_of_their_strides() -> None:
 
 
 @torch.inference_mode()
-def test_local_features_are_averaged_over_neighbours_inside_the_map() -> None:
+def test_local_features_are_averaged_over_neighbours_inside_the_map_and_have_length_one() -> None:
     backbone, images = tiny_backbone(), random_images(1)
     raw = backbone(images)[1][0]
 
@@ -314,7 +318,7 @@ def test_local_features_are_averaged_over_neighbours_inside_the_map() -> None:
 
     for y in range(8):
         for x in range(8):
-            torch.testing.assert_close(averaged[:, y, x], slow_local_average(raw, y, x))
+            torch.testing.assert_close(averaged[:, y, x], slow_local_cell(raw, y, x))
 
 
 @torch.inference_mode()

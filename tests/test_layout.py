@@ -18,7 +18,8 @@ MAX_LINES = 400
 LEVEL_NAMES = [
     "errors scales",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
-    "listing labels curves report_table quality images thumbnails augment compact_resnet backbone memory known",
+    "listing labels curves report_table quality images thumbnails augment "
+    "compact_resnet packed_resnet backbone memory known",
     "detector",
     "journal scoring normals contrast distance_head held_out patches training checkpoint normal_audit",
     "streaming pipeline auditing updating evidence evaluation prototypes report",

@@ -12,7 +12,16 @@ from sklearn.covariance import ledoit_wolf, ledoit_wolf_shrinkage
 from torch import Tensor
 
 from anomaly_cli import memory
-from anomaly_cli.memory import PROJECTION_WIDTH, SHRINKAGE, PrototypeMemory, Whitening, select_coreset
+from anomaly_cli.memory import (
+    PROJECTION_WIDTH,
+    SHRINKAGE,
+    PrototypeMemory,
+    Whitening,
+    nearest_prototype,
+    select_coreset,
+)
+
+pytestmark = pytest.mark.usefixtures("float32_search")
 
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=40)
 SEEDS = st.integers(0, 2**20)
@@ -273,3 +282,19 @@ def test_a_coreset_of_coinciding_cells_has_distinct_indices() -> None:
     chosen = select_coreset(cells, 12, torch.Generator().manual_seed(0)).tolist()
 
     assert len(set(chosen)) == 12
+
+
+@pytest.mark.parametrize("D", [48, 192])
+def test_the_search_in_half_precision_finds_a_prototype_that_is_nearly_as_near(
+    D: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(D)
+    queries, prototypes = 3 * torch.randn(400, D, generator=generator), torch.randn(300, D, generator=generator)
+    expected, _ = nearest_prototype(queries, prototypes)
+
+    monkeypatch.setattr("anomaly_cli.memory.prefers_bfloat16", lambda: True)
+    distances, indices = nearest_prototype(queries, prototypes)
+
+    torch.testing.assert_close(distances, (queries - prototypes[indices]).norm(dim=1))
+    assert (distances >= expected - 1e-4).all()
+    assert (distances <= 1.004 * expected + 0.02 * D**0.5).all()

@@ -1,0 +1,101 @@
+"""The compact residual network packed for the processor at hand: the same function in a third of the time.
+
+Weights are laid out for oneDNN once instead of at every call, activations and sums are fused into the convolutions, and
+where the processor multiplies bfloat16 in hardware the maps in between are bfloat16. Inference on a CPU only.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_cli.compact_resnet import CompactResNet, ConvNorm, ResidualBlock
+
+
+@cache
+def prefers_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@cache
+def can_pack() -> bool:
+    """Whether this build of torch has the operations that its own compiler (inductor) packs convolutions with."""
+    operations = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
+        torch._C._nn, "mkldnn_reorder_conv2d_weight"
+    )
+    return torch.backends.mkldnn.is_available() and operations
+
+
+class _PackedConvolution:
+    """One fused convolution of the network with what may follow it: nothing, a ReLU, or a sum and a ReLU."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        conv = cast(nn.Conv2d, cast(ConvNorm, layer).conv)
+        self.shape: tuple[Any, ...] = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        self.weight: Tensor = reorder(conv.weight.detach().to(dtype).to_mkldnn(), *self.shape)
+        self.bias = cast(Tensor, conv.bias).detach().to(dtype)
+
+    def __call__(self, x: Tensor, activation: str = "relu") -> Tensor:
+        return cast(
+            Tensor,
+            torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, activation, [], ""),
+        )
+
+    def add(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return cast(
+            Tensor,
+            torch.ops.mkldnn._convolution_pointwise.binary(
+                x, shortcut, self.weight, self.bias, *self.shape, "add", 1.0, "relu", [], ""
+            ),
+        )
+
+
+class _PackedBlock:
+    def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
+        self.first = _PackedConvolution(block.first, dtype)
+        self.second = _PackedConvolution(block.second, dtype)
+        same = isinstance(block.shortcut, nn.Identity)
+        self.shortcut = None if same else _PackedConvolution(block.shortcut, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.second.add(self.first(x), x if self.shortcut is None else self.shortcut(x, "none"))
+
+
+class PackedResNet:
+    """A `CompactResNet` whose normalisations are folded, frozen as it is at this moment; no module, holds no state."""
+
+    def __init__(self, network: CompactResNet, dtype: torch.dtype) -> None:
+        """Pack the weights.
+
+        Args:
+            network: fused, on the CPU.
+            dtype: of weights and of the maps between layers.
+        """
+        self.dtype = dtype
+        self.stem = _PackedConvolution(network.stem, dtype)
+        self.stages = [
+            [_PackedBlock(cast(ResidualBlock, block), dtype) for block in cast(nn.Sequential, stage)]
+            for stage in network.stages
+        ]
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Compute what the network does: (N, 3, H, W) to one float32 map a stage."""
+        x = self.stem(x.to(self.dtype))
+        maps = []
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+            maps.append(x.float())
+        return maps
+
+
+def pack(network: CompactResNet) -> PackedResNet | None:
+    """Pack a fused network for this processor; None where this build of torch cannot."""
+    if not can_pack():
+        return None
+    return PackedResNet(network, torch.bfloat16 if prefers_bfloat16() else torch.float32)

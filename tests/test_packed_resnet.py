@@ -1,0 +1,64 @@
+"""The packed network computes what the network does, on whatever the processor does fastest."""
+
+import pytest
+import torch
+from networks import random_compact_resnet
+
+from anomaly_cli import packed_resnet
+from anomaly_cli.backbone import build_backbone
+from anomaly_cli.compact_resnet import CompactResNet
+from anomaly_cli.packed_resnet import PackedResNet, can_pack, pack
+
+needs_packing = pytest.mark.skipif(not can_pack(), reason="this build of torch cannot pack convolutions")
+
+
+def fused() -> CompactResNet:
+    return random_compact_resnet().fuse()
+
+
+@needs_packing
+@pytest.mark.parametrize("sides", [(64, 64), (96, 32), (33, 47)])
+@torch.inference_mode()
+def test_the_packed_network_in_float32_is_the_network(sides: tuple[int, int]) -> None:
+    network = fused()
+    images = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
+
+    packed = PackedResNet(network, torch.float32)(images.contiguous(memory_format=torch.channels_last))
+
+    for ours, expected in zip(packed, network(images), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_packing
+@pytest.mark.skipif(not packed_resnet.prefers_bfloat16(), reason="this processor has no bfloat16")
+@torch.inference_mode()
+def test_bfloat16_moves_the_maps_by_less_than_two_percent() -> None:
+    backbone = build_backbone("embedded")
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    packed = backbone(images)
+    expected = backbone.network((images - backbone.mean) / backbone.std)
+
+    for ours, exact in zip(packed, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours - exact).norm() / exact.norm()) < 0.02
+
+
+@needs_packing
+@torch.inference_mode()
+def test_an_image_has_the_same_maps_alone_and_among_others() -> None:
+    backbone = build_backbone("embedded")
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    together = backbone(images)
+
+    for i in range(3):
+        for ours, expected in zip(backbone(images[i : i + 1]), together, strict=True):
+            torch.testing.assert_close(ours[0], expected[i], rtol=1e-2, atol=1e-2)
+
+
+def test_a_build_without_the_operations_keeps_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_resnet, "can_pack", lambda: False)
+
+    assert pack(fused()) is None
+    assert build_backbone("embedded")._packed is None
