@@ -26,7 +26,7 @@ def test_a_process_has_a_peak_and_a_failed_one_is_no_measurement() -> None:
 
     assert cost.peak_mb > 5
     assert cost.seconds > 0
-    with pytest.raises(RuntimeError, match="^anomaly list ended with 1$"):
+    with pytest.raises(RuntimeError, match=r"^anomaly list ended with 1$"):
         cost_of("list", "no-such-table.csv")
 
 
