@@ -24,12 +24,13 @@ from anomaly_cli.table import Row
 KEY = "anomaly journal"  # how the first line begins, with the number of the format
 START = b'{"' + KEY.encode() + b'": '
 FORMAT = 1
+BLOCK = 2**20  # bytes
 SETTLED_NS = 2_000_000_000  # a file changed more recently may change again within one tick of its time stamp
 
 Stamp = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """One finished file.
 
@@ -58,22 +59,24 @@ class Journal:
         self.resumed = self.discarded = 0
         self._file = file
         self._entries = self._read(identity)
-        self._stamps: dict[str, Stamp | None] = {}
+        self._is_empty = not self._entries
+        self._stamps: dict[str, Stamp | None] = {}  # of the files that are not finished
 
     def finished(self, paths: Sequence[Path]) -> list[Row]:
         """Find the rows of those files that are done already and hold the same content still.
 
-        Call this before measuring the others: a file that changes from here on is not entered by `add`.
+        Call this once, before measuring the others: a file that changes from here on is not entered by `add`.
         """
         rows = []
         for path in paths:
             name = os.fspath(path)
-            self._stamps[name] = stamp = _stamp(path)
-            entry = self._entries.get(name)
-            if entry is None or stamp is None:
-                continue
-            if entry.stamp == stamp or entry.content == _content(path):
+            stamp = _stamp(path)
+            entry = self._entries.pop(name, None)
+            if entry is not None and stamp is not None and _is_of(entry, stamp, path):
                 rows.append(entry.row)
+            else:
+                self._stamps[name] = stamp
+        self._entries.clear()  # rows of files that are not asked for
         self.resumed = len(rows)
         return rows
 
@@ -84,12 +87,12 @@ class Journal:
             OutputError: the journal cannot be written.
         """
         path = Path(row.path)
-        before, content = self._stamps[row.path], row.content_hash or _content(path)
+        before, content = self._stamps.pop(row.path), row.content_hash or _content(path)
         if before is None or content is None or _stamp(path) != before:
             return
         settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
-        self._entries[row.path] = entry = _Entry(before if settled else None, content, row)
-        self._write(asdict(entry))
+        self._write(asdict(_Entry(before if settled else None, content, row)))
+        self._is_empty = False
 
     def remove(self) -> None:
         """Remove the journal once the table is complete."""
@@ -97,22 +100,28 @@ class Journal:
 
     def remove_if_empty(self) -> None:
         """Leave nothing behind where nothing was finished."""
-        if not self._entries:
+        if self._is_empty:
             self.remove()
 
     def _read(self, identity: dict[str, Any]) -> dict[str, _Entry]:
-        content = self._file.read()
-        if content[: len(START)] != START[: len(content)]:
+        lines = _lines(self._file)
+        header = next(lines, b"")
+        if header[: len(START)] != START[: len(header)]:
             raise OutputError(f"{self.path} is not a journal of `anomaly score`; move it away")
-        header, *lines = content.split(b"\n")[:-1] or [b""]  # behind the last newline is what a kill tore
-        if _parsed(header) == identity:
-            self._file.truncate(content.rindex(b"\n") + 1)
-            found = (_entry(line) for line in lines)
-            return {entry.row.path: entry for entry in found if entry is not None}
-        self.discarded = len(lines)
-        self._file.truncate(0)
-        self._write(identity)
-        return {}
+        if not header.endswith(b"\n") or _parsed(header) != identity:
+            self.discarded = sum(line.endswith(b"\n") for line in lines)
+            self._file.truncate(0)
+            self._write(identity)
+            return {}
+        entries: dict[str, _Entry] = {}
+        end = len(header)
+        for line in lines:
+            if line.endswith(b"\n"):  # behind the last newline is what a kill tore
+                end += len(line)
+                if (entry := _entry(line)) is not None:
+                    entries[entry.row.path] = entry
+        self._file.truncate(end)
+        return entries
 
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record).encode() + b"\n"
@@ -176,6 +185,21 @@ def _is_still_at(path: Path, file: BinaryIO) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Read an unbuffered file line by line, which it would do byte by byte: that of a million files is a gigabyte."""
+    left = b""
+    while block := file.read(BLOCK):
+        *lines, left = (left + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if left:
+        yield left
+
+
+def _is_of(entry: _Entry, stamp: Stamp, path: Path) -> bool:
+    """Tell whether a finished file holds the same content still."""
+    return entry.stamp == stamp or entry.content == _content(path)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def select_paths(table: Path, table_format: TableFormat | None, selection: Selec
         content = sys.stdin.buffer.read() if table == STDIN else table.read_bytes()
         decided = table_format or format_of_content(content)
         check_library(decided, InputError)
-        records = list(read_records(io.BytesIO(content), decided))
+        records = read_records(io.BytesIO(content), decided)
         if selection.selector is Selector.UNREADABLE:
             return sorted((str(each["path"]) for each in records if each["status"] != "ok"), key=os.fsencode)
         scored = [entry for record in records if (entry := score_of(record)) is not None]

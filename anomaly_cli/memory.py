@@ -10,6 +10,7 @@ from anomaly_cli.packed_resnet import prefers_bfloat16
 QUERY_CHUNK = 4096  # cells compared with all prototypes at once; bounds memory use
 PROJECTION_WIDTH = 64  # Johnson-Lindenstrauss width for coreset distances; more changed nothing on the benchmark
 CORESET_POOL = 256  # farthest cells that the next prototypes are looked for among
+FIT_CHUNK = 2**22  # values; a covariance is summed over so many at once
 SHRINKAGE = 1e-3  # enough to keep a whitening finite
 
 
@@ -36,11 +37,15 @@ class Whitening(nn.Module):
             floor: added to every eigenvalue, as a share of their mean: how much less than the others the directions
                 count in which normal cells hardly vary.
         """
-        M = len(cells)
+        M, D = cells.shape
         mean = cells.mean(0)
-        centred = (cells - mean).double()
-        covariance = centred.T @ centred / M
-        share = _ledoit_wolf_shrinkage(centred, covariance)
+        products, fourth = torch.zeros(()), torch.zeros(())
+        for chunk in cells.split(max(1, FIT_CHUNK // D)):
+            centred = (chunk - mean).double()
+            products = products + centred.T @ centred
+            fourth = fourth + centred.square().sum(1).square().sum()
+        covariance = products / M
+        share = _ledoit_wolf_shrinkage(covariance, fourth, M)
         scale = covariance.diagonal().mean().clamp(min=1e-12)
         values, vectors = torch.linalg.eigh(covariance * (1 - share))
         spread = values.clamp(min=0) + (share + floor) * scale
@@ -52,14 +57,20 @@ class Whitening(nn.Module):
         return (cells - self.mean) @ self.matrix
 
 
-def _ledoit_wolf_shrinkage(centred: Tensor, covariance: Tensor) -> float:
-    """Optimal share of the spherical target, Ledoit & Wolf 2004, equation 14, for centred (M, D) cells."""
-    M, D = centred.shape
+def _ledoit_wolf_shrinkage(covariance: Tensor, fourth: Tensor, M: int) -> float:
+    """Optimal share of the spherical target, Ledoit & Wolf 2004, equation 14.
+
+    Args:
+        covariance: (D, D) of M cells.
+        fourth: () sum of the fourth powers of their lengths, once centred.
+        M: how many cells.
+    """
+    D = len(covariance)
     scale = covariance.diagonal().mean()
     distance = covariance.square().sum() / D - scale.square()
     if distance <= 0:
         return 0.0
-    noise = (centred.square().sum(1).square().sum() / M - covariance.square().sum()) / (M * D)
+    noise = (fourth / M - covariance.square().sum()) / (M * D)
     return float((noise / distance).clamp(0, 1))
 
 

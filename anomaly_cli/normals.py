@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from pathlib import Path
@@ -23,7 +24,7 @@ from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.quality import Quality, group_copies
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
-CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them
+CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them. Of more images as many give a cell each
 SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
 
 
@@ -100,6 +101,37 @@ class _Sample(NamedTuple):
     places: Tensor
 
 
+class _Reservoir:
+    """Keep the samples of so many images, drawn evenly from a stream of any length.
+
+    Every image draws a priority and the lowest stay, so that the choice depends on no thread and no order. It is even,
+    not the cells farthest from the others, since these would be the anomalies among the normal images.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._kept: list[tuple[float, int, dict[str, _Sample]]] = []  # a heap, the highest priority first
+
+    def wants(self, priority: float) -> bool:
+        """Tell whether an image of this priority may stay; once it may not, it never will."""
+        return len(self._kept) < self.size or priority < -self._kept[0][0]
+
+    def add(self, priority: float, number: int, samples: dict[str, _Sample]) -> None:
+        """Keep the samples of the image of this number if it may stay, in the place of another where it is full."""
+        if len(self._kept) < self.size:
+            heapq.heappush(self._kept, (-priority, number, samples))
+        elif self.wants(priority):
+            heapq.heapreplace(self._kept, (-priority, number, samples))
+
+    def cells(self, name: str) -> Cells:
+        """Join the cells of one scale in the order of the images."""
+        kept = sorted((number, samples[name]) for _, number, samples in self._kept)
+        counts = torch.tensor([len(sample.places) for _, sample in kept])
+        sources = torch.tensor([number for number, _ in kept]).repeat_interleave(counts)
+        values = torch.cat([sample.values for _, sample in kept])
+        return Cells(values, sources, torch.cat([sample.places for _, sample in kept]))
+
+
 def never_enlarging(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
     """Lower the image size to that of the median normal image: enlarging shows nothing and hides form."""
 
@@ -129,23 +161,29 @@ def sample_cells(
 ) -> tuple[dict[str, Cells], NormalSet]:
     """Take the same number of random cells from every image, at most `CANDIDATE_CELLS` a scale in all.
 
+    Of more than `CANDIDATE_CELLS` images a random choice of that many gives one cell a scale each; memory does not
+    grow with the others, and most of them pass no network.
+
     Raises:
         InputError: fewer than `at_least` images can be read.
     """
     per_image = max(1, CANDIDATE_CELLS // max(1, len(paths)))
+    priorities = np.random.default_rng(run.config.seed).random(len(paths)).tolist()
+    reservoir = _Reservoir(CANDIDATE_CELLS)
 
-    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, _Sample], Quality | None] | UnreadableImageError:
+    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, _Sample] | None, Quality | None] | UnreadableImageError:
         number, path = numbered
         try:
             image = load_image(path, run.config.image_size, with_quality=True)
         except UnreadableImageError as error:
             return error
+        if not reservoir.wants(priorities[number]):
+            return None, image.quality
         seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
             features = scale_features(backbone, _views(image, views, seed).to(run.device), names)
         return {name: _random_cells(features[name], per_image, seed) for name in names}, image.quality
 
-    sampled: dict[str, list[_Sample]] = {name: [] for name in names}
     readable: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     qualities: list[Quality] = []
@@ -154,15 +192,16 @@ def sample_cells(
         if isinstance(result, UnreadableImageError):
             unreadable.append((path, result.reason))
         else:
+            samples, quality = result
+            if samples is not None:
+                reservoir.add(priorities[done - 1], len(readable), samples)
             readable.append(path)
-            if result[1] is not None:  # as asked for
-                qualities.append(result[1])
-            for name, taken in result[0].items():
-                sampled[name].append(taken)
+            if quality is not None:  # as asked for
+                qualities.append(quality)
         run.progress("reading normal images", done, len(paths))
     if len(readable) < at_least:
         raise InputError(_too_few(readable, unreadable, at_least))
-    cells = {name: _joined(each) for name, each in sampled.items()}
+    cells = {name: reservoir.cells(name) for name in names}
     hashes = [quality.content_hash for quality in qualities]
     digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
     groups = group_copies(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
@@ -194,10 +233,4 @@ def _random_cells(feature_maps: Tensor, count: int, seed: int) -> _Sample:
     """Choose the same min(count, h*w) cells of all views, (V, D, h, w), of one image."""
     cells = feature_maps.flatten(2).permute(2, 0, 1)  # (h*w, V, D)
     chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:count]
-    return _Sample(cells[chosen.to(cells.device)].cpu(), chosen)
-
-
-def _joined(samples: list[_Sample]) -> Cells:
-    """Join the cells of all images, numbered from 0."""
-    sources = torch.repeat_interleave(torch.tensor([len(each.places) for each in samples]))
-    return Cells(torch.cat([each.values for each in samples]), sources, torch.cat([each.places for each in samples]))
+    return _Sample(cells[chosen.to(cells.device)].cpu(), chosen.clone())  # or the whole permutation would stay

@@ -24,6 +24,7 @@ MAX_LIGHT = 0.1  # by which the brightness of near-copies differs
 ORDERS = 32  # random orders in which near-copies are looked for
 NEIGHBOURS = 4  # compared with each image in each order
 KEY_BITS = 64
+PAIR_CHUNK = 8192  # pairs compared at once; bounds memory
 
 _BITS_SET = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, np.uint8)
 
@@ -99,7 +100,7 @@ def group_copies(content_hashes: Sequence[str], looks: Sequence[str], brightness
     Returns:
         (N,) number of the group, counted from 1 in the order of the files; 0 for a file that is alone.
     """
-    _, first, file_of = np.unique(np.array(content_hashes, np.str_), return_index=True, return_inverse=True)
+    _, first, file_of = np.unique(np.array(content_hashes, np.bytes_), return_index=True, return_inverse=True)
     packed = np.frombuffer(bytes.fromhex("".join(looks[i] for i in first)), np.uint8)
     component = _link_looks(packed.reshape(len(first), LOOK_BYTES), np.array(brightness, np.float64)[first])[file_of]
     _, start, label, count = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
@@ -128,7 +129,9 @@ def _link_looks(looks: NDArray[np.uint8], brightness: NDArray[np.float64]) -> ND
     labels = np.arange(len(looks))
     for _ in range(ORDERS if len(looks) > 1 else 0):
         chosen = draw.choice(8 * LOOK_BYTES, KEY_BITS, replace=False)
-        bits = looks[:, chosen // 8] >> (7 - chosen % 8).astype(np.uint8) & 1  # (N, KEY_BITS)
+        bits = looks[:, chosen // 8]  # (N, KEY_BITS)
+        bits >>= (7 - chosen % 8).astype(np.uint8)
+        bits &= 1
         key = np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0]
         order = np.lexsort((brightness, key))  # equal hashes by brightness, so that the nearest meet
         pairs = [np.stack([order[:-step], order[step:]]) for step in range(1, NEIGHBOURS + 1)]
@@ -141,7 +144,11 @@ def _near_copies(
 ) -> NDArray[np.int64]:
     """Keep those of (2, P) pairs that look nearly the same."""
     a, b = pairs[:, np.abs(brightness[pairs[0]] - brightness[pairs[1]]) <= MAX_LIGHT]
-    near = _BITS_SET[words[a] ^ words[b]].sum(axis=1, dtype=np.int64) <= MAX_LOOK_BITS
+    near = np.empty(len(a), np.bool_)
+    for start in range(0, len(a), PAIR_CHUNK):
+        chunk = slice(start, start + PAIR_CHUNK)
+        differing = _BITS_SET[words[a[chunk]] ^ words[b[chunk]]].sum(axis=1, dtype=np.int64)
+        near[chunk] = differing <= MAX_LOOK_BITS
     kept: NDArray[np.int64] = np.stack([a[near], b[near]])
     return kept
 

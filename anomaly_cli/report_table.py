@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -48,8 +48,9 @@ class ReportTable:
             content = path.read_bytes()
             decided = format_of_content(content)
             check_library(decided, InputError)
-            records = list(read_records(io.BytesIO(content), decided))
-            columns = _columns(records)
+            # Read twice, since the records of a large table take several times the memory of its numbers.
+            columns = _columns(read_records(io.BytesIO(content), decided))
+            records = read_records(io.BytesIO(content), decided)
             rows = [[_typed(name, record.get(name)) for name in columns] for record in records]
             if not all(row[0] for row in rows):
                 raise ValueError("a path is empty")
@@ -110,15 +111,14 @@ class ReportTable:
         return rows + [Row(path=path, status="unreadable", reason=reason) for path, reason in self.unreadable]
 
 
-def _columns(records: Sequence[Record]) -> list[str]:
-    names = {str(name): None for record in records for name in record if name is not None}
+def _columns(records: Iterable[Record]) -> list[str]:
     fixed = [*WORDS, "score", "flagged"]
-    numeric = [
-        name
-        for name in names
-        if name not in (*fixed, *NOT_SHOWN) and all(_is_number(record.get(name)) for record in records)
-    ]
-    return [*fixed, *numeric]
+    numeric: dict[str, bool] = {}  # whether all values so far are numbers
+    for record in records:
+        for name, value in record.items():
+            if name is not None and numeric.get(str(name), True):
+                numeric[str(name)] = _is_number(value)
+    return [*fixed, *(name for name, chosen in numeric.items() if chosen and name not in (*fixed, *NOT_SHOWN))]
 
 
 def _is_number(value: object) -> bool:

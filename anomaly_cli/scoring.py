@@ -197,7 +197,8 @@ def mark_copies(rows: list[Row]) -> list[Row]:
     hashes, looks = ([getattr(rows[i], name) for i in places] for name in ("content_hash", "look"))
     groups = group_copies(hashes, looks, [rows[i].brightness or 0.0 for i in places])
     for i, group in zip(places, groups.tolist(), strict=True):
-        marked[i] = replace(rows[i], duplicate_group=group or None)
+        if group:
+            marked[i] = replace(rows[i], duplicate_group=group)
     return marked
 
 

@@ -367,6 +367,22 @@ def test_a_file_that_changes_while_it_is_measured_is_not_entered(tmp_path: Path)
         assert opened.finished([image]) == []
 
 
+@pytest.mark.parametrize("block", [1, 7, 2**20])
+def test_rows_come_back_from_blocks_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(journal, "BLOCK", block)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        path.write_bytes(b"pixels")
+    rows = [Row(path=str(path), score=1.0) for path in paths]
+
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        opened.finished(paths)
+        for row in rows:
+            opened.add(row)
+    with open_journal(tmp_path / "t.csv", MODEL) as opened:
+        assert opened.finished(paths) == rows
+
+
 def test_rows_come_back_exactly_whatever_their_numbers_and_names(tmp_path: Path) -> None:
     image = tmp_path / os.fsdecode(b'caf\xe9\n"\\.png')
     image.write_bytes(b"pixels")

@@ -165,12 +165,18 @@ def test_one_more_prototype_never_increases_a_distance() -> None:
     assert (more <= fewer + 1e-5).all()
 
 
+def fourth_powers(centred: torch.Tensor) -> torch.Tensor:
+    """Sum the fourth powers of the lengths of (M, D) cells."""
+    total: torch.Tensor = centred.square().sum(1).square().sum()
+    return total
+
+
 @pytest.mark.parametrize(("M", "D"), [(40, 3), (500, 20), (15, 30), (2, 5)])
 def test_the_ledoit_wolf_share_agrees_with_scikit_learn(M: int, D: int) -> None:
     cells = correlated_cells(M, D).double()
     centred = cells - cells.mean(0)
 
-    share = memory._ledoit_wolf_shrinkage(centred, centred.T @ centred / M)
+    share = memory._ledoit_wolf_shrinkage(centred.T @ centred / M, fourth_powers(centred), M)
 
     assert share == pytest.approx(ledoit_wolf_shrinkage(cells.numpy()), rel=1e-6, abs=1e-9)
 
@@ -178,7 +184,18 @@ def test_the_ledoit_wolf_share_agrees_with_scikit_learn(M: int, D: int) -> None:
 def test_a_spherical_covariance_needs_no_shrinkage_share() -> None:
     centred = torch.cat([torch.eye(3), -torch.eye(3)]).double()
 
-    assert memory._ledoit_wolf_shrinkage(centred, centred.T @ centred / 6) == 0.0
+    assert memory._ledoit_wolf_shrinkage(centred.T @ centred / 6, fourth_powers(centred), 6) == 0.0
+
+
+def test_a_whitening_fitted_piece_by_piece_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = correlated_cells(103, 7)
+    whole = Whitening.fit(cells)
+
+    monkeypatch.setattr(memory, "FIT_CHUNK", 50)  # seven cells at a time
+    pieces = Whitening.fit(cells)
+
+    shared = whole.matrix @ whole.matrix.T  # the sign of an eigenvector is arbitrary
+    torch.testing.assert_close(pieces.matrix @ pieces.matrix.T, shared, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("M", "D"), [(400, 6), (20, 30)])

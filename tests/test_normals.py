@@ -1,14 +1,17 @@
-"""The size at which normal images enter the network: as wanted, never larger than they are."""
+"""Reading the normal images: the size at which they enter the network, and the sample of their cells."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from anomaly_cli.backbone import build_backbone
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.normals import SIZED_IMAGES, never_enlarging
+from anomaly_cli.normals import SIZED_IMAGES, Cells, NormalSet, Run, never_enlarging, sample_cells
 
 WANTED = DetectorConfig(image_size=256)
 
@@ -58,3 +61,49 @@ def test_of_many_images_some_of_every_part_are_looked_at(tmp_path: Path, monkeyp
 
     assert SIZED_IMAGES == 100
     assert never_enlarging(WANTED, paths, 1) == DetectorConfig(image_size=64)  # the first, fourth and seventh
+
+
+def small_set(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    paths = [folder / f"{i:02d}.png" for i in range(count)]
+    for path in paths:
+        Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    return paths
+
+
+def sampled(paths: list[Path], workers: int = 2) -> tuple[dict[str, Cells], NormalSet]:
+    run = Run(DetectorConfig(image_size=64), torch.device("cpu"), workers, lambda phase, done, total: None)
+    return sample_cells(paths, build_backbone("embedded", None, 0), ("16", "image"), 1, run)
+
+
+def test_of_more_images_than_cells_as_many_give_one_each_and_the_choice_is_even_and_seeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = small_set(tmp_path / "normal", 40)
+    paths[0].write_bytes(b"")  # from the first on, numbers are those of readable images
+    monkeypatch.setattr("anomaly_cli.normals.CANDIDATE_CELLS", 20)
+
+    cells, normals = sampled(paths)
+    again, _ = sampled(paths, workers=1)
+
+    assert len(normals.paths) == len(normals.groups) == 39
+    assert cells["16"].sources.tolist() == cells["image"].sources.tolist()
+    assert cells["16"].sources.tolist() == sorted(set(cells["16"].sources.tolist()))
+    assert len(cells["16"].sources) == 20
+    drawn = np.random.default_rng(0).random(40)[1:]
+    assert set(cells["16"].sources.tolist()) == set(np.argsort(drawn)[:20].tolist())
+    for name in cells:
+        assert torch.equal(cells[name].values, again[name].values)
+        assert torch.equal(cells[name].places, again[name].places)
+
+
+def test_the_cells_of_a_chosen_image_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = small_set(tmp_path / "normal", 12)
+    every, _ = sampled(paths)
+    monkeypatch.setattr("anomaly_cli.normals.CANDIDATE_CELLS", 9)
+
+    few, _ = sampled(paths)
+
+    assert len(every["image"].values) == 12
+    assert torch.equal(few["image"].values, every["image"].values[few["image"].sources])
