@@ -71,7 +71,8 @@ def hopfield_retrieve(queries: Tensor, prototypes: Tensor, beta: float) -> Tenso
 def nearest_prototype(queries: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     """Find the nearest of (K, D) prototypes to each of (M, D) queries: (M,) Euclidean distances and (M,) indices."""
     distances, indices = [], []
-    for chunk in queries.split(QUERY_CHUNK):
+    # A graph for images of any size cannot tell how many chunks there will be.
+    for chunk in [queries] if torch.compiler.is_compiling() else queries.split(QUERY_CHUNK):
         best, index = similarities(chunk, prototypes).max(dim=1)
         distances.append((chunk.square().sum(1) - 2 * best).clamp(min=0).sqrt())
         indices.append(index)
