@@ -4,8 +4,9 @@ Trains on the normal images of a set in MVTec layout and exports the model. Prin
 of each way to compute the scores of the test images, in times of the detector's in torch, and how well their order
 agrees with torch's (Spearman). All take turns in one process, one image at a time on each core, pixels decoded before.
 
-int8 is static quantisation, calibrated on normal images: of every product (`all`) or of the network's convolutions
-alone (`convolutions`). The ways of OpenVINO are measured where `openvino` and `nncf` are installed.
+int8 is static quantisation, calibrated on normal images: of every product (`all`), of the network's convolutions alone
+(`convolutions`), or of those from stride 8 on (`coarse`). The ways of OpenVINO are measured where `openvino` and
+`nncf` are installed.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from benchmarks.datasets import read_mvtec
 from benchmarks.quality import quiet
 from benchmarks.speed import seconds
 
-ROUNDS = 5  # what is compared takes turns, so that a busy machine slows all
+ROUNDS = 3  # what is compared takes turns, so that a busy machine slows all
 CALIBRATION = 64  # normal images that int8 is calibrated on
 PRODUCTS = {"convolutions": ["Conv"], "all": ["Conv", "MatMul", "Gemm"]}
+COARSE = 96  # channels and more have the convolutions of the embedded network from stride 8 on
 
 Pixels = NDArray[np.float32]  # (1, 3, H, W) in [0, 1]
 Scorer = Callable[[Pixels], float]
@@ -64,8 +66,10 @@ def onnx_scorer(path: Path) -> Scorer:
     return lambda pixels: float(session.run(["score"], {"images": pixels})[0][0])
 
 
-def quantize(path: Path, out: Path, calibration: list[Pixels], products: list[str]) -> Path:
-    """Quantise the named operators to int8 by onnxruntime."""
+def quantize(
+    path: Path, out: Path, calibration: list[Pixels], products: list[str], nodes: list[str] | None = None
+) -> Path:
+    """Quantise the named operators, or those of them that are among the nodes, to int8 by onnxruntime."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -82,6 +86,7 @@ def quantize(path: Path, out: Path, calibration: list[Pixels], products: list[st
         Reader(),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=products,
+        nodes_to_quantize=nodes,
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
@@ -89,11 +94,25 @@ def quantize(path: Path, out: Path, calibration: list[Pixels], products: list[st
     return out
 
 
+def coarse_convolutions(path: Path) -> list[str]:
+    """Name the convolutions with at least `COARSE` channels out."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    widths = {weight.name: weight.dims[0] for weight in graph.initializer if weight.dims}
+    return [node.name for node in graph.node if node.op_type == "Conv" and widths[node.input[1]] >= COARSE]
+
+
 def openvino_scorer(model: Any, precision: str) -> Scorer:
     """Score by OpenVINO, one thread a call."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 2}
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": 2,
+        "NUM_STREAMS": 2,
+        "ENABLE_CPU_PINNING": False,
+    }
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     own = threading.local()
 
@@ -123,6 +142,8 @@ def scorers(model: Model, path: Path, calibration: list[Pixels]) -> Iterator[tup
     for name, products in PRODUCTS.items():
         file = quantize(path, path.with_suffix(f".{name}.onnx"), calibration, products)
         yield f"onnxruntime int8 {name}", onnx_scorer(file)
+    file = quantize(path, path.with_suffix(".coarse.onnx"), calibration, ["Conv"], coarse_convolutions(path))
+    yield "onnxruntime int8 coarse", onnx_scorer(file)
     if find_spec("openvino") is None or find_spec("nncf") is None:
         return
     import openvino
