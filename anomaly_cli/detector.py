@@ -198,7 +198,7 @@ class AnomalyDetector(nn.Module):
     def combine(self, distance_maps: list[Tensor]) -> Detection:
         """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
-        grid = by_name[self.local_names[0]].shape[-2:]
+        grid = by_name[min(self.local_names, key=int)].shape[-2:]
         fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
         for name in self.local_names:
             scale = self.scale(name)
