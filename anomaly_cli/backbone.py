@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -58,7 +59,10 @@ class Backbone(nn.Module):
             One (N, D_s, h_s, w_s) map a stride, finest first.
         """
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        maps = self.network(x) if self._packed is None or x.device.type != "cpu" else self._packed(x)
+        network: Callable[[Tensor], Any] = self.network
+        if self._packed is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            network = self._packed
+        maps = network(x)
         return list(maps.values()) if isinstance(maps, dict) else list(maps)
 
     def freeze(self) -> Self:

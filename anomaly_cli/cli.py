@@ -113,6 +113,7 @@ for command in (
     review_commands.evaluate,
     review_commands.prototypes,
     train_commands.info,
+    train_commands.export,
 ):
     app.command(cls=_Command)(command)
 app.command("list", cls=_Command)(table_commands.list_paths)

@@ -22,6 +22,12 @@ class Effort(StrEnum):
     THOROUGH = "thorough"
 
 
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    ONNX = "onnx"
+
+
 class RawMap(StrEnum):
     """How `heatmap --raw` stores the anomaly map itself."""
 

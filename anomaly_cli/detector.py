@@ -198,8 +198,8 @@ class AnomalyDetector(nn.Module):
     def combine(self, distance_maps: list[Tensor]) -> Detection:
         """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
-        grid = max((by_name[name].shape[-2:] for name in self.local_names), key=lambda size: size[0] * size[1])
-        fused = torch.zeros((len(distance_maps[0]), *grid), device=distance_maps[0].device)
+        grid = by_name[min(self.local_names, key=int)].shape[-2:]
+        fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
         for name in self.local_names:
             scale = self.scale(name)
             standard = (by_name[name] - scale.cell_mean) / scale.cell_std
@@ -211,7 +211,10 @@ class AnomalyDetector(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Detection:
         """Measure (N, 3, H, W) float RGB images in [0, 1]."""
-        features = scale_features(self.backbone, images, self.scale_names)
+        return self.detect(scale_features(self.backbone, images, self.scale_names))
+
+    def detect(self, features: dict[str, Tensor]) -> Detection:
+        """Measure images by what `scale_features` gives for them; also what `export` makes a graph of."""
         distance_maps, hottest = self._distance_maps(features)
         anomaly_maps, deviations, _ = self.combine(distance_maps)
         if self.known_anomalies is not None:
@@ -219,7 +222,9 @@ class AnomalyDetector(nn.Module):
         return Detection(anomaly_maps, deviations, hottest)
 
 
-def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+def scale_features(
+    backbone: Backbone, images: Tensor, names: tuple[str, ...], small: Tensor | None = None
+) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
     Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022), and brought to
@@ -230,6 +235,7 @@ def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
         names: strides, and some of `POOLED_SCALES`.
+        small: (N, 3, h', w') the copies that the small scale sees, where the caller made them.
 
     Returns:
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
@@ -240,7 +246,8 @@ def scale_features(backbone: Backbone, images: Tensor, names: tuple[str, ...]) -
         if name == IMAGE_SCALE:
             features[name] = _pooled(maps)
         elif name == SMALL_SCALE:
-            small = F.avg_pool2d(images, reduction(images.shape[2], images.shape[3]))
+            if small is None:
+                small = F.avg_pool2d(images, reduction(images.shape[2], images.shape[3]))
             features[name] = _pooled(_maps_by_stride(backbone, small))
         else:
             features[name] = F.normalize(F.avg_pool2d(maps[int(name)], 3, 1, 1, count_include_pad=False), dim=1)
@@ -265,4 +272,6 @@ def _hottest(maps: Tensor) -> Tensor:
 
 
 def _hot_count(cells: int) -> int:
-    return max(1, round(HOT_SHARE * cells))
+    """Round the share of the cells; by integers and `sym_max`, for in an exported graph their number is a symbol."""
+    one_of = round(1 / HOT_SHARE)
+    return cast(int, torch.sym_max(1, (cells + one_of // 2) // one_of))

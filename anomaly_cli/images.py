@@ -180,19 +180,19 @@ def network_size(height: int, width: int, image_size: int) -> tuple[int, int]:
         stretch = size[1] / size[0] / aspect
         return max(stretch, 1 / stretch), abs(size[0] * size[1] - image_size**2)
 
-    return min(_landscape_sizes(image_size), key=misfit)
+    return min(landscape_sizes(image_size), key=misfit)
 
 
 @cache
-def _landscape_sizes(image_size: int) -> tuple[tuple[int, int], ...]:
+def landscape_sizes(image_size: int) -> tuple[tuple[int, int], ...]:
+    """List every (height, width) with height <= width that `network_size` chooses from."""
     if image_size < SIZE_STEP or image_size % SIZE_STEP:
         raise ValueError(f"image_size must be a positive multiple of {SIZE_STEP}, got {image_size}")
-    slack = AREA_TOLERANCE * image_size**2
     return tuple(
         (height, width)
         for height in range(SIZE_STEP, 2 * image_size, SIZE_STEP)
         for width in range(height, MAX_ASPECT * height + 1, SIZE_STEP)
-        if abs(height * width - image_size**2) <= slack
+        if abs(height * width - image_size**2) <= AREA_TOLERANCE * image_size**2
     )
 
 
@@ -205,7 +205,7 @@ def load_image(path: Path, image_size: int, *, with_quality: bool = False) -> Lo
     Raises:
         UnreadableImageError: with the reason in a few words.
     """
-    _landscape_sizes(image_size)  # a wrong argument must not pass for an unreadable image
+    landscape_sizes(image_size)  # a wrong argument must not pass for an unreadable image
     with _opened(path) as (image, stream):
         width, height = image.size
         rows, columns = network_size(height, width, image_size)

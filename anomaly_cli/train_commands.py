@@ -24,8 +24,12 @@ from anomaly_cli.command_options import (
     Weights,
     patterns_of,
 )
-from anomaly_cli.config import DetectorConfig
+from anomaly_cli.config import DetectorConfig, ExportFormat
 from anomaly_cli.remote import paths_of
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
+]
 
 
 def train(
@@ -119,11 +123,30 @@ def update(
         console.summarise_update(report)
 
 
-def info(
-    model: Annotated[
-        Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
-    ] = Path("anomaly.safetensors"),
+def export(
+    model: ModelArgument = Path("anomaly.safetensors"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="File to write; if not given MODEL with the suffix .onnx."),
+    ] = None,
+    format: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.ONNX,
+    quiet: Quiet = False,
 ) -> None:
+    """Write a model for programs without torch: pixels in, image score and anomaly map out, 1 = limit of normal.
+
+    The file takes any number of images of one size at a time: float RGB in [0, 1] as (N, 3, H, W). H and W are free,
+    multiples of 32, as the aspect ratio wants: the file lists them, and what else a program must know (docs/export.md).
+    Opset 18. Needs pip install 'anomaly-cli[onnx]'.
+    """
+    from anomaly_cli.export import export as export_model
+
+    report = export_model(model, out, format)
+    if not quiet:
+        side = report.image_size
+        console.say(f"exported {report.out}: {report.size / 1e6:.1f} MB, for images of about {side} x {side} pixels")
+
+
+def info(model: ModelArgument = Path("anomaly.safetensors")) -> None:
     """Say what a model file was trained on, when, with which settings."""
     from anomaly_cli import pipeline
 
