@@ -12,6 +12,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -93,9 +94,13 @@ def record_command(out: Path) -> None:
 
 
 def command_line(arguments: list[str]) -> str:
-    """Write a command as the page quotes it: the module, and absolute folders below `DATA_WORD`."""
-    words = [f"{DATA_WORD}/{Path(word).name}" if Path(word).is_absolute() else word for word in arguments[1:]]
-    return " ".join(["python -m", f"benchmarks.{Path(arguments[0]).stem}", *words])
+    """Write a command as the page quotes it: the module, absolute inputs below `DATA_WORD`, outputs by name."""
+    words = ["python -m", f"benchmarks.{Path(arguments[0]).stem}"]
+    for before, word in pairwise(arguments):
+        if Path(word).is_absolute():
+            word = Path(word).name if before == "--out" else f"{DATA_WORD}/{Path(word).name}"
+        words.append(word)
+    return " ".join(words)
 
 
 def means_by_set(results: pd.DataFrame, index: list[str], figure: str) -> pd.DataFrame:

@@ -30,45 +30,45 @@ def _clipped(values: Floats) -> Pixels:
 
 
 def illumination(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Light from one side: brightness changes by ± 20 to 50 % across the picture, exposure by 10 to 25 %."""
+    """Light from one side: brightness changes by ± 10 to 35 % across the picture, exposure by 5 to 20 %."""
     H, W, _ = pixels.shape
     y, x = np.mgrid[:H, :W]
     angle = rng.uniform(0, 2 * np.pi)
     along = np.cos(angle) * (2 * x / max(W - 1, 1) - 1) + np.sin(angle) * (2 * y / max(H - 1, 1) - 1)
-    exposure = 1 + rng.choice([-1, 1]) * rng.uniform(0.1, 0.25)
-    gain = exposure * (1 + rng.uniform(0.2, 0.5) * along / np.abs(along).max())
+    exposure = 1 + rng.choice([-1, 1]) * rng.uniform(0.05, 0.2)
+    gain = exposure * (1 + rng.uniform(0.1, 0.35) * along / np.abs(along).max())
     return _clipped(pixels * gain[..., None])
 
 
 def blur(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Out of focus: a Gaussian of 0.8 to 2 pixels."""
-    blurred = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 2)))
+    """Out of focus: a Gaussian of 0.6 to 1.5 pixels."""
+    blurred = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 1.5)))
     return np.array(blurred)
 
 
 def compression(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Save as JPEG of quality 8 to 25, colours at half resolution."""
+    """Save as JPEG of quality 15 to 40, colours at half resolution."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(rng.integers(8, 26)), subsampling=2)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(rng.integers(15, 41)), subsampling=2)
     with Image.open(buffer) as image:
         return np.array(image.convert("RGB"))
 
 
 def colour_cast(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Wrong white balance: red up and blue down by 12 to 30 %, or the reverse, green by at most 8 %."""
-    shift = rng.choice([-1, 1]) * rng.uniform(0.12, 0.3)
-    return _clipped(pixels * np.array([1 + shift, 1 + rng.uniform(-0.08, 0.08), 1 - shift]))
+    """Wrong white balance: red up and blue down by 5 to 20 %, or the reverse, green by at most 5 %."""
+    shift = rng.choice([-1, 1]) * rng.uniform(0.05, 0.2)
+    return _clipped(pixels * np.array([1 + shift, 1 + rng.uniform(-0.05, 0.05), 1 - shift]))
 
 
 def other_camera(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Another tone curve (gamma 0.7 to 0.85 or 1.2 to 1.45), noise of 3 to 8 levels, corners 20 to 45 % darker."""
+    """Another tone curve (gamma 0.75 to 0.9 or 1.1 to 1.35), noise of 2 to 6 levels, corners 10 to 35 % darker."""
     H, W, _ = pixels.shape
-    gamma = rng.uniform(0.7, 0.85) if rng.random() < 0.5 else rng.uniform(1.2, 1.45)
+    gamma = rng.uniform(0.75, 0.9) if rng.random() < 0.5 else rng.uniform(1.1, 1.35)
     y, x = np.mgrid[:H, :W]
     radius = np.hypot(2 * y / max(H - 1, 1) - 1, 2 * x / max(W - 1, 1) - 1) / np.sqrt(2)
-    vignette = 1 - rng.uniform(0.2, 0.45) * radius**2
+    vignette = 1 - rng.uniform(0.1, 0.35) * radius**2
     toned = 255 * (pixels / 255) ** gamma * vignette[..., None]
-    return _clipped(toned + rng.normal(0, rng.uniform(3, 8), pixels.shape))
+    return _clipped(toned + rng.normal(0, rng.uniform(2, 6), pixels.shape))
 
 
 def rephotographed(pixels: Pixels, rng: np.random.Generator) -> Pixels:
