@@ -72,16 +72,20 @@ def read_mvtec(folder: Path) -> AnomalySet:
 def read_labelled(folder: Path) -> AnomalySet:
     """Read images to learn from in `normal`, test images listed in `labels.csv` (path, label, kind), masks in `masks`.
 
+    What is listed of `normal` is no test image.
+
     Raises:
         FileNotFoundError: a folder is missing or holds no image.
     """
     masks = {path.stem: path for path in (folder / "masks").glob("*")}
+    normal = _images(folder / "normal")
     test = []
     for record in pd.read_csv(folder / "labels.csv", dtype=str).itertuples():
         path = folder / str(record.path)
         anomalous = record.label == "anomalous"
-        test.append(TestImage(path, str(record.kind) if anomalous else NORMAL, masks.get(path.stem)))
-    return AnomalySet(folder.name, _images(folder / "normal"), sorted(test, key=lambda image: image.path))
+        if path not in normal:
+            test.append(TestImage(path, str(record.kind) if anomalous else NORMAL, masks.get(path.stem)))
+    return AnomalySet(folder.name, normal, sorted(test, key=lambda image: image.path))
 
 
 def read_set(folder: Path) -> AnomalySet:

@@ -94,12 +94,11 @@ def record_command(out: Path) -> None:
 
 
 def command_line(arguments: list[str]) -> str:
-    """Write a command as the page quotes it: the module, absolute inputs below `DATA_WORD`, outputs by name."""
+    """Write a command as the page quotes it: the module, inputs of other folders below `DATA_WORD`, output by name."""
     words = ["python -m", f"benchmarks.{Path(arguments[0]).stem}"]
     for before, word in pairwise(arguments):
-        if Path(word).is_absolute():
-            word = Path(word).name if before == "--out" else f"{DATA_WORD}/{Path(word).name}"
-        words.append(word)
+        name = Path(word).name
+        words.append(name if before == "--out" else f"{DATA_WORD}/{name}" if "/" in word else word)
     return " ".join(words)
 
 

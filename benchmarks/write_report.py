@@ -80,10 +80,10 @@ def peers(results: pd.DataFrame, page: Page) -> None:
     """Compare methods."""
     page.text(
         "Same files, same seeds, same run, and for all the weights of the embedded backbone. *Nearest prototypes*: "
-        "whitened cells at strides 4, 8 and 16, a coreset of 1,000 a stride, distances summed, hottest 20 cells, nothing "
-        "else. *Gaussian a position*: PaDiM in plain torch. Isolation forest and local outlier factor (scikit-learn) see "
-        "the pooled features of our image scale. anomalib's PatchCore (strides 8 and 16) and PaDiM (4, 8, 16) run by its "
-        "own torch models with our network as their backbone."
+        "whitened cells at strides 4, 8 and 16, a coreset of 1,000 a stride, distances summed, hottest 20 cells, "
+        "nothing else. *Gaussian a position*: PaDiM in plain torch. Isolation forest and local outlier factor "
+        "(scikit-learn) see the pooled features of our image scale. anomalib's PatchCore (strides 8 and 16) and "
+        "PaDiM (4, 8, 16) run by its own torch models with our network as their backbone."
     )
     results = results.assign(method=results["method"].map(METHOD_NAMES))
     ranking = page.table(results, "peers", ["method"], ["method"])
@@ -100,20 +100,21 @@ def peers(results: pd.DataFrame, page: Page) -> None:
 
 
 def errors_against(means: pd.Series[float]) -> str:
-    """Tell how much lower our mean error, 1 − image AUROC, is than that of each other method."""
+    """Compare our mean error, 1 − image AUROC, with that of each other method."""
     error = 1 - means[METHOD_NAMES["ours"]]
     others = [
-        f"{name} {100 * (1 - error / (1 - value)):.0f} %" for name, value in means.drop(METHOD_NAMES["ours"]).items()
+        f"{100 * (error / (1 - value) - 1):+.0f} % of {name}"
+        for name, value in means.drop(METHOD_NAMES["ours"]).items()
     ]
-    return f"Our mean error (1 − image AUROC) is {100 * error:.1f} %. Against each method it is lower by: {'; '.join(others)}."
+    return f"Our mean error (1 − image AUROC) is {100 * error:.1f} %; against that {', '.join(others)}."
 
 
 def style(results: pd.DataFrame, page: Page) -> None:
     """Show how well other looks are found."""
     page.text(
         "Held-out normal images in another look against themselves untouched: light from one side, defocus, JPEG of "
-        "quality 15 to 40, wrong white balance, printed and photographed again, another camera (`benchmarks/looks.py` "
-        "documents every strength). Nobody has shown the detector such a change."
+        "quality 15 to 40, wrong white balance, printed and photographed again, another camera "
+        "(`benchmarks/looks.py` documents every strength). Nobody has shown the detector such a change."
     )
     results = results.assign(method=results["method"].map(METHOD_NAMES))
     page.table(results, "style", ["look", "method"], ["look", "method"])
@@ -122,10 +123,10 @@ def style(results: pd.DataFrame, page: Page) -> None:
 def unbalanced(results: pd.DataFrame, page: Page) -> None:
     """Show what labels bring."""
     page.text(
-        "γ is the share of labelled anomalies in the training set. *Same types*: labelled and tested anomalies are of "
-        "the same types; *one type*: only one type is labelled, tested are others of it (seen) and all other types "
-        "(unseen). Every γ of a setting is tested on the same images. A set with too few anomalies for a γ has no figure "
-        "there. The classifier is a class-balanced logistic regression on our pooled features."
+        "γ is the share of labelled anomalies in the training set. *Same types*: labelled and tested anomalies are "
+        "of the same types; *one type*: only one type is labelled, tested are others of it (seen) and all other "
+        "types (unseen). Every γ of a setting is tested on the same images. A set with too few anomalies for a γ "
+        "has no figure there. The classifier is a class-balanced logistic regression on our pooled features."
     )
     lines = []
     for setting, part in results.groupby(["setting", "tested"], sort=False):
@@ -147,15 +148,15 @@ def line_of(label: str, figures: Grid, places: list[float] | None = None) -> Lin
 def contamination(results: pd.DataFrame, page: Page) -> None:
     """Show what hidden anomalies cost."""
     page.text(
-        "Anomalies hidden among the normal images, nobody says which; at most half of a set's anomalies, so that all "
-        "rates are tested on the same images."
+        "Anomalies hidden among the normal images, nobody says which; at most half of a set's anomalies, so that "
+        "all rates are tested on the same images."
     )
     figures = page.table(results, "contamination", ["rate"], ["share hidden"])
+    x = [float(rate) for rate in figures.mean.index]
     lines = [
-        Line(str(name), [float(rate) for rate in figures.mean.index], (100 * figures.mean[name]).tolist(), [])
+        Line(str(name), x, (100 * figures.mean[name]).tolist(), (100 * figures.spread[name]).tolist())
         for name in figures.mean
     ]
-    lines = [Line(each.label, each.x, each.y, [float("nan")] * len(each.x)) for each in lines]
     ticks = [(rate, f"{rate:.2f}") for rate in sorted(results["rate"].unique())]
     path = page.picture("contamination", "Image AUROC by share of hidden anomalies")
     plot_lines(lines, path, "share of anomalies among the normal images", ticks)
@@ -182,10 +183,10 @@ def few_normals(results: pd.DataFrame, page: Page) -> None:
 def objects(results: pd.DataFrame, page: Page) -> None:
     """Show one class against the rest."""
     page.text(
-        "CIFAR-10, each class once as normal, all others anomalous. `embedded` has seen other photographs; `scratch` has "
-        "seen nothing but the normal class and is the one to compare with Deep SVDD 64.8, GeoTrans 86.0, Rot+Trans 90.0, "
-        "DROC 92.5 and CSI 94.3 of the literature, which train on all 5,000 pictures of the class; here are as many as "
-        "the command says."
+        "CIFAR-10, each class once as normal, all others anomalous. `embedded` has seen other photographs; "
+        "`scratch` has seen nothing but the normal class and is the one to compare with Deep SVDD 64.8, GeoTrans "
+        "86.0, Rot+Trans 90.0, DROC 92.5 and CSI 94.3 of the literature, which train on all 5,000 pictures of the "
+        "class; here are as many as the command says."
     )
     results = results.assign(kind=results["set"].str.split("/").str[-1], set="image AUROC")
     per_class = grid(results, ["kind"], AUROC)
@@ -198,8 +199,8 @@ def objects(results: pd.DataFrame, page: Page) -> None:
 def ablation(results: pd.DataFrame, page: Page) -> None:
     """Show what each part is worth."""
     page.text(
-        "The product with one part replaced; the last column is the change of the mean against the product. A part whose "
-        "replacement gains everywhere does not earn its place."
+        "The product with one part replaced; the last column is the change of the mean against the product. A part "
+        "whose replacement gains everywhere does not earn its place."
     )
     figures = grid(results, ["part", "variant"], AUROC)
     texts = figures.texts(100, 1)
@@ -227,7 +228,8 @@ def quoted_command(facts: Path) -> str:
     """Quote the command that made a table, with the machine it ran on."""
     recorded = json.loads(facts.read_text("utf-8"))
     versions = recorded["versions"]
-    return f"    {recorded['command']}\n\n{recorded['cores']} cores, torch {versions['torch']}, Python {versions['python']}."
+    machine = f"{recorded['cores']} cores, torch {versions['torch']}, Python {versions['python']}."
+    return f"    {recorded['command']}\n\n{machine}"
 
 
 def write(results: Path, out: Path) -> list[str]:
