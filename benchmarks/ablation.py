@@ -32,6 +32,7 @@ from benchmarks.datasets import AnomalySet, subsample
 from benchmarks.jobs import Row, measure_all, print_means, set_options, sets_of
 
 Floats = NDArray[np.float64]
+Choose = Callable[[Tensor, int, torch.Generator], PrototypeMemory]
 PRODUCT = "product"
 THOROUGH = "stage 1 and stage 2 (thorough)"
 
@@ -116,7 +117,7 @@ def no_suspects(*_: object) -> list[int]:
     return []
 
 
-def _memory(choose: Callable[[Tensor, int, torch.Generator], PrototypeMemory]) -> tuple[Any, str, Any]:
+def _memory(choose: Choose) -> tuple[Any, str, Any]:
     return (PrototypeMemory, "choose", choose)
 
 

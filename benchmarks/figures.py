@@ -38,12 +38,13 @@ class Grid:
 
     def rows(self, table: str, figure: str) -> pd.DataFrame:
         """Make long rows of it: table, condition, set, figure, mean, spread, seeds."""
-        mean = self.mean.melt(ignore_index=False, var_name="set", value_name="mean")
-        spread = self.spread.melt(ignore_index=False, value_name="spread")["spread"]
-        conditions = [" / ".join(map(str, key if isinstance(key, tuple) else (key,))) for key in mean.index]
-        long = mean.reset_index(drop=True).assign(spread=spread.to_numpy(), table=table, figure=figure)
-        long = long.assign(condition=conditions, seeds=self.seeds)
-        return long[["table", "condition", "set", "figure", "mean", "spread", "seeds"]].dropna(subset="mean")
+        conditions = [" / ".join(map(str, key if isinstance(key, tuple) else (key,))) for key in self.mean.index]
+        parts = []
+        for name in self.mean:
+            values = {"mean": self.mean[name].to_numpy(), "spread": self.spread[name].to_numpy()}
+            part = pd.DataFrame({"table": table, "condition": conditions, "set": name, "figure": figure, **values})
+            parts.append(part.assign(seeds=self.seeds))
+        return pd.concat(parts, ignore_index=True).dropna(subset="mean")
 
 
 def _cell(mean: float, spread: float, digits: int) -> str:
