@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,14 +67,17 @@ def training(data: AnomalySet, hidden: list[Path], folder: Path, config: Detecto
     """Train with hidden anomalies; test, and look for them."""
     model, audited = folder / "model.safetensors", folder / "normals.csv"
     normal = [*data.normal, *hidden]
+    start = time.perf_counter()
     report = pipeline.train(normal, model, config, audit_normals=audited, progress=quiet)
+    train_s = time.perf_counter() - start
     scored = pipeline.score([image.path for image in data.test], model, progress=quiet)
     figures = {"image_auroc": auroc_of(scored.rows, {str(image.path) for image in data.test if image.anomalous})}
     if hidden:
         worst = {Path(path) for path, _, _ in read_paths(audited)[: max(1, round(WORST_SHARE * len(normal)))]}
         figures["found_in_worst_tenth"] = float(np.mean([path in worst for path in hidden]))
     hits = sum(path in set(hidden) for path in report.suspects)
-    return figures | {"suspects": len(report.suspects), "suspects_hidden": hits, "hidden": len(hidden)}
+    figures |= {"suspects": len(report.suspects), "suspects_hidden": hits, "hidden": len(hidden)}
+    return figures | {"train_s": train_s}
 
 
 def audit(data: AnomalySet, rate: float, folder: Path, config: DetectorConfig) -> dict[str, float]:
@@ -119,7 +123,7 @@ def main() -> None:
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
-    for figure in results.columns.drop(["set", "seed", "rate", "peak_mb"]):
+    for figure in results.columns.drop(["set", "seed", "rate", "train_s", "peak_mb"]):
         print_means(results, ["rate"], figure)
 
 

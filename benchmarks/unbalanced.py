@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,13 +96,15 @@ def _setting(name: str, order: list[TestImage], data: AnomalySet) -> Setting:
     return Setting(name, pool, replace(data, test=[image for image in data.test if image.path not in taken]))
 
 
-def detector_scores(data: AnomalySet, labelled: list[Path], config: DetectorConfig) -> Scores:
-    """Train with the labelled anomalies and score the test images."""
+def detector_scores(data: AnomalySet, labelled: list[Path], config: DetectorConfig) -> tuple[Scores, float]:
+    """Train with the labelled anomalies and score the test images; also tell the seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.safetensors"
+        start = time.perf_counter()
         pipeline.train(data.normal, model, config, anomalies=labelled, progress=quiet)
+        train_s = time.perf_counter() - start
         rows = pipeline.score([image.path for image in data.test], model, progress=quiet).readable
-    return {Path(row.path): row.score or 0.0 for row in rows}
+    return {Path(row.path): row.score or 0.0 for row in rows}, train_s
 
 
 def pooled(paths: list[Path], backbone: Backbone, image_size: int) -> NDArray[np.float32]:
@@ -141,7 +144,7 @@ def measure(job: Job) -> list[Row]:
     """Compare the detector and the classifier on the same test images: one row for seen types, one for unseen."""
     setting, labelled = job.setting, job.labelled
     test, seen = setting.data.test, setting.seen
-    ours = detector_scores(setting.data, labelled, job.config)
+    ours, train_s = detector_scores(setting.data, labelled, job.config)
     plain = classifier_scores(setting.data, labelled, job.config) if labelled else None
     common: Row = {"set": setting.data.name, "seed": job.config.seed, "setting": setting.name, "rate": job.rate}
     common |= {"type": "" if setting.name == SAME else setting.pool[0].kind, "labelled": len(labelled)}
@@ -151,7 +154,7 @@ def measure(job: Job) -> list[Row]:
         if not np.isnan(figure):
             baseline = float("nan") if plain is None else auroc(test, plain, seen, among=among)
             rows.append(common | {"tested": tested, "image_auroc": figure, "classifier_auroc": baseline})
-    return [row | {"peak_mb": peak_mb()} for row in rows]
+    return [row | {"train_s": train_s, "peak_mb": peak_mb()} for row in rows]
 
 
 def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:

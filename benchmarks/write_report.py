@@ -232,6 +232,12 @@ def quoted_command(facts: Path) -> str:
     return f"    {recorded['command']}\n\n{machine}"
 
 
+def costs_of(rows: pd.DataFrame) -> str:
+    """Tell what the trainings of a table took."""
+    train_s, peak_mb = rows["train_s"].median(), rows["peak_mb"].max()
+    return f"{len(rows)} rows; training took {train_s:.0f} s (median), memory at most {peak_mb:.0f} MB."
+
+
 def write(results: Path, out: Path) -> list[str]:
     """Write the page, its pictures and `benchmarks.csv` beside it; return the names of tables that are missing.
 
@@ -246,7 +252,9 @@ def write(results: Path, out: Path) -> list[str]:
             missing.append(name)
             continue
         page.text(f"## {title}", quoted_command(table.with_suffix(".json")))
-        describe(pd.read_csv(table), page)
+        rows = pd.read_csv(table)
+        describe(rows, page)
+        page.text(costs_of(rows))
     if len(missing) == len(SECTIONS):
         raise FileNotFoundError(f"no table in {results}: run `make bench DATA=FOLDER` first")
     out.write_text("\n\n".join(part.rstrip("\n") for part in page.parts) + "\n", "utf-8")

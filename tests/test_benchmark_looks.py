@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import style
-from benchmarks.datasets import AnomalySet, TestImage
+from benchmarks.datasets import AnomalySet, TestImage, read_set
 from benchmarks.looks import LOOKS, halftone
 from benchmarks.methods import Settings
-from benchmarks.textures import write_textures
+
+ROOT = Path(__file__).parents[1]
 
 
 def picture(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
@@ -65,15 +66,14 @@ def test_images_to_learn_from_and_held_out_ones_are_disjoint_and_drawn_from_all_
     assert not any(image.path in held_out + normal for image in test if image.anomalous)
 
 
-def test_style_is_measured_look_by_look(tmp_path: Path) -> None:
-    paths = write_textures(tmp_path / "textures", 16, 64)
+def test_other_looks_of_washers_rank_above_untouched_ones() -> None:
+    normal, held_out = style.deal(read_set(ROOT / "sample_data"), 36, 20, seed=0)
 
-    rows = style.measure(style.Job("texture", paths[:9], paths[10:], "ours", Settings(image_size=64)))
+    rows = style.measure(style.Job("sample_data", normal, held_out, "ours", Settings(image_size=128)))
 
     assert [row["look"] for row in rows] == list(LOOKS)
-    assert {row["tested"] for row in rows} == {12}
-    assert float(rows[list(LOOKS).index("compression")]["image_auroc"]) > 0.7
-    assert len(paths) == len({path.name for path in paths})
+    assert {row["tested"] for row in rows} == {40}
+    assert np.mean([float(row["image_auroc"]) for row in rows]) >= 0.9  # 0.96 when this was written
 
 
 def test_a_changed_picture_is_the_same_for_the_same_file_and_seed(tmp_path: Path) -> None:
