@@ -54,7 +54,10 @@ def _cell(mean: float, spread: float, digits: int) -> str:
 
 
 def grid(results: pd.DataFrame, index: list[str], figure: str) -> Grid:
-    """Average a figure over seeds; the mean over the sets takes those only that have every row.
+    """Average a figure over seeds, then over the sets.
+
+    The mean over the sets takes those only that have every row; where these are fewer than half of them, it takes all
+    sets, and rows that one of them lacks have no mean.
 
     Args:
         results: a row a run, with columns `set`, `seed`, those of `index` and the figure.
@@ -65,7 +68,8 @@ def grid(results: pd.DataFrame, index: list[str], figure: str) -> Grid:
     by_seed = results.pivot_table(index=[*index, "seed"], columns="set", values=figure, sort=False)
     by_seed = by_seed[[name for name in results["set"].unique() if name in by_seed]]
     complete = by_seed.groupby(level=index, sort=False).mean().notna().all()
-    by_seed[MEAN] = by_seed.loc[:, complete[complete].index].mean(axis=1)
+    enough = 2 * complete.sum() >= len(complete)
+    by_seed[MEAN] = by_seed[complete[complete].index].mean(axis=1) if enough else by_seed.mean(axis=1, skipna=False)
     grouped = by_seed.groupby(level=index, sort=False)
     keys = pd.MultiIndex.from_frame(order) if len(index) > 1 else pd.Index(order[index[0]])
     kept = keys[keys.isin(grouped.mean().index)]

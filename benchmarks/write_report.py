@@ -46,7 +46,7 @@ edit: the next run replaces it. All figures in one file: [benchmarks.csv](benchm
 `BENCH` is a folder of sets in MVTec layout: subsets of screw and transistor (MVTec AD), magnetic_tile and elpv_mono
 (solar cells), and a packed subset of CIFAR-10. Figures are in percent, image AUROC where nothing else is said, mean ±
 standard deviation over the seeds; a seed draws the images and is the seed of the training. The mean over the sets
-takes those only that have every row of the table.
+takes those only that have every row of a table; where these are fewer than half, rows that a set lacks have no mean.
 """
 
 
@@ -131,10 +131,15 @@ def unbalanced(results: pd.DataFrame, page: Page) -> None:
     lines = []
     for setting, part in results.groupby(["setting", "tested"], sort=False):
         name = " / ".join(map(str, setting))
-        for figure, who in ((AUROC, "ours"), ("classifier_auroc", "classifier")):
-            page.text(f"{name}, {who}:")
-            figures = page.table(part.dropna(subset=figure), f"unbalanced / {name}", ["rate"], ["γ"], figure)
-            lines.append(line_of(f"{who}: {name}", figures))
+        page.text(f"{name}:")
+        classifier = part.assign(method="classifier", image_auroc=part["classifier_auroc"])
+        both = pd.concat([part.assign(method="ours"), classifier]).dropna(subset=AUROC)
+        both = both.sort_values("rate", kind="stable")
+        page.table(both, f"unbalanced / {name}", ["rate", "method"], ["γ", "method"])
+        lines += [
+            line_of(f"{method}: {name}", grid(own, ["rate"], AUROC))
+            for method, own in both.groupby("method", sort=False)
+        ]
     ticks = [(rate, f"{rate:.2f}") for rate in sorted(results["rate"].unique())]
     plot_lines(lines, page.picture("unbalanced", "Image AUROC by share of labelled anomalies"), "γ", ticks)
 
@@ -228,7 +233,7 @@ def quoted_command(facts: Path) -> str:
     """Quote the command that made a table, with the machine it ran on."""
     recorded = json.loads(facts.read_text("utf-8"))
     versions = recorded["versions"]
-    machine = f"{recorded['cores']} cores, torch {versions['torch']}, Python {versions['python']}."
+    machine = f"Cores: {recorded['cores']}, torch {versions['torch']}, Python {versions['python']}."
     return f"    {recorded['command']}\n\n{machine}"
 
 
@@ -259,6 +264,7 @@ def write(results: Path, out: Path) -> list[str]:
         raise FileNotFoundError(f"no table in {results}: run `make bench DATA=FOLDER` first")
     out.write_text("\n\n".join(part.rstrip("\n") for part in page.parts) + "\n", "utf-8")
     long = pd.concat(page.rows, ignore_index=True)
+    long["condition"] = long["condition"].str.replace("*", "")
     long.to_csv(out.with_suffix(".csv"), index=False, float_format="%.4g")
     return missing
 

@@ -34,6 +34,12 @@ def test_a_grid_averages_seeds_then_the_sets_that_have_every_row() -> None:
     assert list(figures.texts(100, 1).to_numpy()[1]) == ["60.0 ± 0.0", "–", "60.0 ± 0.0"]
 
 
+def test_where_most_sets_lack_a_row_that_row_has_no_mean() -> None:
+    results = pd.DataFrame({"set": ["a", "b", "c", "a"], "seed": 0, "rate": [0, 0, 0, 1], AUROC: [0.3, 0.6, 0.9, 0.4]})
+
+    assert grid(results, ["rate"], AUROC).mean["mean"].tolist() == pytest.approx([0.6, np.nan], nan_ok=True)
+
+
 def test_long_rows_name_condition_set_and_figure() -> None:
     results = pd.DataFrame({"set": ["a"], "seed": [0], "part": ["x"], "variant": ["y"], AUROC: [0.5]})
 
@@ -96,7 +102,7 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
     page = (tmp_path / "page.md").read_text("utf-8")
     assert missing == []
     for name, (title, _) in write_report.SECTIONS.items():
-        assert f"## {title}\n\n    python -m benchmarks.{name}\n\n2 cores, torch 2.9, Python 3.12." in page
+        assert f"## {title}\n\n    python -m benchmarks.{name}\n\nCores: 2, torch 2.9, Python 3.12." in page
     assert "| method | screw | tile | mean |\n| --- | --- | --- | --- |\n| **ours** | " in page
     assert "Our mean error (1 − image AUROC) is" in page
     pictures = sorted(tmp_path.glob("benchmarks-*.png"))
