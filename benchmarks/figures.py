@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MEAN = "mean"  # column of the mean over the sets
 PLOT_SIZE = (7.0, 3.2)  # inches
@@ -128,10 +132,8 @@ def plot_bars(values: pd.DataFrame, path: Path) -> None:
     _save(figure, path)
 
 
-def _save(figure: object, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     from matplotlib import pyplot as plt
-    from matplotlib.figure import Figure
 
-    assert isinstance(figure, Figure)
     figure.savefig(path, dpi=PLOT_DPI, metadata={"Software": None})
     plt.close(figure)

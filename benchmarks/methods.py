@@ -127,10 +127,9 @@ def nearest_prototypes(normal: list[Path], settings: Settings, side: int | None 
 
     def judge_one(path: Path) -> Judgement:
         image, features = look(path)
-        each = [scale.distances(features[name]) for name, scale in scales.items()]
-        grid = each[0].shape
-        fused = sum(F.interpolate(m[None, None], size=grid, mode="bilinear")[0, 0] for m in each)
-        assert isinstance(fused, Tensor)
+        each = [scale.distances(features[name])[None, None] for name, scale in scales.items()]
+        grid = each[0].shape[-2:]
+        fused = torch.cat([F.interpolate(m, size=grid, mode="bilinear") for m in each]).sum(dim=0)[0]
         score = float(fused.flatten().topk(min(HOT_CELLS, fused.numel())).values.mean())
         return Judgement(score, fused.numpy(), image.height, image.width)
 
