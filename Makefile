@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check docs screenshots bench clean
+.PHONY: demo test test-browser check docs screenshots bench bench-objects bench-page clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,11 +40,31 @@ screenshots: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
 	$(BIN)/python docs/screenshots.py
 
-# DATA is a folder of sets in MVTec layout (train/good, test/<type>, ground_truth/<type>).
+# Speed and memory; with DATA, a folder of sets in MVTec layout, also the tables of docs/benchmarks.md and that page.
+# One table: `make bench-style DATA=…`. CIFAR is the packed CIFAR-10 without its ending. BENCH_OPTIONS go to every table,
+# so `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
+RESULTS ?= demo/bench
+TABLES := peers style unbalanced contamination few_normals ablation
+SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
+
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory_growth
-	$(if $(DATA),$(BIN)/python -m benchmarks.quality --data $(wildcard $(DATA)/*/) --out demo/quality.csv)
+	$(if $(DATA),$(MAKE) $(addprefix bench-,$(TABLES)))
+	$(if $(CIFAR),$(MAKE) bench-objects)
+	$(if $(DATA)$(CIFAR),$(MAKE) bench-page)
+
+$(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
+	$(if $(filter peers,$*),$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]')
+	$(BIN)/python -m benchmarks.$* --data $(SETS) $(if $(filter style,$*),sample_data) --out $(RESULTS)/$*.csv $(BENCH_OPTIONS)
+
+# Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
+bench-objects: $(INSTALLED)
+	$(BIN)/python -m benchmarks.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --out $(RESULTS)/objects_embedded.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --backbone scratch --out $(RESULTS)/objects_scratch.csv $(BENCH_OPTIONS)
+
+bench-page: $(INSTALLED)
+	$(BIN)/python -m benchmarks.write_report --results $(RESULTS)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -38,7 +38,7 @@ from anomaly_cli.metrics import (
 from anomaly_cli.pipeline import check_writable, choose_device
 from anomaly_cli.remote import path_of
 from anomaly_cli.report_table import ReportTable
-from anomaly_cli.scoring import Measured, Progress, measure_images, worker_count
+from anomaly_cli.scoring import Progress, measure_images, worker_count
 from anomaly_cli.table import atomic_output
 
 PRECISION_AT = (10, 100, 1_000)  # the most anomalous
@@ -239,7 +239,7 @@ def _pixel_figures(
         for done, (i, result) in enumerate(zip(looked_at, results, strict=True), start=1):
             if isinstance(result, UnreadableImageError):
                 raise InputError(f"{paths[i]} cannot be read any more: {result.reason}")
-            mask = read_mask(known[i], result)
+            mask = read_mask(known[i], result.height, result.width)
             if mask.any() or not anomalous[i]:
                 used.append(i)
                 yield resize_map(result.anomaly_map, *mask.shape), mask
@@ -300,7 +300,7 @@ def _mask_of(path: Path, files: dict[tuple[str, str], Path]) -> Path | None:
     return files.get((next(iter(kinds)), path.stem))
 
 
-def read_mask(file: Path | None, image: Measured) -> Mask:
+def read_mask(file: Path | None, image_height: int, image_width: int) -> Mask:
     """Read a mask, (H, W), white where the image is anomalous; all black at the image's size where there is no file.
 
     A mask of zeros and ones is read, too.
@@ -309,15 +309,15 @@ def read_mask(file: Path | None, image: Measured) -> Mask:
         InputError: it cannot be read, or has another shape than the image.
     """
     if file is None:
-        return np.zeros((image.height, image.width), bool)
+        return np.zeros((image_height, image_width), bool)
     try:
         with Image.open(file) as mask:
             values = np.asarray(mask.convert("L"))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{file}: not a readable mask: {error}") from error
     height, width = values.shape
-    if abs(height * image.width / (width * image.height) - 1) > SHAPE_TOLERANCE:
-        raise InputError(f"{file} has {width} × {height} pixels, its image {image.width} × {image.height}")
+    if abs(height * image_width / (width * image_height) - 1) > SHAPE_TOLERANCE:
+        raise InputError(f"{file} has {width} × {height} pixels, its image {image_width} × {image_height}")
     pixels: Mask = values >= (128 if values.max() > 1 else 1)
     return pixels
 

@@ -11,32 +11,48 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from sklearn.metrics import average_precision_score
 
 from anomaly_cli import auditing, pipeline
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.metrics import image_metrics
 from anomaly_cli.table import Row, read_paths
-from benchmarks.datasets import AnomalySet, read_mvtec, subsample
+from benchmarks.datasets import AnomalySet, subsample
+from benchmarks.jobs import Row as Figures
+from benchmarks.jobs import measure_all, peak_mb, print_means, set_options, sets_of
+from benchmarks.quality import quiet
 
+RATES = (0.0, 0.01, 0.05, 0.1, 0.2)
+HIDDEN_SHARE = 0.5  # at most so many of the anomalies are ever hidden
 WORST_SHARE = 0.1  # of the audited normal images
 
 
-def quiet(_phase: str, _done: int, _total: int, /) -> None:
-    """Report no progress."""
+@dataclass(frozen=True)
+class Job:
+    """One share of hidden anomalies on one draw of a set."""
+
+    data: AnomalySet
+    rate: float
+    config: DetectorConfig
+    with_audit: bool
 
 
 def hide(data: AnomalySet, rate: float, seed: int) -> tuple[list[Path], AnomalySet]:
-    """Choose anomalies that make up `rate` of the normal images once they are among them; test on the others."""
+    """Choose anomalies that make up `rate` of the normal images once they are among them, or all that may be hidden.
+
+    Every rate is tested on the same images: the normal ones and the anomalies that no rate hides.
+    """
     anomalies = [image.path for image in data.test if image.anomalous]
     random.Random(seed).shuffle(anomalies)
-    hidden = set(anomalies[: round(len(data.normal) * rate / (1 - rate))])
-    return sorted(hidden), replace(data, test=[image for image in data.test if image.path not in hidden])
+    pool = anomalies[: int(HIDDEN_SHARE * len(anomalies))]
+    hidden = pool[: round(len(data.normal) * rate / (1 - rate))]
+    return sorted(hidden), replace(data, test=[image for image in data.test if image.path not in pool])
 
 
 def auroc_of(rows: list[Row], anomalous: set[str]) -> float:
@@ -51,14 +67,17 @@ def training(data: AnomalySet, hidden: list[Path], folder: Path, config: Detecto
     """Train with hidden anomalies; test, and look for them."""
     model, audited = folder / "model.safetensors", folder / "normals.csv"
     normal = [*data.normal, *hidden]
+    start = time.perf_counter()
     report = pipeline.train(normal, model, config, audit_normals=audited, progress=quiet)
+    train_s = time.perf_counter() - start
     scored = pipeline.score([image.path for image in data.test], model, progress=quiet)
-    figures = {"auroc": auroc_of(scored.rows, {str(image.path) for image in data.test if image.anomalous})}
+    figures = {"image_auroc": auroc_of(scored.rows, {str(image.path) for image in data.test if image.anomalous})}
     if hidden:
         worst = {Path(path) for path, _, _ in read_paths(audited)[: max(1, round(WORST_SHARE * len(normal)))]}
         figures["found_in_worst_tenth"] = float(np.mean([path in worst for path in hidden]))
     hits = sum(path in set(hidden) for path in report.suspects)
-    return figures | {"suspects": len(report.suspects), "suspects_hidden": hits, "hidden": len(hidden)}
+    figures |= {"suspects": len(report.suspects), "suspects_hidden": hits, "hidden": len(hidden)}
+    return figures | {"train_s": train_s}
 
 
 def audit(data: AnomalySet, rate: float, folder: Path, config: DetectorConfig) -> dict[str, float]:
@@ -77,36 +96,35 @@ def audit(data: AnomalySet, rate: float, folder: Path, config: DetectorConfig) -
     return {"ap_audit": precision(audited.rows), "ap_clean_model": precision(reference.rows)}
 
 
-def measure(data: AnomalySet, rate: float, config: DetectorConfig) -> dict[str, float | str]:
+def measure(job: Job) -> list[Figures]:
     """Answer all questions for one set, rate and seed."""
-    hidden, rest = hide(data, rate, config.seed)
+    hidden, rest = hide(job.data, job.rate, job.config.seed)
     with tempfile.TemporaryDirectory() as folder:
-        figures = training(rest, hidden, Path(folder), config)
-        if hidden:
-            figures |= audit(data, rate, Path(folder), config)
-    return {"set": data.name, "rate": rate, "seed": config.seed, **figures}
+        figures = training(rest, hidden, Path(folder), job.config)
+        if hidden and job.with_audit:
+            figures |= audit(job.data, job.rate, Path(folder), job.config)
+    return [{"set": job.data.name, "seed": job.config.seed, "rate": job.rate, **figures, "peak_mb": peak_mb()}]
+
+
+def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
+    """Make one job a set, seed and rate."""
+    for data in sets:
+        for seed in range(args.seeds):
+            drawn = subsample(data, args.max_train, args.max_test, seed)
+            for rate in args.rates:
+                yield Job(drawn, rate, DetectorConfig(seed=seed), not args.no_audit)
 
 
 def main() -> None:
     """Measure and print the means over the seeds."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--data", type=Path, nargs="+", required=True, help="folders in MVTec layout")
-    options.add_argument("--rates", type=float, nargs="+", default=[0, 0.05, 0.1, 0.2])
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--max-train", type=int, default=250)
-    options.add_argument("--max-test", type=int, default=150)
-    options.add_argument("--out", type=Path, required=True, help="CSV, one row a set, rate and seed")
+    options = set_options(__doc__)
+    options.add_argument("--rates", type=float, nargs="+", default=RATES)
+    options.add_argument("--no-audit", action="store_true", help="leave out `anomaly audit`, which takes half the time")
     args = options.parse_args()
-    rows = []
-    for folder in args.data:
-        for seed in range(args.seeds):
-            data = subsample(read_mvtec(folder), args.max_train, args.max_test, seed)
-            for rate in args.rates:
-                rows.append(measure(data, rate, DetectorConfig(seed=seed)))
-                pd.DataFrame(rows).to_csv(args.out, index=False, float_format="%.5g")
-                print(rows[-1], flush=True)
-    means = pd.DataFrame(rows).drop(columns="seed").groupby(["set", "rate"], sort=False).mean()
-    print(means.round(3).to_string())
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    for figure in results.columns.drop(["set", "seed", "rate", "train_s", "peak_mb"]):
+        print_means(results, ["rate"], figure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read labelled anomaly sets: folders in MVTec layout, folders a class, and pictures packed into one file."""
+"""Read labelled anomaly sets: in MVTec layout, with a table of labels, a folder a class, or packed into one file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -66,6 +67,30 @@ def read_mvtec(folder: Path) -> AnomalySet:
         masks = {path.stem: path for path in (folder / "ground_truth" / kind.name).glob("*_mask.*")}
         test += [TestImage(path, kind.name, masks.get(f"{path.stem}_mask")) for path in _images(kind)]
     return AnomalySet(folder.name, normal, test)
+
+
+def read_labelled(folder: Path) -> AnomalySet:
+    """Read images to learn from in `normal`, test images listed in `labels.csv` (path, label, kind), masks in `masks`.
+
+    What is listed of `normal` is no test image.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no image.
+    """
+    masks = {path.stem: path for path in (folder / "masks").glob("*")}
+    normal = _images(folder / "normal")
+    test = []
+    for record in pd.read_csv(folder / "labels.csv", dtype=str).itertuples():
+        path = folder / str(record.path)
+        anomalous = record.label == "anomalous"
+        if path not in normal:
+            test.append(TestImage(path, str(record.kind) if anomalous else NORMAL, masks.get(path.stem)))
+    return AnomalySet(folder.name, normal, sorted(test, key=lambda image: image.path))
+
+
+def read_set(folder: Path) -> AnomalySet:
+    """Read a folder with `labels.csv`, such as sample_data, or one in MVTec layout."""
+    return read_labelled(folder) if (folder / "labels.csv").exists() else read_mvtec(folder)
 
 
 def read_classes(folder: Path, normal_class: str) -> AnomalySet:

@@ -7,12 +7,9 @@ images and is the seed of the training.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,18 +23,8 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.evaluation import read_mask, resize_map
 from anomaly_cli.metrics import Map, Mask, PixelMetrics, image_metrics, pixel_metrics
 from anomaly_cli.scoring import measure_images, worker_count
-from benchmarks.datasets import (
-    AnomalySet,
-    TestImage,
-    read_classes,
-    read_mvtec,
-    read_packed,
-    subsample,
-    take_known_anomalies,
-)
-
-Row = dict[str, str | int | float]
-MEGABYTE = 1024  # of getrusage, which counts in kB
+from benchmarks.datasets import AnomalySet, TestImage, subsample, take_known_anomalies
+from benchmarks.jobs import Row, measure_all, peak_mb, set_options, sets_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ def measure(job: Job) -> Row:
         between = time.perf_counter()
         report = pipeline.score([image.path for image in job.data.test], model_path, progress=quiet)
         end = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+    peak = peak_mb()
     anomalous = {str(image.path): image.anomalous for image in job.data.test}
     row: Row = {"set": job.data.name, "seed": job.config.seed}
     row |= {"normals": len(job.data.normal), "known_anomalies": len(job.known), "tested": len(job.data.test)}
@@ -92,19 +79,31 @@ def _ranking(report: pipeline.ScoreReport, anomalous: dict[str, bool]) -> Row:
 
 
 def _localisation(trained: pipeline.TrainReport, test: list[TestImage]) -> PixelMetrics:
-    """Measure the anomaly maps of all images whose ground truth is known, at the size of the masks."""
     model = trained.model
-    known = [image for image in test if image.mask is not None or not image.anomalous]
-    paths = [image.path for image in known]
+    paths = [image.path for image in known_truth(test)]
     device = torch.device("cpu")
     results = measure_images(model.detector, model.map_unit, paths, model.config.image_size, worker_count(), device)
+    readable = (each for each in results if not isinstance(each, UnreadableImageError))
+    return localisation(known_truth(test), ((each.anomaly_map, each.height, each.width) for each in readable))
+
+
+def known_truth(test: list[TestImage]) -> list[TestImage]:
+    """Choose the images of which is known where they are anomalous: those with a mask, and the normal ones."""
+    return [image for image in test if image.mask is not None or not image.anomalous]
+
+
+def localisation(test: list[TestImage], found: Iterable[tuple[Map, int, int]]) -> PixelMetrics:
+    """Measure anomaly maps at the size of the masks.
+
+    Args:
+        test: images whose truth is known.
+        found: of each the map, and height and width of the file in pixels.
+    """
     maps: list[Map] = []
     masks: list[Mask] = []
-    for image, result in zip(known, results, strict=True):
-        if isinstance(result, UnreadableImageError):
-            continue
-        masks.append(read_mask(image.mask, result))
-        maps.append(resize_map(result.anomaly_map, *masks[-1].shape))
+    for image, (anomaly_map, height, width) in zip(test, found, strict=True):
+        masks.append(read_mask(image.mask, height, width))
+        maps.append(resize_map(anomaly_map, *masks[-1].shape))
     return pixel_metrics(maps, masks)
 
 
@@ -124,18 +123,9 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
             yield Job(subsample(rest, args.max_train, args.max_test, seed), known, config, args.weights)
 
 
-def run(jobs: Iterator[Job], out: Path) -> pd.DataFrame:
-    """Measure every job and keep the table on disk complete after each."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    # A fresh process each, so that the peak of memory is the job's own.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-        for row in pool.map(measure, jobs):
-            rows.append(row)
-            pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g")
-            print(f"{row['set']} seed {row['seed']}: image AUROC {row['image_auroc']:.3f}", flush=True)
-    return pd.DataFrame(rows)
+def measure_one(job: Job) -> list[Row]:
+    """Measure a job of `measure_all`."""
+    return [measure(job)]
 
 
 def mean_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -145,27 +135,10 @@ def mean_table(results: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
-def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
-    """Read the sets that the options name; packed pictures are unpacked below `scratch`."""
-    sets = [read_mvtec(folder) for folder in args.data]
-    if args.cifar is not None:
-        packed = read_packed(args.cifar)
-        folder = scratch / args.cifar.name
-        packed.write_folders(folder, args.max_train, args.max_test)
-        sets += [read_classes(folder, name) for name in packed.classes]
-    return sets
-
-
 def parser() -> argparse.ArgumentParser:
     """Describe the options; the defaults of the tool are its own."""
     defaults = DetectorConfig()
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--data", type=Path, nargs="+", default=[], help="folders in MVTec layout")
-    options.add_argument("--cifar", type=Path, help="FILE of FILE.npz and FILE.bin: each class once as normal")
-    options.add_argument("--out", type=Path, required=True, help="CSV, one row a set and seed")
-    options.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    options.add_argument("--max-train", type=int, default=250, help="normal images to train on")
-    options.add_argument("--max-test", type=int, default=150, help="test images, of the normal and of the anomalous")
+    options = set_options(__doc__)
     options.add_argument("--anomalies", type=int, default=0, help="labelled anomalies taken from the test images")
     options.add_argument("--withhold", action="store_true", help="take them, but train without: the figure to beat")
     options.add_argument("--backbone", default=defaults.backbone)
@@ -180,7 +153,7 @@ def main() -> None:
     """Measure and print the means."""
     args = parser().parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        results = run(jobs_of(args, sets_of(args, Path(scratch))), args.out)
+        results = measure_all(measure_one, jobs_of(args, sets_of(args, Path(scratch))), args.out)
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(mean_table(results).T.round(3).to_string())
 

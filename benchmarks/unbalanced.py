@@ -1,20 +1,21 @@
 """What labelled anomalies bring: `python -m benchmarks.unbalanced --data DIR/screw … --out FILE.csv`.
 
-γ is the share of labelled anomalies in the training set. `same`: drawn from all kinds of anomalies, tested on the
-others. `one kind`: all of one kind, tested on the other kinds only; each kind in turn. In both, every γ is tested on
-the same images. The baseline is a plain classifier on the same pooled features: logistic regression, class-balanced.
+γ is the share of labelled anomalies in the training set. `same types`: drawn from all types of anomalies, and tested on
+others of these types. `one type`: all of one type; the others of that type are reported as seen, all other types as
+unseen. Every γ is tested on the same images. The baseline is a plain classifier on the same pooled features: logistic
+regression, class-balanced.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -29,11 +30,16 @@ from anomaly_cli.images import load_image
 from anomaly_cli.metrics import image_metrics
 from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import parallel_map, to_tensor, worker_count
-from benchmarks.datasets import AnomalySet, TestImage, read_mvtec, subsample
+from benchmarks.datasets import AnomalySet, TestImage, subsample
+from benchmarks.jobs import Row, measure_all, peak_mb, print_means, set_options, sets_of
+from benchmarks.quality import quiet
 
 RATES = (0.0, 0.01, 0.05, 0.1, 0.2)
-MIN_OF_KIND = 8  # anomalies; smaller kinds are not labelled alone
+MIN_OF_TYPE = 8  # anomalies; smaller types are not labelled alone
 LABELLED_SHARE = 0.5  # at most so many anomalies are ever labelled, so that the test images stay the same
+SAME, ONE = "same types", "one type"
+
+Scores = dict[Path, float]
 
 
 @dataclass(frozen=True)
@@ -44,35 +50,61 @@ class Setting:
     pool: list[TestImage]
     data: AnomalySet
 
+    @property
+    def seen(self) -> set[str]:
+        """Types that may be labelled."""
+        return {image.kind for image in self.pool}
 
-def settings_of(data: AnomalySet, seed: int) -> Iterator[Setting]:
-    """Split the anomalies into those that may be labelled and those that are tested on."""
+
+@dataclass(frozen=True)
+class Job:
+    """One setting and share of labels."""
+
+    setting: Setting
+    rate: float
+    config: DetectorConfig
+
+    @property
+    def labelled(self) -> list[Path]:
+        """The anomalies that are labelled: γ of the training set, or all there are."""
+        count = round(len(self.setting.data.normal) * self.rate / (1 - self.rate))
+        return sorted(image.path for image in self.setting.pool[:count])
+
+
+def settings_of(data: AnomalySet, types: int, seed: int) -> Iterator[Setting]:
+    """Split the anomalies into those that may be labelled and those that are tested on.
+
+    Args:
+        data: with several types of anomalies, for the settings of one type.
+        types: how many of them are labelled alone, drawn by the seed.
+        seed: of all draws.
+    """
     rng = np.random.default_rng(seed)
     anomalous = [image for image in data.test if image.anomalous]
     order = [anomalous[i] for i in rng.permutation(len(anomalous))]
+    yield _setting(SAME, order, data)
+    by_type = {kind: [image for image in order if image.kind == kind] for kind in sorted({i.kind for i in order})}
+    alone = [kind for kind, images in by_type.items() if len(images) >= MIN_OF_TYPE]
+    if len(by_type) > 1:
+        for i in rng.permutation(len(alone))[:types]:
+            yield _setting(ONE, by_type[alone[i]], data)
+
+
+def _setting(name: str, order: list[TestImage], data: AnomalySet) -> Setting:
     pool = order[: int(LABELLED_SHARE * len(order))]
-    yield Setting("same", pool, replace(data, test=[image for image in data.test if image not in pool]))
-    kinds = sorted({image.kind for image in anomalous})
-    if len(kinds) == 1:
-        return
-    for kind in kinds:
-        pool = [image for image in order if image.kind == kind]
-        if len(pool) >= MIN_OF_KIND:
-            yield Setting("one kind", pool, replace(data, test=[image for image in data.test if image.kind != kind]))
+    taken = {image.path for image in pool}
+    return Setting(name, pool, replace(data, test=[image for image in data.test if image.path not in taken]))
 
 
-def auroc(data: AnomalySet, known: list[Path], config: DetectorConfig) -> float:
-    """Train with the known anomalies and rank the test images."""
+def detector_scores(data: AnomalySet, labelled: list[Path], config: DetectorConfig) -> tuple[Scores, float]:
+    """Train with the labelled anomalies and score the test images; also tell the seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.safetensors"
-        pipeline.train(data.normal, model, config, anomalies=known, progress=quiet)
+        start = time.perf_counter()
+        pipeline.train(data.normal, model, config, anomalies=labelled, progress=quiet)
+        train_s = time.perf_counter() - start
         rows = pipeline.score([image.path for image in data.test], model, progress=quiet).readable
-    anomalous = {str(image.path) for image in data.test if image.anomalous}
-    return image_metrics([row.path in anomalous for row in rows], [row.score or 0.0 for row in rows]).image_auroc
-
-
-def quiet(_phase: str, _done: int, _total: int, /) -> None:
-    """Report no progress."""
+    return {Path(row.path): row.score or 0.0 for row in rows}, train_s
 
 
 def pooled(paths: list[Path], backbone: Backbone, image_size: int) -> NDArray[np.float32]:
@@ -87,60 +119,68 @@ def pooled(paths: list[Path], backbone: Backbone, image_size: int) -> NDArray[np
     return np.stack(list(parallel_map(look, paths, worker_count())))
 
 
-def classifier_auroc(data: AnomalySet, known: list[Path], config: DetectorConfig) -> float:
-    """Rank the test images by a plain classifier between normal and known anomalous images."""
-    if not known:
-        return float("nan")
+def classifier_scores(data: AnomalySet, labelled: list[Path], config: DetectorConfig) -> Scores:
+    """Score the test images by a plain classifier between normal and labelled anomalous images, of which there are."""
     backbone = build_backbone(config.backbone, None, config.seed)
-    train = pooled([*data.normal, *known], backbone, config.image_size)
-    labels = [0] * len(data.normal) + [1] * len(known)
+    train = pooled([*data.normal, *labelled], backbone, config.image_size)
+    labels = [0] * len(data.normal) + [1] * len(labelled)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     classifier.fit(train, labels)
-    scores = classifier.decision_function(pooled([image.path for image in data.test], backbone, config.image_size))
-    return image_metrics([image.anomalous for image in data.test], scores).image_auroc
+    paths = [image.path for image in data.test]
+    scores = classifier.decision_function(pooled(paths, backbone, config.image_size))
+    return dict(zip(paths, scores.tolist(), strict=True))
 
 
-def measure(setting: Setting, rate: float, config: DetectorConfig) -> dict[str, str | float]:
-    """Compare the detector with and without labels, and the classifier, on the same test images."""
-    data = setting.data
-    count = round(len(data.normal) * rate / (1 - rate)) if rate else 0
-    known = sorted(image.path for image in setting.pool[:count])
-    return {
-        "set": data.name,
-        "setting": setting.name,
-        "rate": rate,
-        "seed": config.seed,
-        "kind": setting.pool[0].kind if setting.name != "same" else "",
-        "labelled": len(known),
-        "image_auroc": auroc(data, known, config),
-        "classifier_auroc": classifier_auroc(data, known, config),
-    }
+def auroc(test: list[TestImage], scores: Scores, types: set[str], *, among: bool) -> float:
+    """Image AUROC of the normal images against the anomalies of these types, or of all others; NaN if there is none."""
+    chosen = [image for image in test if not image.anomalous or (image.kind in types) is among]
+    labels = [image.anomalous for image in chosen]
+    if not any(labels):
+        return float("nan")
+    return image_metrics(labels, [scores[image.path] for image in chosen]).image_auroc
+
+
+def measure(job: Job) -> list[Row]:
+    """Compare the detector and the classifier on the same test images: one row for seen types, one for unseen."""
+    setting, labelled = job.setting, job.labelled
+    test, seen = setting.data.test, setting.seen
+    ours, train_s = detector_scores(setting.data, labelled, job.config)
+    plain = classifier_scores(setting.data, labelled, job.config) if labelled else None
+    common: Row = {"set": setting.data.name, "seed": job.config.seed, "setting": setting.name, "rate": job.rate}
+    common |= {"type": "" if setting.name == SAME else setting.pool[0].kind, "labelled": len(labelled)}
+    rows = []
+    for among, tested in ((True, "seen"), (False, "unseen")):
+        figure = auroc(test, ours, seen, among=among)
+        if not np.isnan(figure):
+            baseline = float("nan") if plain is None else auroc(test, plain, seen, among=among)
+            rows.append(common | {"tested": tested, "image_auroc": figure, "classifier_auroc": baseline})
+    return [row | {"train_s": train_s, "peak_mb": peak_mb()} for row in rows]
+
+
+def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
+    """Make one job a set, seed, setting and rate; a rate that labels no more than the one before is left out."""
+    for data in sets:
+        for seed in range(args.seeds):
+            drawn = subsample(data, args.max_train, args.max_test, seed)
+            for setting in settings_of(drawn, args.types, seed):
+                before = -1
+                for rate in args.rates:
+                    job = Job(setting, rate, DetectorConfig(seed=seed))
+                    if len(job.labelled) > before:
+                        yield job
+                    before = len(job.labelled)
 
 
 def main() -> None:
-    """Measure, and print the means over seeds and kinds."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--data", type=Path, nargs="+", required=True, help="folders in MVTec layout")
-    options.add_argument("--rates", type=float, nargs="+", default=RATES)
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--max-train", type=int, default=250)
-    options.add_argument("--max-test", type=int, default=150)
-    options.add_argument("--out", type=Path, required=True, help="CSV, one row a set, setting, rate and seed")
+    """Measure and print the means."""
+    options = set_options(__doc__)
+    options.add_argument("--rates", type=float, nargs="+", default=RATES, help="γ, in ascending order")
+    options.add_argument("--types", type=int, default=1, help="labelled alone, a set and seed; each seed draws others")
     args = options.parse_args()
-    rows = []
-    for folder in args.data:
-        for seed in range(args.seeds):
-            data = subsample(read_mvtec(folder), args.max_train, args.max_test, seed)
-            for setting in settings_of(data, seed):
-                for rate in args.rates if setting.name == "same" else (0.0, 0.05):
-                    rows.append(measure(setting, rate, DetectorConfig(seed=seed)))
-                    pd.DataFrame(rows).to_csv(args.out, index=False, float_format="%.5g")
-                    print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).pivot_table(
-        index=["setting", "rate"], columns="set", values=["image_auroc", "classifier_auroc"], sort=False
-    )
-    with pd.option_context("display.width", 200, "display.max_columns", None):
-        print(table.round(3).to_string())
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    for figure in ("image_auroc", "classifier_auroc"):
+        print_means(results, ["setting", "tested", "rate"], figure)
 
 
 if __name__ == "__main__":

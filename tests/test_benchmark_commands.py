@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmark_sets import SIDE, write_texture_set
 from packing import pack
 from PIL import Image
 from torch import Tensor
@@ -20,25 +21,11 @@ from benchmarks.datasets import read_mvtec, read_packed
 from benchmarks.textures import write_textures
 from pretraining import evaluate
 
-SIDE = 64  # pixels
-
 
 @pytest.fixture(scope="module")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Textures in MVTec layout; the anomalous ones have a white square, which their masks show."""
-    folder = tmp_path_factory.mktemp("sets") / "texture"
-    write_textures(folder / "train" / "good", 9, SIDE, seed=0)  # the tenth would have a blot
-    write_textures(folder / "test" / "good", 6, SIDE, seed=1)
-    for i, path in enumerate(write_textures(folder / "test" / "square", 6, SIDE, seed=2)):
-        mask = np.zeros((SIDE, SIDE), np.uint8)
-        mask[8 + 4 * i : 28 + 4 * i, 8:28] = 255
-        pixels = np.asarray(Image.open(path)).copy()
-        pixels[mask > 0] = 255
-        Image.fromarray(pixels).save(path, quality=95)
-        truth = folder / "ground_truth" / "square" / f"{path.stem}_mask.png"
-        truth.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask).save(truth)
-    return folder
+    return write_texture_set(tmp_path_factory.mktemp("sets") / "texture")
 
 
 def pyramid(images: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from benchmarks.datasets import (
     read_classes,
     read_mvtec,
     read_packed,
+    read_set,
     subsample,
     take_known_anomalies,
 )
@@ -49,6 +50,21 @@ def test_mvtec_layout_is_read_with_types_and_masks(tmp_path: Path) -> None:
     assert data.has_masks
     assert {image.mask for image in data.test[:12]} == {None}
     assert data.test[13].mask == folder / "ground_truth" / "scratch" / "1_mask.png"
+
+
+def test_a_table_of_labels_gives_the_test_images_and_images_to_learn_from_are_none_of_them(tmp_path: Path) -> None:
+    for name in ("normal/1.png", "normal/2.png", "new/3.png", "new/4.png", "masks/4.png"):
+        write_image(tmp_path / name)
+    table = ["path,label,kind", "normal/1.png,normal,normal", "new/4.png,anomalous,dent", "new/3.png,normal,normal"]
+    (tmp_path / "labels.csv").write_text("\n".join(table))
+
+    data = read_set(tmp_path)
+
+    assert data.normal == [tmp_path / "normal/1.png", tmp_path / "normal/2.png"]
+    assert data.test == [
+        TestImage(tmp_path / "new/3.png", "good"),
+        TestImage(tmp_path / "new/4.png", "dent", tmp_path / "masks/4.png"),
+    ]
 
 
 def test_class_folders_are_read_as_one_class_against_the_rest(tmp_path: Path) -> None:

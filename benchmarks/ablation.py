@@ -1,0 +1,208 @@
+"""Switch parts of the method off, one at a time: `python -m benchmarks.ablation --data DIR/screw … --out FILE.csv`.
+
+Every variant is the product's own pipeline with some names replaced from outside, so that the product carries no
+switch that only a benchmark would use. All variants of a seed see the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from anomaly_cli import calibration, contrast, detector, training
+from anomaly_cli.config import DetectorConfig, Effort
+from anomaly_cli.detector import AnomalyDetector
+from anomaly_cli.distance_head import HeadWeights
+from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
+from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES
+from benchmarks import quality
+from benchmarks.datasets import AnomalySet, subsample
+from benchmarks.jobs import Row, measure_all, print_means, set_options, sets_of
+
+Floats = NDArray[np.float64]
+Choose = Callable[[Tensor, int, torch.Generator], PrototypeMemory]
+PRODUCT = "product"
+THOROUGH = "stage 1 and stage 2 (thorough)"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the product: an effort, and what stands for names of its modules or classes."""
+
+    part: str
+    effort: Effort = Effort.STANDARD
+    replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+
+def only_voices(heard: Callable[[str], bool]) -> Callable[[AnomalyDetector], Floats]:
+    """Let only some deviations speak in the image score."""
+
+    def weights(detector: AnomalyDetector) -> Floats:
+        return np.array([float(heard(name)) for name in detector.deviation_names])
+
+    return weights
+
+
+def mean_memory(candidates: Tensor, _count: int, _generator: torch.Generator) -> PrototypeMemory:
+    """Keep the mean of the (M, D) candidates only: with whitening, its distance is Mahalanobis'."""
+    mean = candidates.mean(dim=0, keepdim=True)
+    return PrototypeMemory(mean, (candidates - mean).square().sum(dim=1).argmin()[None].cpu())
+
+
+def random_memory(candidates: Tensor, count: int, generator: torch.Generator) -> PrototypeMemory:
+    """Keep `count` of the candidates, drawn at random."""
+    chosen = torch.randperm(len(candidates), generator=generator)[:count]
+    return PrototypeMemory(candidates[chosen.to(candidates.device)], chosen)
+
+
+def k_means_memory(candidates: Tensor, count: int, generator: torch.Generator) -> PrototypeMemory:
+    """Keep the `count` centres of k-means, each named after the candidate nearest to it."""
+    if count >= len(candidates):
+        return PrototypeMemory(candidates)
+    seed = int(torch.randint(0, 2**31, (1,), generator=generator))
+    fitted = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=4096).fit(candidates.cpu().numpy())
+    centres = torch.from_numpy(fitted.cluster_centers_).to(candidates)
+    return PrototypeMemory(centres, PrototypeMemory(candidates).nearest(centres)[1].cpu())
+
+
+def no_whitening(cells: Tensor) -> Whitening:
+    """Centre (M, D) cells and divide them by one number."""
+    D = cells.shape[1]
+    return Whitening(cells.mean(0), torch.eye(D, device=cells.device) / cells.std(0).mean())
+
+
+def diagonal_whitening(cells: Tensor) -> Whitening:
+    """Give each channel of (M, D) cells zero mean and unit spread, correlations kept."""
+    spread = cells.var(0)
+    return Whitening(cells.mean(0), torch.diag((spread + SHRINKAGE * spread.mean()).rsqrt()))
+
+
+def mean_joined(standard: Floats, weights: Floats) -> Floats:
+    """Join deviations by their weighted mean."""
+    joined: Floats = standard @ weights / weights.sum()
+    return joined
+
+
+def max_joined(standard: Floats, weights: Floats) -> Floats:
+    """Join deviations by the largest of those that are heard."""
+    joined: Floats = standard[:, weights > 0].max(axis=1)
+    return joined
+
+
+def no_stage_1(*_: object) -> bool:
+    """Learn no projection."""
+    return False
+
+
+def no_stage_2(detectors: list[AnomalyDetector], *_: object) -> HeadWeights:
+    """Keep the plain distance."""
+    names = detectors[0].scale_names
+    return HeadWeights([torch.ones(1)] * len(names), torch.ones(len(names)), 0.0)
+
+
+def no_suspects(*_: object) -> list[int]:
+    """Let every normal image shape the memories."""
+    return []
+
+
+def _memory(choose: Choose) -> tuple[Any, str, Any]:
+    return (PrototypeMemory, "choose", choose)
+
+
+def _whitening(fit: Callable[[Tensor], Whitening]) -> tuple[Any, str, Any]:
+    return (Whitening, "fit", fit)
+
+
+def _voices(heard: Callable[[str], bool]) -> tuple[Any, str, Any]:
+    return (training, "score_weights", only_voices(heard))
+
+
+SCALES, MEMORY, WHITENING, LEARNED, FUSION, AGGREGATION = (
+    "scales",
+    "memory",
+    "whitening",
+    "learned parts",
+    "fusion",
+    "aggregation",
+)
+VARIANTS: dict[str, Variant] = {
+    PRODUCT: Variant("–"),
+    "stride 8 alone": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (8,)), _voices("map".__eq__)]),
+    "stride 16 alone": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (16,)), _voices("map".__eq__)]),
+    "map of 8 and 16, no pooled scale": Variant(SCALES, replaced=[_voices("map".__eq__)]),
+    "map of 4, 8 and 16": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (4, 8, 16))]),
+    "pooled scales, no map": Variant(SCALES, replaced=[_voices(lambda name: name in POOLED_SCALES)]),
+    "image scale alone": Variant(SCALES, replaced=[_voices(IMAGE_SCALE.__eq__)]),
+    "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory)]),
+    "memory and whitening off": Variant(MEMORY, replaced=[_memory(mean_memory), _whitening(no_whitening)]),
+    "random prototypes": Variant(MEMORY, replaced=[_memory(random_memory)]),
+    "k-means prototypes": Variant(MEMORY, replaced=[_memory(k_means_memory)]),
+    "suspects shape the memory": Variant(MEMORY, replaced=[(training, "_suspects", no_suspects)]),
+    "no whitening": Variant(WHITENING, replaced=[_whitening(no_whitening)]),
+    "diagonal whitening": Variant(WHITENING, replaced=[_whitening(diagonal_whitening)]),
+    THOROUGH: Variant(LEARNED, Effort.THOROUGH),
+    "stage 1, no stage 2": Variant(LEARNED, Effort.THOROUGH, [(training, "_learn_head", no_stage_2)]),
+    "stage 2, no stage 1": Variant(LEARNED, Effort.THOROUGH, [(training, "_projects", no_stage_1)]),
+    "both, variance term off": Variant(LEARNED, Effort.THOROUGH, [(contrast, "VARIANCE_WEIGHT", 0.0)]),
+    "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
+    "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),
+    "hottest cell": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 1e-6)]),
+    "hottest 0.5 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.005)]),
+    "hottest 5 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.05)]),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant on one draw of a set."""
+
+    data: AnomalySet
+    variant: str
+    seed: int
+
+
+def measure(job: Job) -> list[Row]:
+    """Run the product's pipeline with the variant's names replaced: one row."""
+    variant = VARIANTS[job.variant]
+    config = DetectorConfig(seed=job.seed, effort=variant.effort)
+    with ExitStack() as stack:
+        for owner, name, substitute in variant.replaced:
+            stack.enter_context(mock.patch.object(owner, name, substitute))
+        row = quality.measure(quality.Job(job.data, [], config, None))
+    return [{"part": variant.part, "variant": job.variant} | row]
+
+
+def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
+    """Make one job a set, seed and variant."""
+    for data in sets:
+        for seed in range(args.seeds):
+            drawn = subsample(data, args.max_train, args.max_test, seed)
+            for variant in args.variants:
+                yield Job(drawn, variant, seed)
+
+
+def main() -> None:
+    """Measure and print the means."""
+    options = set_options(__doc__)
+    options.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
+    options.set_defaults(seeds=1)
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    print_means(results, ["part", "variant"])
+
+
+if __name__ == "__main__":
+    main()

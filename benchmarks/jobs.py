@@ -1,0 +1,120 @@
+"""What the tables share: options that name the sets, a fresh process a job, a CSV that is complete after each job.
+
+Beside the CSV lies a JSON file with the command that made it and the machine, for `benchmarks.write_report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from anomaly_cli.pipeline import library_versions
+from anomaly_cli.scoring import worker_count
+from benchmarks.datasets import AnomalySet, read_classes, read_packed, read_set
+
+Job = TypeVar("Job")
+Row = dict[str, str | int | float]
+MEGABYTE = 1024  # of getrusage, which counts in kB
+DATA_WORD = "BENCH"  # stands in the recorded command for the folder that the sets lie in
+MAX_TRAIN, MAX_TEST, SEEDS = 250, 150, 3
+
+
+def set_options(description: str | None) -> argparse.ArgumentParser:
+    """Describe the options that every table has."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--data", type=Path, nargs="+", default=[], help="folders in MVTec layout, or with labels.csv")
+    options.add_argument("--cifar", type=Path, help="FILE of FILE.npz and FILE.bin: each class once as normal")
+    options.add_argument("--out", type=Path, required=True, help="CSV; beside it goes a JSON file with the command")
+    options.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0")
+    options.add_argument("--max-train", type=int, default=MAX_TRAIN, help="normal images to train on")
+    options.add_argument(
+        "--max-test", type=int, default=MAX_TEST, help="test images, of the normal and of the anomalous"
+    )
+    return options
+
+
+def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
+    """Read the sets that the options name; packed pictures are unpacked below `scratch`."""
+    sets = [read_set(folder) for folder in args.data]
+    if args.cifar is not None:
+        packed = read_packed(args.cifar)
+        folder = scratch / args.cifar.name
+        packed.write_folders(folder, args.max_train, args.max_test)
+        sets += [read_classes(folder, name) for name in packed.classes]
+    return sets
+
+
+def peak_mb() -> float:
+    """Peak of the resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEGABYTE
+
+
+def measure_all(measure: Callable[[Job], list[Row]], jobs: Iterable[Job], out: Path) -> pd.DataFrame:
+    """Measure every job and keep the table on disk complete after each.
+
+    Args:
+        measure: a function of a module, since each job runs in a fresh process: the peak of memory is its own.
+        jobs: that can be pickled.
+        out: CSV.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record_command(out)
+    rows: list[Row] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for measured in pool.map(measure, jobs):
+            rows += measured
+            pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g")
+            for row in measured:
+                print(one_line(row), flush=True)
+    return pd.DataFrame(rows)
+
+
+def one_line(row: Row) -> str:
+    """Show a row as `name value` pairs."""
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+    )
+
+
+def record_command(out: Path) -> None:
+    """Write what was called, and where, beside the table."""
+    facts = {"command": command_line(sys.argv), "cores": worker_count(), "versions": library_versions()}
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def command_line(arguments: list[str]) -> str:
+    """Write a command as the page quotes it: the module, inputs of other folders below `DATA_WORD`, output by name."""
+    words = ["python -m", f"benchmarks.{Path(arguments[0]).stem}"]
+    for before, word in pairwise(arguments):
+        name = Path(word).name
+        words.append(name if before == "--out" else f"{DATA_WORD}/{name}" if "/" in word else word)
+    return " ".join(words)
+
+
+def means_by_set(results: pd.DataFrame, index: list[str], figure: str) -> pd.DataFrame:
+    """Average a figure over the seeds, a column a set, and over the sets in the last column.
+
+    Args:
+        results: a row a run, with a column `set`, those of `index` and the figure.
+        index: what tells one row of the table from another; they stay in the order of first appearance.
+        figure: name of a column.
+    """
+    means = results.pivot_table(index=index, columns="set", values=figure, sort=False)
+    return means.assign(mean=means.mean(axis=1))
+
+
+def print_means(results: pd.DataFrame, index: list[str], figure: str = "image_auroc") -> None:
+    """Print `means_by_set`."""
+    with pd.option_context("display.width", 200, "display.max_columns", None, "display.max_rows", None):
+        print(f"{figure}\n{means_by_set(results, index, figure).round(3).to_string()}")
