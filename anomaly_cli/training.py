@@ -19,11 +19,12 @@ from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out, measure_known
 from anomaly_cli.images import load_image
-from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KNOWN_WEIGHT, fit_known
+from anomaly_cli.known import KNOWN_NAMES, KNOWN_WEIGHT
+from anomaly_cli.labelled import learn_known_anomalies, measure_labelled, weigh_known
 from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
-from anomaly_cli.scoring import parallel_map, to_tensor
+from anomaly_cli.scoring import parallel_map
 
 LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
@@ -111,11 +112,16 @@ def train_detector(
         set_cell_statistics(detectors, measured, run.config.seed)
     known_anomalies, unreadable = learn_known_anomalies(detectors, cells, folds, anomalies, run)
     known = measure_known(detectors, held_out, run)
+    weights = score_weights(detectors[0], run.config.image_size)
+    if detectors[0].known_anomalies is not None:
+        normal = deviations_of(detectors[0], measured, known)
+        labelled = measure_labelled(detectors[0], cells[IMAGE_SCALE], folds, anomalies, run)
+        weights = weigh_known(weights, normal, labelled)
     if not clean:
         kept = [i for i in range(len(measured)) if i not in set(suspects)]
         measured, known = [measured[i] for i in kept], known[kept]
         set_cell_statistics(detectors, measured, run.config.seed)
-    calibration, map_unit = calibrate(detectors[0], measured, run.config.image_size, known)
+    calibration, map_unit = calibrate(detectors[0], measured, weights, known)
     return TrainedDetector(
         detector=detectors[0],
         calibration=calibration,
@@ -148,7 +154,7 @@ def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], image_siz
     A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
     in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
     """
-    calibration, _ = calibrate(detector, measured, image_size)
+    calibration, _ = calibrate(detector, measured, score_weights(detector, image_size))
     standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
     return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
@@ -247,55 +253,6 @@ def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel
     return scale
 
 
-def learn_known_anomalies(
-    detectors: list[AnomalyDetector], cells: dict[str, Cells], folds: Tensor, anomalies: list[Path], run: Run
-) -> tuple[int, list[tuple[Path, str]]]:
-    """Fit what labelled anomalies add, for every detector against the normal images that it knows.
-
-    Returns:
-        How many of the files could be read; path and reason of the others.
-    """
-    looks, hot, unreadable = look_at_anomalies(detectors[0], anomalies, run)
-    if not len(looks):
-        return 0, unreadable
-    normal = cells[IMAGE_SCALE]
-    for fold, detector in enumerate(detectors, start=-1):
-        chosen = folds[normal.sources] != fold
-        embeddings = detector.scale(detector.local_names[0]).embed(hot)
-        detector.known_anomalies = fit_known(
-            normal.values[chosen, 0].to(run.device), looks, embeddings, run.config.seed
-        )
-    return len(looks), unreadable
-
-
-def look_at_anomalies(
-    detector: AnomalyDetector, anomalies: list[Path], run: Run
-) -> tuple[Tensor, Tensor, list[tuple[Path, str]]]:
-    """Take from labelled anomalies what is remembered of them.
-
-    Returns:
-        (images, D) raw cells of the image scale, (A, d) raw hottest cells of the finest scale, and path and reason of
-        files that cannot be read.
-    """
-
-    def look(path: Path) -> tuple[Tensor, Tensor] | UnreadableImageError:
-        try:
-            image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
-        except UnreadableImageError as error:
-            return error
-        looks, hot = detector.hot_cells(image, CELLS_OF_ANOMALY)
-        return looks, hot[0]
-
-    looks, cells, unreadable = [torch.zeros(0)], [torch.zeros(0)], []
-    for path, seen in zip(anomalies, parallel_map(look, anomalies, run.workers), strict=True):
-        if isinstance(seen, UnreadableImageError):
-            unreadable.append((path, seen.reason))
-        else:
-            looks.append(seen[0])
-            cells.append(seen[1])
-    return torch.cat(looks[1:] or looks), torch.cat(cells[1:] or cells), unreadable
-
-
 def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> HeadWeights:
     """Run stage 2 on synthetic anomalies, where time allows.
 
@@ -326,21 +283,23 @@ def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: 
 
 
 def calibrate(
-    detector: AnomalyDetector, measured: list[list[Tensor]], image_size: int, known: Tensor | None = None
+    detector: AnomalyDetector,
+    measured: list[list[Tensor]],
+    weights: NDArray[np.float64],
+    known: Tensor | None = None,
 ) -> tuple[Calibration, Unit]:
     """Set every unit from the distance maps of held-out normal images.
 
     Args:
         detector: with its cell statistics and weights set.
         measured: one map a scale, for every image.
-        image_size: of the configuration.
+        weights: (E,) of the deviations in the image score.
         known: (images, 2) deviations from the known anomalies where the detector has some.
     """
     detections = _combine(detector, measured)
     hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
     typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
     deviations = deviations_of(detector, measured, known)
-    weights = score_weights(detector, image_size)[: deviations.shape[1]]
     return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
 
 

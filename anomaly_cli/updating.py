@@ -19,13 +19,14 @@ from anomaly_cli.detector import AnomalyDetector, ScaleModel
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.held_out import HeldOut, measure_held_out, measure_known
 from anomaly_cli.known import fit_known
+from anomaly_cli.labelled import look_at_anomalies
 from anomaly_cli.memory import PrototypeMemory
 from anomaly_cli.normals import Cells, Run, sample_cells
 from anomaly_cli.patches import Patches, cut_patches
 from anomaly_cli.pipeline import check_writable, choose_device, collect
 from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import Progress, worker_count
-from anomaly_cli.training import deal_folds, deviations_of, look_at_anomalies, score_weights
+from anomaly_cli.training import deal_folds, deviations_of, score_weights
 
 
 @dataclass(frozen=True)
@@ -166,4 +167,7 @@ def _recalibrated(
     deviations = deviations_of(detectors[0], measured, measure_known(detectors, held_out, run))
     if not alone:
         deviations = np.concatenate([old.calibration.normal_deviations, deviations])
-    return Calibration.fit(deviations, score_weights(detectors[0], run.config.image_size))
+    weights = score_weights(detectors[0], run.config.image_size)
+    if old.detector.known_anomalies is not None:  # chosen when the old ones could be held out
+        weights = old.calibration.weights
+    return Calibration.fit(deviations, weights)

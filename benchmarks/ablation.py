@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from anomaly_cli import calibration, contrast, detector, training
+from anomaly_cli import calibration, contrast, detector, normals, training
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.distance_head import HeadWeights
@@ -44,12 +44,13 @@ class Variant:
     part: str
     effort: Effort = Effort.STANDARD
     replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
+    prototypes: int = DetectorConfig.prototypes
 
 
-def only_voices(heard: Callable[[str], bool]) -> Callable[[AnomalyDetector], Floats]:
+def only_voices(heard: Callable[[str], bool]) -> Callable[..., Floats]:
     """Let only some deviations speak in the image score."""
 
-    def weights(detector: AnomalyDetector) -> Floats:
+    def weights(detector: AnomalyDetector, *_: object) -> Floats:
         return np.array([float(heard(name)) for name in detector.deviation_names])
 
     return weights
@@ -77,13 +78,13 @@ def k_means_memory(candidates: Tensor, count: int, generator: torch.Generator) -
     return PrototypeMemory(centres, PrototypeMemory(candidates).nearest(centres)[1].cpu())
 
 
-def no_whitening(cells: Tensor) -> Whitening:
+def no_whitening(cells: Tensor, *_: object) -> Whitening:
     """Centre (M, D) cells and divide them by one number."""
     D = cells.shape[1]
     return Whitening(cells.mean(0), torch.eye(D, device=cells.device) / cells.std(0).mean())
 
 
-def diagonal_whitening(cells: Tensor) -> Whitening:
+def diagonal_whitening(cells: Tensor, *_: object) -> Whitening:
     """Give each channel of (M, D) cells zero mean and unit spread, correlations kept."""
     spread = cells.var(0)
     return Whitening(cells.mean(0), torch.diag((spread + SHRINKAGE * spread.mean()).rsqrt()))
@@ -99,6 +100,12 @@ def max_joined(standard: Floats, weights: Floats) -> Floats:
     """Join deviations by the largest of those that are heard."""
     joined: Floats = standard[:, weights > 0].max(axis=1)
     return joined
+
+
+def unchanged(cells: Tensor, dim: int) -> Tensor:
+    """Keep the length of (N, D, h, w) cells."""
+    del dim
+    return cells
 
 
 def no_stage_1(*_: object) -> bool:
@@ -121,7 +128,7 @@ def _memory(choose: Choose) -> tuple[Any, str, Any]:
     return (PrototypeMemory, "choose", choose)
 
 
-def _whitening(fit: Callable[[Tensor], Whitening]) -> tuple[Any, str, Any]:
+def _whitening(fit: Callable[..., Whitening]) -> tuple[Any, str, Any]:
     return (Whitening, "fit", fit)
 
 
@@ -149,13 +156,19 @@ VARIANTS: dict[str, Variant] = {
     "memory and whitening off": Variant(MEMORY, replaced=[_memory(mean_memory), _whitening(no_whitening)]),
     "random prototypes": Variant(MEMORY, replaced=[_memory(random_memory)]),
     "k-means prototypes": Variant(MEMORY, replaced=[_memory(k_means_memory)]),
+    "1,000 prototypes of 20,000 cells": Variant(
+        MEMORY, replaced=[(normals, "CANDIDATE_CELLS", 20_000)], prototypes=1_000
+    ),
     "suspects shape the memory": Variant(MEMORY, replaced=[(training, "_suspects", no_suspects)]),
     "no whitening": Variant(WHITENING, replaced=[_whitening(no_whitening)]),
+    "local whitening as sharp as the pooled": Variant(WHITENING, replaced=[(training, "LOCAL_FLOOR", SHRINKAGE)]),
+    "cells keep their length": Variant(WHITENING, replaced=[(torch.nn.functional, "normalize", unchanged)]),
     "diagonal whitening": Variant(WHITENING, replaced=[_whitening(diagonal_whitening)]),
     THOROUGH: Variant(LEARNED, Effort.THOROUGH),
     "stage 1, no stage 2": Variant(LEARNED, Effort.THOROUGH, [(training, "_learn_head", no_stage_2)]),
     "stage 2, no stage 1": Variant(LEARNED, Effort.THOROUGH, [(training, "_projects", no_stage_1)]),
     "both, variance term off": Variant(LEARNED, Effort.THOROUGH, [(contrast, "VARIANCE_WEIGHT", 0.0)]),
+    "no small copy": Variant(FUSION, replaced=[(training, "SMALL_WEIGHT", 0.0)]),
     "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
     "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),
     "hottest cell": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 1e-6)]),
@@ -176,7 +189,7 @@ class Job:
 def measure(job: Job) -> list[Row]:
     """Run the product's pipeline with the variant's names replaced: one row."""
     variant = VARIANTS[job.variant]
-    config = DetectorConfig(seed=job.seed, effort=variant.effort)
+    config = DetectorConfig(seed=job.seed, effort=variant.effort, prototypes=variant.prototypes)
     with ExitStack() as stack:
         for owner, name, substitute in variant.replaced:
             stack.enter_context(mock.patch.object(owner, name, substitute))

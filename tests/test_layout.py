@@ -21,7 +21,8 @@ LEVEL_NAMES = [
     "listing labels curves report_table quality images thumbnails augment "
     "compact_resnet packed_resnet backbone memory known",
     "detector",
-    "journal scoring normals contrast distance_head held_out patches training checkpoint normal_audit onnx_graph",
+    "journal scoring normals contrast distance_head held_out patches labelled training checkpoint normal_audit "
+    "onnx_graph",
     "streaming pipeline auditing updating evidence evaluation prototypes report export",
     "console command_options api",
     "stream_commands table_commands review_commands train_commands score_commands",
