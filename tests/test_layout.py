@@ -18,9 +18,11 @@ MAX_LINES = 400
 LEVEL_NAMES = [
     "errors scales",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
-    "listing labels curves report_table quality images thumbnails augment compact_resnet backbone memory known",
+    "listing labels curves report_table quality images thumbnails augment distributed compact_resnet backbone memory "
+    "known",
     "detector",
-    "journal scoring normals contrast distance_head held_out patches training checkpoint normal_audit",
+    "journal saved_steps scoring normals contrast distance_head held_out patches training checkpoint resuming "
+    "normal_audit",
     "streaming pipeline auditing updating evidence evaluation prototypes report",
     "console command_options api",
     "stream_commands table_commands review_commands train_commands score_commands",
