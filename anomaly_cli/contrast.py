@@ -152,7 +152,7 @@ def learn_backbone(
     first = _go_on(parts, schedule, run)
     learner.train()
     several = run.processes.count > 1
-    loss_of = DistributedDataParallel(learner, broadcast_buffers=False) if several else learner
+    loss_of = DistributedDataParallel(learner) if several else learner
     for step in range(first, schedule.steps):
         views, chosen = draw_batch(images, schedule.crop, (run.config.seed, step), run.processes)
         generator = torch.Generator().manual_seed((run.config.seed * 1_000_003 + step) % 2**63)

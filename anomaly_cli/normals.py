@@ -29,7 +29,7 @@ from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
 CANDIDATE_CELLS = 20_000  # a scale; prototypes are chosen among them
 SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
-BLOCK = 50  # images, whose results are saved together
+BLOCK = 20  # images, whose results are saved together
 
 Item = TypeVar("Item")
 

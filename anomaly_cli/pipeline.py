@@ -146,7 +146,8 @@ def train(
     known = collect(anomalies, patterns) if anomalies else []
     with joined() as processes:
         workers = max(1, worker_count() // processes.beside)
-        config = never_enlarging(config, paths, workers)
+        paths, known = processes.from_first((paths, known))  # of a folder that is being filled each saw its own
+        config = processes.from_first(never_enlarging(config, paths, workers))
         run = Run(config, choose_device(local_device(device)), workers, progress, processes)
         backbone = build_backbone(config.backbone, weights, config.seed)
         resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)

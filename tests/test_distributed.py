@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,22 +17,29 @@ import numpy as np
 import pytest
 import torch
 from command_line import REACHED, Running, anomaly, rows_of, start
-from conftest import SETTINGS
+from conftest import SETTINGS, Trained
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from anomaly_cli import normals
+from anomaly_cli import normals, training
 from anomaly_cli.backbone import build_backbone
+from anomaly_cli.checkpoint import read_header
+from anomaly_cli.config import Effort
 from anomaly_cli.contrast import Schedule, StageOne, draw_batch
 from anomaly_cli.distributed import ALONE, Processes, joined, local_device
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.metrics import image_metrics
+from benchmarks import processes as benchmark
 
 SCALES = ("8", "16", "image")
 SCHEDULE = Schedule(1, 64, prototypes=8)
 ANOMALIES = 3  # among the sixteen images of a batch
+STEPS = 10  # of stage 1
 MARGIN = 0.02  # by which the image AUROC of two processes may be lower
 DEADLINE_S = 120.0
+
+Hook = Callable[[int, int], None]  # rank and port
 
 
 def free_port() -> int:
@@ -86,7 +94,7 @@ def gradients(processes: Processes) -> dict[str, Tensor]:
     views, chosen = draw_batch(images(), SCHEDULE.crop, (0, 0), processes)
     normal = torch.arange(len(chosen)) >= ANOMALIES
     several = processes.count > 1
-    loss_of = DistributedDataParallel(learner, broadcast_buffers=False) if several else learner
+    loss_of = DistributedDataParallel(learner) if several else learner
     loss = loss_of(views.double(), normal, torch.Generator().manual_seed(0))
     loss.backward()
     found = {name: each.grad for name, each in learner.named_parameters() if each.grad is not None}
@@ -153,32 +161,37 @@ def test_a_process_alone_keeps_what_it_has() -> None:
 # The command
 
 
-def ranking(model: str) -> tuple[float, dict[str, float]]:
-    """Image AUROC on the images that come in, and their scores."""
+def image_auroc(model: str) -> float:
+    """Image AUROC on the images that come in."""
     result = anomaly("score", "incoming", "--model", model, "--out", "-", "-q")
     assert result.exit_code == 0, result.stderr
     scores = {row["path"]: float(row["score"]) for row in rows_of(result.stdout_bytes)}
     anomalous = np.array(["bad" in path for path in scores])
-    return image_metrics(anomalous, np.array(list(scores.values()))).image_auroc, scores
+    return image_metrics(anomalous, list(scores.values())).image_auroc
 
 
-def test_two_processes_of_torchrun_rank_as_well_as_one(here: Path) -> None:
-    arguments = ["train", "normal", *SETTINGS, "--backbone", "scratch", "--resume"]
+def test_two_processes_of_torchrun_write_the_model_of_one(here: Path, trained: Trained) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["-m", "anomaly_cli.cli", "train", "normal", *SETTINGS, "--model", "two.safetensors", "--resume"]
 
-    several = subprocess.run(
-        [*torchrun, "-m", "anomaly_cli.cli", *arguments, "--model", "two.safetensors"], capture_output=True, text=True
-    )
-    alone = anomaly(*arguments, "--model", "one.safetensors")
+    result = subprocess.run([*torchrun, *arguments], capture_output=True, text=True)
 
-    assert several.returncode == 0, several.stderr
-    assert alone.exit_code == 0, alone.stderr
-    assert several.stderr.count("saved two.safetensors; next: anomaly score DIR --out scores.csv\n") == 1
-    assert several.stdout == ""
-    (one, scores_of_one), (two, scores_of_two) = ranking("one.safetensors"), ranking("two.safetensors")
-    assert two >= one - MARGIN
-    assert scores_of_two == pytest.approx(scores_of_one, rel=0.2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("saved two.safetensors; next: anomaly score DIR --out scores.csv\n") == 1
     assert sorted(path.name for path in here.glob("two*")) == ["two.safetensors"]
+    one, two = (load_file(path) for path in (trained.model, here / "two.safetensors"))
+    assert set(one) == set(two)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    headers = [read_header(path) for path in (trained.model, here / "two.safetensors")]
+    for header in headers:
+        del header["provenance"]["created"]
+    assert headers[0] == headers[1]
+
+
+def few_steps(rank: int, port: int) -> None:
+    become(rank, port)
+    pytest.MonkeyPatch().setitem(training.SCRATCH_STEPS, Effort.QUICK, STEPS)
 
 
 def wait_while_reading(rank: int, port: int) -> None:
@@ -192,20 +205,33 @@ def wait_while_reading(rank: int, port: int) -> None:
     pytest.MonkeyPatch().setattr(normals, "load_image", wait)
 
 
-def start_two(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Running, Running]:
-    """Train in two processes, each with a current folder of its own, the second of which waits to be killed."""
+def start_two(folder: Path, hooks: tuple[Hook, Hook], *options: str) -> tuple[Running, Running]:
+    """Train in two processes, each with a current folder of its own."""
     port = free_port()
-    arguments = ("train", str(folder / "normal"), *SETTINGS, "--model", str(folder / "two.safetensors"))
-    first = start(*arguments, hook=partial(become, 0, port))
-    (folder / "second").mkdir()
-    monkeypatch.chdir(folder / "second")
-    return first, start(*arguments, hook=partial(wait_while_reading, 1, port))
+    running = []
+    for rank, hook in enumerate(hooks):
+        (folder / str(rank)).mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder / str(rank))
+            arguments = ("train", "../normal", "--model", "../two.safetensors", *SETTINGS, *options)
+            running.append(start(*arguments, hook=partial(hook, rank, port)))
+    return running[0], running[1]
 
 
-def test_a_process_that_is_killed_ends_the_other_with_one_line_and_no_model(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = start_two(here, monkeypatch)
+def test_two_processes_rank_as_well_as_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(training.SCRATCH_STEPS, Effort.QUICK, STEPS)
+    several = start_two(here, (few_steps, few_steps), "--backbone", "scratch")
+
+    alone = anomaly("train", "normal", *SETTINGS, "--backbone", "scratch", "--model", "one.safetensors")
+
+    assert alone.exit_code == 0, alone.stderr
+    assert [process.exit_code() for process in several] == [0, 0]
+    assert several[1].stderr == ""
+    assert image_auroc("two.safetensors") >= image_auroc("one.safetensors") - MARGIN
+
+
+def test_a_process_that_is_killed_ends_the_other_with_one_line_and_no_model(here: Path) -> None:
+    first, second = start_two(here, (become, wait_while_reading))
     second.wait_until_reached()
 
     second.send(signal.SIGKILL)
@@ -239,3 +265,27 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ConfigError) as raised:
         local_device("cuda:0")
     assert str(raised.value) == "device cuda:0 is one GPU for 2 processes; use auto, cuda or cpu"
+
+
+# The benchmark
+
+
+def test_the_benchmark_prints_a_line_for_each_run(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def copied(count: int, _normal: str, *options: str) -> benchmark.Cost:
+        shutil.copy(trained.model, options[-1])
+        return benchmark.Cost(10.0 / count, 12.0)
+
+    monkeypatch.setattr(benchmark, "train", copied)
+    monkeypatch.setattr(benchmark, "LABELLED", 2)
+    monkeypatch.setattr(sys, "argv", ["processes", "--seeds", "4"])
+
+    benchmark.main()
+
+    _, one, two = capsys.readouterr().out.splitlines()
+    assert 0 <= float(one.split()[2]) == float(two.split()[2]) <= 1
+    assert [line.split()[:2] + line.split()[3:] for line in (one, two)] == [
+        ["1", "4", "10", "12"],
+        ["2", "4", "5", "12"],
+    ]

@@ -18,7 +18,7 @@ import torch
 from command_line import anomaly, start
 from conftest import SETTINGS
 
-from anomaly_cli import contrast, normals, pipeline, training
+from anomaly_cli import contrast, images, normals, pipeline, training
 from anomaly_cli.config import Effort
 from anomaly_cli.images import LoadedImage
 from anomaly_cli.saved_steps import SavedSteps, pack, unpack
@@ -58,7 +58,7 @@ def mine(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose cells were taken, in this process."""
     names: list[str] = []
-    load = normals.load_image
+    load = images.load_image
 
     def counted(path: Path, image_size: int, *, with_quality: bool = False) -> LoadedImage:
         if with_quality:
@@ -192,13 +192,13 @@ def test_steps_of_other_images_or_settings_are_given_up_with_a_warning(
     mine: Path, read: list[str], change: str
 ) -> None:
     interrupt(2)
-    command = (*EMBEDDED, "--resume", "-q")
+    command = [*EMBEDDED, "--resume", "-q"]
     if change == "content":
         Path("mine", "00.jpg").write_bytes(Path("mine", "02.jpg").read_bytes())
     elif change == "file":
         Path("mine", "11.png").unlink()
     else:
-        command += ("--seed", "1")
+        command += ["--seed", "1"]
 
     result = anomaly(*command)
 
