@@ -28,7 +28,7 @@ VARIANCE_WEIGHT = 0.5  # λ_V
 CELLS_PER_IMAGE = 4  # a scale and step
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 16  # images, of all processes together
-STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 30 MB
+STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 64 MB, saved in 0.2 s
 PHASE = "learning features (stage 1)"
 SAVED = "stage-1"  # step under which the state is saved
 

@@ -24,7 +24,7 @@ from anomaly_cli.distributed import ALONE, Processes
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.quality import Quality, group_copies
-from anomaly_cli.saved_steps import Steps
+from anomaly_cli.saved_steps import Steps, pack, unpack
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
 CANDIDATE_CELLS = 20_000  # a scale; prototypes are chosen among them
@@ -67,7 +67,11 @@ class Run:
         """
         blocks = [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]
         own = self._map_blocks(step, phase, function, self.processes.share(list(enumerate(blocks))))
-        yield from chain.from_iterable(own if self.processes.count == 1 else self.processes.join(list(own)))
+        if self.processes.count == 1:
+            yield from chain.from_iterable(own)
+        else:  # packed, since pickling each of many small tensors takes several times as long
+            for packed in self.processes.join([pack(results) for results in own]):
+                yield from unpack(packed)
 
     def _map_blocks(
         self, step: str, phase: str, function: Callable[[Item], Any], blocks: Sequence[tuple[int, Sequence[Item]]]

@@ -33,7 +33,7 @@ from anomaly_cli.metrics import image_metrics
 from benchmarks import processes as benchmark
 
 SCALES = ("8", "16", "image")
-SCHEDULE = Schedule(1, 64, prototypes=8)
+SCHEDULE = Schedule(1, 32, prototypes=8)
 ANOMALIES = 3  # among the sixteen images of a batch
 STEPS = 10  # of stage 1
 MARGIN = 0.02  # by which the image AUROC of two processes may be lower
