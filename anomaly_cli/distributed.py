@@ -119,9 +119,9 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Normalise (N, C, h, w), in training over the N images of each process."""
         if not self.training:
             return super().forward(maps)
-        mean = self._mean(maps)
-        centred = maps - mean
-        variance = self._mean(centred.square())  # (1, C, 1, 1), as the mean
+        variance, mean = torch.var_mean(maps, (0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1), of the own images
+        own_mean, mean = mean, self._average(mean)
+        variance = self._average(variance + (own_mean - mean).square())
         with torch.no_grad():
             count = self._processes * maps.numel() // maps.shape[1]
             momentum = self.momentum or 0.0
@@ -129,11 +129,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance.flatten() * count / (count - 1), momentum)
             self.num_batches_tracked.add_(1)
         factor = self.weight.view_as(mean) / (variance + self.eps).sqrt()
-        return centred * factor + self.bias.view_as(mean)
+        return torch.addcmul(self.bias.view_as(mean) - mean * factor, maps, factor)
 
-    def _mean(self, maps: Tensor) -> Tensor:
-        mean: Tensor = _Sum.apply(maps.mean((0, 2, 3), keepdim=True)) / self._processes
-        return mean
+    def _average(self, value: Tensor) -> Tensor:
+        average: Tensor = _Sum.apply(value) / self._processes
+        return average
 
 
 def share_statistics(network: nn.Module, processes: Processes) -> None:
