@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,12 @@ def save_model(model: Model, path: Path) -> None:
         file.write(content)
 
 
+def library_versions() -> dict[str, str]:
+    """Name the versions that a model or a score may depend on."""
+    names = ("anomaly-cli", "torch", "torchvision", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
 def load_model(path: Path, device: torch.device | None = None) -> Model:
     """Read a model file.
 
@@ -147,10 +155,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(text)
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a model file, or was cut short") from error
-    version = header.get("format") if isinstance(header, dict) else None
-    if version != FORMAT:
+    number = header.get("format") if isinstance(header, dict) else None
+    if number != FORMAT:
         raise CheckpointError(
-            f"{path} has model format {version}, this version reads {FORMAT}; train the detector again"
+            f"{path} has model format {number}, this version reads {FORMAT}; train the detector again"
         )
     if header.pop("digest", None) != _digest(header, state):
         raise CheckpointError(f"{path} {DAMAGED}")

@@ -15,7 +15,7 @@ import typer
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.errors import ConfigError, InputError
 from anomaly_cli.path_patterns import PathPatterns
-from anomaly_cli.remote import path_of, paths_of
+from anomaly_cli.remote import RemotePath, path_of, paths_of
 from anomaly_cli.table import TableFormat
 
 CHUNK_BYTES = 65536  # of a list of paths; one read gives what is there
@@ -72,6 +72,16 @@ DEFAULTS = DetectorConfig()
 def patterns_of(include: list[str] | None, exclude: list[str] | None) -> PathPatterns:
     """Join the patterns of the command line."""
     return PathPatterns(tuple(include or ()), tuple(exclude or ()))
+
+
+def check_local(paths: list[Path]) -> None:
+    """Refuse URLs with `--resume`, which must be able to tell whether a file is still the same.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if remote := next((path for path in paths if isinstance(path, RemotePath)), None):
+        raise ConfigError(f"--resume goes with files of this machine, not with {remote}")
 
 
 def gather(inputs: list[str] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:

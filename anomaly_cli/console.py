@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anomaly_cli.evaluation import Evaluation, Figure
     from anomaly_cli.pipeline import HeatmapReport, ScoreReport, TrainReport
     from anomaly_cli.report import PageReport
+    from anomaly_cli.saved_steps import SavedSteps
     from anomaly_cli.table import Row
     from anomaly_cli.updating import UpdateReport
     from anomaly_cli.verdict import Verdict
@@ -136,8 +137,19 @@ def by_scale(counts: dict[str, int]) -> str:
     )
 
 
+def warn_discarded(steps: SavedSteps) -> None:
+    """Say that what an earlier training run had done is of no use to this one."""
+    if steps.discarded:
+        say(
+            f"warning: {steps.folder} is of other images, settings, version or machine: starting over, "
+            f"{plural(steps.discarded, 'finished step')} given up"
+        )
+
+
 def summarise_training(report: TrainReport, audited: Path | None) -> None:
     """Say what was learned, which normal images to look at, and what to type next."""
+    for phase, (done, total) in report.reused.items():
+        say(f"resumed: {phase}, {done} of {total} were done already")
     warn_unreadable(report.unreadable)
     _warn_copies(report)
     _warn_suspects(report, audited)

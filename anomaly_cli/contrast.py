@@ -7,24 +7,30 @@ z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from anomaly_cli.augment import light_view
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.detector import scale_features
+from anomaly_cli.distributed import ALONE, Processes, share_statistics
 from anomaly_cli.memory import hopfield_retrieve
-from anomaly_cli.scoring import Progress
+from anomaly_cli.normals import Run
 
 TEMPERATURE = 0.2  # of NT-Xent (Chen et al. 2020)
 BETA = 16.0  # of the retrieval, for embeddings of unit length
 VARIANCE_WEIGHT = 0.5  # λ_V
 CELLS_PER_IMAGE = 4  # a scale and step
 LEARNING_RATE = 1e-3
-BATCH_SIZE = 16  # images
+BATCH_SIZE = 16  # images, of all processes together
+STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 64 MB, saved in 0.2 s
+PHASE = "learning features (stage 1)"
+SAVED = "stage-1"  # step under which the state is saved
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,49 @@ def memory_contrast(z: Tensor, other: Tensor, normal: Tensor, prototypes: Tensor
     return nt_xent(z, retrieved) + VARIANCE_WEIGHT * spread
 
 
-def _random_prototypes(count: int, width: int, generator: torch.Generator, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(torch.randn(count, width, generator=generator).to(device))
+class StageOne(nn.Module):
+    """Backbone and prototypes of every scale: what stage 1 trains, on one process or several."""
+
+    def __init__(
+        self, backbone: Backbone, names: tuple[str, ...], schedule: Schedule, seed: int, processes: Processes = ALONE
+    ) -> None:
+        """Start with random prototypes.
+
+        Args:
+            backbone: with its starting weights; trained in place.
+            names: scales that take part, each with λ_s = 1.
+            schedule: size of views and memories.
+            seed: of the prototypes.
+            processes: each of which has its share of a batch.
+        """
+        super().__init__()
+        device = next(backbone.parameters()).device
+        with torch.inference_mode():
+            shapes = scale_features(backbone, torch.zeros(1, 3, schedule.crop, schedule.crop, device=device), names)
+        share_statistics(backbone, processes)
+        generator = torch.Generator().manual_seed(seed)
+        self.backbone = backbone
+        self.names = names
+        self.memories = nn.ParameterList(
+            torch.randn(schedule.prototypes, shapes[name].shape[1], generator=generator) for name in names
+        ).to(device)
+        self._processes = processes
+
+    def forward(self, views: Tensor, normal: Tensor, generator: torch.Generator) -> Tensor:
+        """Compute the loss of the whole batch, summed over all scales: the same in every process.
+
+        Args:
+            views: (2n, 3, H, W) in [0, 1], both views of this process's share of the batch.
+            normal: (N,) bool, of the whole batch.
+            generator: chooses the cells, the same ones in every process.
+        """
+        features = scale_features(self.backbone, views, self.names)
+        losses = []
+        for name, prototypes in zip(self.names, self.memories, strict=True):
+            z, other = (self._processes.join_rows(rows) for rows in _paired_cells(features[name], generator))
+            labels = normal.repeat_interleave(len(z) // len(normal))
+            losses.append(memory_contrast(z, other, labels, prototypes))
+        return torch.stack(losses).sum()
 
 
 def learn_backbone(
@@ -82,49 +129,75 @@ def learn_backbone(
     images: list[np.ndarray],
     normal: Tensor,
     schedule: Schedule,
-    seed: int,
-    progress: Progress,
+    run: Run,
 ) -> None:
     """Train the whole backbone in place with stage 1, prototypes of every scale beside it.
 
+    What is random in a step depends on the seed and the number of the step only, so that a run that goes on after a
+    kill, and several processes, draw what one uninterrupted process draws.
+
     Args:
         backbone: with its starting weights; left in eval mode.
-        names: scales that take part, each with λ_s = 1.
+        names: scales that take part.
         images: (h, w, 3) uint8 at network size.
         normal: (N,) bool, false for labelled anomalies.
         schedule: how long.
-        seed: of views, cells and prototypes.
-        progress: told after each step.
+        run: seed, processes, and where the state is saved now and then.
     """
     device = next(backbone.parameters()).device
-    draw = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
-        shapes = scale_features(backbone, torch.zeros(1, 3, schedule.crop, schedule.crop, device=device), names)
-    memories = {
-        name: _random_prototypes(schedule.prototypes, shapes[name].shape[1], generator, device) for name in names
-    }
-    parameters = [*backbone.parameters(), *memories.values()]
-    optimiser = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=1e-4)
+    learner = StageOne(backbone, names, schedule, run.config.seed, run.processes)
+    optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=1e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)
-    backbone.train()
-    for step in range(schedule.steps):
-        chosen = draw.integers(len(images), size=BATCH_SIZE)
-        views = [_paired_views(images[i], schedule.crop, draw) for i in chosen]
-        batch = torch.from_numpy(np.stack([v for pair in zip(*views, strict=True) for v in pair]))
-        features = scale_features(backbone, batch.permute(0, 3, 1, 2).float().div_(255).to(device), names)
-        losses = []
-        for name in names:
-            z, other = _paired_cells(features[name], generator)
-            count = len(z) // BATCH_SIZE
-            labels = normal[torch.from_numpy(chosen)].repeat_interleave(count).to(device)
-            losses.append(memory_contrast(z, other, labels, memories[name]))
+    parts: dict[str, Any] = {"learner": learner, "optimiser": optimiser, "cosine": cosine}
+    first = _go_on(parts, schedule, run)
+    learner.train()
+    several = run.processes.count > 1
+    loss_of = DistributedDataParallel(learner) if several else learner
+    for step in range(first, schedule.steps):
+        views, chosen = draw_batch(images, schedule.crop, (run.config.seed, step), run.processes)
+        generator = torch.Generator().manual_seed((run.config.seed * 1_000_003 + step) % 2**63)
+        loss = loss_of(views.to(device), normal[chosen].to(device), generator)
         optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
+        loss.backward()
         optimiser.step()
         cosine.step()
-        progress("learning features (stage 1)", step + 1, schedule.steps)
+        if run.processes.is_first and ((step + 1) % STEPS_BETWEEN_SAVES == 0 or step + 1 == schedule.steps):
+            run.saved.save(SAVED, {"steps": step + 1, **{name: part.state_dict() for name, part in parts.items()}})
+        run.progress(PHASE, step + 1, schedule.steps)
     backbone.eval()
+
+
+def _go_on(parts: dict[str, Any], schedule: Schedule, run: Run) -> int:
+    """Take up the state that a killed run saved: how many steps it had done."""
+    state = run.processes.from_first(run.saved.load(SAVED) if run.processes.is_first else None)
+    if state is None:
+        return 0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    run.saved.note_reuse(PHASE, state["steps"], schedule.steps)
+    return int(state["steps"])
+
+
+def draw_batch(
+    images: list[np.ndarray], crop: int, seed: tuple[int, int], processes: Processes
+) -> tuple[Tensor, Tensor]:
+    """Draw the images of a step, and make both views of this process's share of them.
+
+    Args:
+        images: (h, w, 3) uint8.
+        crop: pixels, side of the views.
+        seed: of the run, and the number of the step.
+        processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
+
+    Returns:
+        (2n, 3, crop, crop) views in [0, 1], first those of one kind; (N,) numbers of the images of the whole batch.
+    """
+    n = -(-BATCH_SIZE // processes.count)
+    chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
+    places = range(n * processes.rank, n * (processes.rank + 1))
+    pairs = [_paired_views(images[chosen[i]], crop, np.random.default_rng((*seed, 1 + i))) for i in places]
+    views = torch.from_numpy(np.stack([view for kind in zip(*pairs, strict=True) for view in kind]))
+    return views.permute(0, 3, 1, 2).float().div_(255), torch.from_numpy(chosen)
 
 
 def _paired_views(image: np.ndarray, crop: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ AnomalyError                exit 1
 ├── CheckpointError         a model file is missing, foreign, damaged or of another format
 ├── WeightsError            backbone weights are missing or do not fit
 ├── OutputError             a result cannot be written
+├── ProcessError            another process of the same run ended
 └── ConfigError             exit 2: an option or setting is out of its range
 """
 
@@ -42,6 +43,10 @@ class WeightsError(AnomalyError):
 
 class OutputError(AnomalyError):
     """A result cannot be written."""
+
+
+class ProcessError(AnomalyError):
+    """Another process of the same run ended."""
 
 
 class ConfigError(AnomalyError):

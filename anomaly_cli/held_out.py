@@ -14,7 +14,7 @@ from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.normals import Run
-from anomaly_cli.scoring import parallel_map, to_tensor
+from anomaly_cli.scoring import to_tensor
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,18 @@ def load_again(path: Path, run: Run) -> LoadedImage:
         raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
 
 
-def measure_held_out(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> list[list[Tensor]]:
-    """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU."""
+def measure_held_out(
+    detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run, step: str = "held-out"
+) -> list[list[Tensor]]:
+    """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU.
+
+    `step` is the name under which they are saved.
+    """
 
     def measure(item: HeldOut) -> list[Tensor]:
         return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
 
-    measured: list[list[Tensor]] = []
-    for maps in parallel_map(measure, held_out, run.workers):
-        measured.append(maps)
-        run.progress("calibrating on held-out normal images", len(measured), len(held_out))
-    return measured
+    return list(run.map_images(step, "calibrating on held-out normal images", measure, held_out))
 
 
 def measure_known(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> Tensor:
@@ -70,8 +71,4 @@ def measure_known(detectors: list[AnomalyDetector], held_out: list[HeldOut], run
     def measure(item: HeldOut) -> Tensor:
         return detectors[item.fold + 1].known_deviations(load_held_out(item, run)).cpu()
 
-    measured = []
-    for result in parallel_map(measure, held_out, run.workers):
-        measured.append(result)
-        run.progress("comparing with the known anomalies", len(measured), len(held_out))
-    return torch.cat(measured)
+    return torch.cat(list(run.map_images("known", "comparing with the known anomalies", measure, held_out)))

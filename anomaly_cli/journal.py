@@ -87,7 +87,7 @@ class Journal:
             OutputError: the journal cannot be written.
         """
         path = Path(row.path)
-        before, content = self._stamps.pop(row.path), row.content_hash or _content(path)
+        before, content = self._stamps.pop(row.path), row.content_hash or content_of(path)
         if before is None or content is None or _stamp(path) != before:
             return
         settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
@@ -145,7 +145,7 @@ def open_journal(table: Path, identity: dict[str, str]) -> Iterator[Journal]:
     """
     path = table.with_name(table.name + ".journal")
     columns = [field.name for field in fields(Row)]
-    with _locked(path) as file:
+    with locked(path, "--out") as file:
         journal = Journal(path, file, {KEY: FORMAT, "columns": columns, **identity})
         try:
             yield journal
@@ -154,7 +154,16 @@ def open_journal(table: Path, identity: dict[str, str]) -> Iterator[Journal]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
+def locked(path: Path, option: str) -> Iterator[BinaryIO]:
+    """Open a file, made if need be, for this process alone.
+
+    Args:
+        path: of the file.
+        option: chooses another place for it.
+
+    Raises:
+        OutputError: another run has it open, or it cannot be written.
+    """
     import fcntl  # not on Windows; the rest of the package runs there
 
     while True:
@@ -163,7 +172,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise OutputError(
-                    f"another run with --resume has {path} open; wait for it or choose another --out"
+                    f"another run with --resume has {path} open; wait for it or choose another {option}"
                 ) from error
             if _is_still_at(path, file):
                 yield file
@@ -199,7 +208,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _is_of(entry: _Entry, stamp: Stamp, path: Path) -> bool:
     """Tell whether a finished file holds the same content still."""
-    return entry.stamp == stamp or entry.content == _content(path)
+    return entry.stamp == stamp or entry.content == content_of(path)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -234,7 +243,8 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _content(path: Path) -> str | None:
+def content_of(path: Path) -> str | None:
+    """Hash the content of a file: SHA-256 in hexadecimal; None if it cannot be read."""
     if _stamp(path) is None:  # opening a pipe would wait for its writer
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, fit_known
 from anomaly_cli.metrics import image_metrics
 from anomaly_cli.normals import Cells, Run
 from anomaly_cli.scales import IMAGE_SCALE
-from anomaly_cli.scoring import parallel_map, to_tensor
+from anomaly_cli.scoring import to_tensor
 
 LOUDNESS = (0.0, 0.5, 1.0, 2.0)  # of a voice of known anomalies, in times of its usual weight
 
@@ -45,31 +46,39 @@ def learn_known_anomalies(
 
 
 def look_at_anomalies(
-    detector: AnomalyDetector, anomalies: list[Path], run: Run
+    detector: AnomalyDetector, anomalies: list[Path], run: Run, step: str = "anomalies"
 ) -> tuple[Tensor, Tensor, list[tuple[Path, str]]]:
     """Take from labelled anomalies what is remembered of them.
+
+    Args:
+        detector: whose hottest cells are taken.
+        anomalies: files.
+        run: settings and machine.
+        step: name under which a run that can be resumed saves the result.
 
     Returns:
         (images, D) raw cells of the image scale, (A, d) raw hottest cells of the finest scale, and path and reason of
         files that cannot be read.
     """
 
-    def look(path: Path) -> tuple[Tensor, Tensor] | UnreadableImageError:
+    def look(path: Path) -> dict[str, Any]:
         try:
             image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
         except UnreadableImageError as error:
-            return error
+            return {"unreadable": error.reason}
         looks, hot = detector.hot_cells(image, CELLS_OF_ANOMALY)
-        return looks, hot[0]
+        return {"looks": looks.cpu(), "hot": hot[0].cpu()}
 
     looks, cells, unreadable = [torch.zeros(0)], [torch.zeros(0)], []
-    for path, seen in zip(anomalies, parallel_map(look, anomalies, run.workers), strict=True):
-        if isinstance(seen, UnreadableImageError):
-            unreadable.append((path, seen.reason))
+    seen = run.map_images(step, "looking at the known anomalies", look, anomalies)
+    for path, each in zip(anomalies, seen, strict=True):
+        if "unreadable" in each:
+            unreadable.append((path, each["unreadable"]))
         else:
-            looks.append(seen[0])
-            cells.append(seen[1])
-    return torch.cat(looks[1:] or looks), torch.cat(cells[1:] or cells), unreadable
+            looks.append(each["looks"])
+            cells.append(each["hot"])
+    device = run.device
+    return torch.cat(looks[1:] or looks).to(device), torch.cat(cells[1:] or cells).to(device), unreadable
 
 
 def measure_labelled(
@@ -90,7 +99,7 @@ def measure_labelled(
     """
     count = int(folds.max()) + 1
     parts = [anomalies[fold::count] for fold in range(count)]
-    seen = [look_at_anomalies(detector, part, run) for part in parts]
+    seen = [look_at_anomalies(detector, part, run, f"anomalies-{fold}") for fold, part in enumerate(parts)]
     rows = []
     for fold, part in enumerate(parts):
         others = [each for k, each in enumerate(seen) if k != fold and len(each[0])]
@@ -102,20 +111,20 @@ def measure_labelled(
         fitted = fit_known(kept, looks, embeddings, run.config.seed)
         scales = {name: detector.scale(name) for name in detector.scale_names}
         judge = AnomalyDetector(detector.backbone, scales, fitted).eval()
-        rows += _deviations(judge, part, run)
+        rows += _deviations(judge, part, run, f"labelled-{fold}")
     return np.array(rows).reshape(len(rows), len(detector.deviation_names))
 
 
-def _deviations(detector: AnomalyDetector, paths: list[Path], run: Run) -> list[NDArray[np.float64]]:
-    def measure(path: Path) -> NDArray[np.float64] | None:
+def _deviations(detector: AnomalyDetector, paths: list[Path], run: Run, step: str) -> list[NDArray[np.float64]]:
+    def measure(path: Path) -> dict[str, Any]:
         try:
             image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
         except UnreadableImageError:  # named by `look_at_anomalies`
-            return None
-        deviations: NDArray[np.float64] = detector(image).deviations[0].cpu().double().numpy()
-        return deviations
+            return {}
+        return {"deviations": detector(image).deviations[0].cpu()}
 
-    return [row for row in parallel_map(measure, paths, run.workers) if row is not None]
+    measured = run.map_images(step, "holding out the known anomalies", measure, paths)
+    return [each["deviations"].double().numpy() for each in measured if each]
 
 
 def weigh_known(

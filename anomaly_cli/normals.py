@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from math import ceil, sqrt
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,23 +21,78 @@ from anomaly_cli.augment import light_view
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector import scale_features
+from anomaly_cli.distributed import ALONE, Processes
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.quality import Quality, group_copies
+from anomaly_cli.saved_steps import Steps, pack, unpack
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
 
 CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them. Of more images as many give a cell each
 SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
+BLOCK = 20  # images, whose results are saved together
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a training run needs."""
+    """What every step of a training run needs.
+
+    Attributes:
+        config: settings.
+        device: of this process.
+        workers: threads that this process reads images with.
+        progress: told about every step.
+        processes: that share the work.
+        saved: what a killed run had done.
+    """
 
     config: DetectorConfig
     device: torch.device
     workers: int
     progress: Progress
+    processes: Processes = ALONE
+    saved: Steps = field(default_factory=Steps)
+
+    def map_images(
+        self, step: str, phase: str, function: Callable[[Item], Any], items: Sequence[Item]
+    ) -> Iterator[Any]:
+        """Apply a function to one item an image, in order; all processes share the work and get all results.
+
+        Args:
+            step: name under which finished blocks of results are saved; used once in a run.
+            phase: for the progress.
+            function: its results must be of the kind that `Steps.save` takes.
+            items: the same in all processes.
+        """
+        blocks = [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]
+        own = self._map_blocks(step, phase, function, self.processes.share(list(enumerate(blocks))))
+        if self.processes.count == 1:
+            yield from chain.from_iterable(own)
+        else:  # packed, since pickling each of many small tensors takes several times as long
+            for packed in self.processes.join([pack(results) for results in own]):
+                yield from unpack(packed)
+
+    def _map_blocks(
+        self, step: str, phase: str, function: Callable[[Item], Any], blocks: Sequence[tuple[int, Sequence[Item]]]
+    ) -> Iterator[list[Any]]:
+        """Apply a function to numbered blocks of items, without those that are saved."""
+        saved = {number: self.saved.load(f"{step}-{number:05}") for number, _ in blocks}
+        missing = [block for number, block in blocks if saved[number] is None]
+        total, done = sum(len(block) for _, block in blocks), 0
+        self.saved.note_reuse(phase, sum(len(each) for each in saved.values() if each is not None), total)
+        fresh = parallel_map(function, chain.from_iterable(missing), self.workers)
+        for number, block in blocks:
+            results = saved.pop(number)
+            if results is None:
+                results = []
+                for result in islice(fresh, len(block)):
+                    results.append(result)
+                    self.progress(phase, done + len(results), total)
+                self.saved.save(f"{step}-{number:05}", results)
+            done += len(block)
+            yield results
 
 
 @dataclass(frozen=True)
@@ -171,34 +228,34 @@ def sample_cells(
     priorities = np.random.default_rng(run.config.seed).random(len(paths)).tolist()
     reservoir = _Reservoir(CANDIDATE_CELLS)
 
-    def sample(numbered: tuple[int, Path]) -> tuple[dict[str, _Sample] | None, Quality | None] | UnreadableImageError:
+    def sample(numbered: tuple[int, Path]) -> dict[str, Any]:
         number, path = numbered
         try:
             image = load_image(path, run.config.image_size, with_quality=True)
         except UnreadableImageError as error:
-            return error
+            return {"unreadable": error.reason}
+        quality = asdict(cast(Quality, image.quality))
         if not reservoir.wants(priorities[number]):
-            return None, image.quality
+            return {"quality": quality}
         seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
             features = scale_features(backbone, _views(image, views, seed).to(run.device), names)
-        return {name: _random_cells(features[name], per_image, seed) for name in names}, image.quality
+        cells = {name: _random_cells(features[name], per_image, seed) for name in names}
+        return {"cells": cells, "quality": quality}
 
     readable: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     qualities: list[Quality] = []
-    results = parallel_map(sample, enumerate(paths), run.workers)
-    for done, (path, result) in enumerate(zip(paths, results, strict=True), start=1):
-        if isinstance(result, UnreadableImageError):
-            unreadable.append((path, result.reason))
-        else:
-            samples, quality = result
-            if samples is not None:
-                reservoir.add(priorities[done - 1], len(readable), samples)
-            readable.append(path)
-            if quality is not None:  # as asked for
-                qualities.append(quality)
-        run.progress("reading normal images", done, len(paths))
+    results = run.map_images("normals", "reading normal images", sample, list(enumerate(paths)))
+    for path, priority, result in zip(paths, priorities, results, strict=True):
+        if "unreadable" in result:
+            unreadable.append((path, result["unreadable"]))
+            continue
+        if "cells" in result:
+            samples = {name: _Sample(*taken) for name, taken in result["cells"].items()}
+            reservoir.add(priority, len(readable), samples)
+        readable.append(path)
+        qualities.append(Quality(**result["quality"]))
     if len(readable) < at_least:
         raise InputError(_too_few(readable, unreadable, at_least))
     cells = {name: reservoir.cells(name) for name in names}

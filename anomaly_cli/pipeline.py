@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from anomaly_cli.backbone import build_backbone
-from anomaly_cli.checkpoint import Model, Provenance, fingerprint, load_model, read_header, save_model
+from anomaly_cli.checkpoint import Model, Provenance, fingerprint, library_versions, load_model, read_header, save_model
 from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, FlagRule, RawMap
+from anomaly_cli.distributed import joined, local_device
 from anomaly_cli.errors import ConfigError, InputError, OutputError, UnreadableImageError
 from anomaly_cli.images import find_images, read_pixels
 from anomaly_cli.journal import Journal, open_journal
@@ -27,9 +27,13 @@ from anomaly_cli.overlay import draw_overlay, encode_map16
 from anomaly_cli.patches import cut_patches
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.remote import path_of
+from anomaly_cli.resuming import Announce, resumed
 from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_images, to_row, worker_count
 from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, read_paths, write_table
 from anomaly_cli.verdict import Verdict, judge
+
+if TYPE_CHECKING:
+    from anomaly_cli.training import TrainedDetector
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class TrainReport:
     suspects: list[Path]
     copies: int
     copies_together: int
+    reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: how much a killed run had done of it
 
 
 @dataclass(frozen=True)
@@ -122,12 +127,15 @@ def train(
     audit_normals: Path | None = None,
     patterns: PathPatterns = EVERY_FILE,
     thumbnails: bool = True,
+    resume: Announce | None = None,
     device: str = "auto",
     progress: Progress,
 ) -> TrainReport:
     """Learn what normal looks like and write the model file, and on request a table of the normal images.
 
-    The file keeps small pictures of where its prototypes come from, unless `thumbnails` is false.
+    The file keeps small pictures of where its prototypes come from, unless `thumbnails` is false. With `resume` what is
+    done is saved on the way, and what a killed run had done is not done again. Of several processes, started by
+    `torchrun`, the first one writes.
     """
     from anomaly_cli.normal_audit import score_normals
     from anomaly_cli.training import train_detector  # brings scikit-learn, which scoring starts faster without
@@ -136,9 +144,34 @@ def train(
     audit_format = None if audit_normals is None else check_output(audit_normals, None)
     paths = collect(normal, patterns)
     known = collect(anomalies, patterns) if anomalies else []
-    config = never_enlarging(config, paths, worker_count())
-    run = Run(config, choose_device(device), worker_count(), progress)
-    trained = train_detector(paths, known, build_backbone(config.backbone, weights, config.seed), run)
+    with joined() as processes:
+        workers = max(1, worker_count() // processes.beside)
+        paths, known = processes.from_first((paths, known))  # of a folder that is being filled each saw its own
+        config = processes.from_first(never_enlarging(config, paths, workers))
+        run = Run(config, choose_device(local_device(device)), workers, progress, processes)
+        backbone = build_backbone(config.backbone, weights, config.seed)
+        resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)
+        with resuming as run:
+            trained = train_detector(paths, known, backbone, run)
+            model = _save(trained, model_path, run, thumbnails=thumbnails)
+            if audit_format is not None and processes.is_first:
+                rows = list(score_normals(trained, run))
+                write_table(rows, trained.detector.column_names, audit_normals, audit_format)
+    normals = trained.normals
+    return TrainReport(
+        model_path=model_path,
+        model=model,
+        unreadable=normals.unreadable + trained.unreadable_anomalies,
+        suspects=trained.suspects,
+        copies=normals.copies,
+        copies_together=normals.held_out_together,
+        reused=run.saved.reused,
+    )
+
+
+def _save(trained: TrainedDetector, path: Path, run: Run, *, thumbnails: bool) -> Model:
+    """Write the model file in the first process; the others have no thumbnails in theirs."""
+    first = run.processes.is_first
     provenance = Provenance(
         images=len(trained.normals.paths),
         anomalies=trained.anomalies,
@@ -149,20 +182,11 @@ def train(
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails else {}
-    model = Model(trained.detector, trained.calibration, trained.map_unit, config, provenance, patches)
-    save_model(model, model_path)
-    if audit_format is not None:
-        write_table(list(score_normals(trained, run)), trained.detector.column_names, audit_normals, audit_format)
-    normals = trained.normals
-    unreadable = normals.unreadable + trained.unreadable_anomalies
-    return TrainReport(model_path, model, unreadable, trained.suspects, normals.copies, normals.held_out_together)
-
-
-def library_versions() -> dict[str, str]:
-    """Name the versions that a model or a score may depend on."""
-    names = ("anomaly-cli", "torch", "torchvision", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails and first else {}
+    model = Model(trained.detector, trained.calibration, trained.map_unit, run.config, provenance, patches)
+    if first:
+        save_model(model, path)
+    return model
 
 
 def check_writable(path: Path) -> None:

@@ -28,12 +28,12 @@ from anomaly_cli.command_options import (
     Quiet,
     Seed,
     Weights,
+    check_local,
     gather,
     patterns_of,
 )
 from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, FlagRule, RawMap, Rule
 from anomaly_cli.errors import ConfigError
-from anomaly_cli.remote import RemotePath
 from anomaly_cli.stream_commands import Sources, check_whole, stream_scores
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def score(
     target = None if out == STDOUT else out
     chosen_format = pipeline.check_output(target, table_format)
     pipeline.check_target(None if summary == STDOUT else summary)
-    if resume and (remote := next((path for path in paths if isinstance(path, RemotePath)), None)):
-        raise ConfigError(f"--resume goes with files of this machine, not with {remote}")
+    if resume:
+        check_local(paths)
     with _journal(resume, target, model, device, with_quality=not no_quality) as journal:
         with console.progress(quiet) as progress:
             report = pipeline.score(

@@ -22,6 +22,7 @@ from anomaly_cli.command_options import (
     Quiet,
     Seed,
     Weights,
+    check_local,
     patterns_of,
 )
 from anomaly_cli.config import DetectorConfig, ExportFormat
@@ -57,23 +58,34 @@ def train(
             "--no-thumbnails", help="Keep no small pictures of parts of the normal images in the model: private data."
         ),
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Save what is done beside the model, so that the same command goes on where it was killed."
+        ),
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Learn what normal looks like from a folder of normal images."""
     config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, effort=effort, seed=seed)
-    from anomaly_cli import pipeline
+    images, known = paths_of(normal), paths_of(anomalies)
+    if resume:
+        check_local([*images, *known])
+    from anomaly_cli import distributed, pipeline
 
+    quiet = quiet or distributed.rank_of_environment() > 0
     with console.progress(quiet) as progress:
         report = pipeline.train(
-            paths_of(normal),
+            images,
             model,
             config,
-            anomalies=paths_of(anomalies),
+            anomalies=known,
             weights=weights,
             audit_normals=audit_normals,
             patterns=patterns_of(include, exclude),
             thumbnails=not no_thumbnails,
+            resume=console.warn_discarded if resume else None,
             device=device,
             progress=progress,
         )

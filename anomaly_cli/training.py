@@ -95,20 +95,20 @@ def train_detector(
     folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
-    detectors, measured = _cross_fit(cells, folds, backbone, held_out, run)
-    suspects = _suspects(detectors[0], measured, run.config.image_size)
+    detectors, measured = _cross_fit(cells, folds, backbone, held_out, run, "held-out")
+    suspects = run.processes.from_first(_suspects(detectors[0], measured, run.config.image_size))
     if suspects:
         left_out = torch.tensor([numbers[i] for i in suspects])
         cells = {name: each.without(left_out) for name, each in cells.items()}
-        detectors, measured = _cross_fit(cells, folds, backbone, held_out, run)
-    head = _learn_head(detectors, held_out, run)
+        detectors, measured = _cross_fit(cells, folds, backbone, held_out, run, "held-out-cleaned")
+    head = run.processes.from_first(_learn_head(detectors, held_out, run))
     if head.gain:
         for detector in detectors:
             for name, channels in zip(names, head.channels, strict=True):
                 detector.scale(name).channel_weights.copy_(channels)
             for name, weight in zip(names, head.scales, strict=True):
                 detector.scale(name).weight.copy_(weight)
-        measured = measure_held_out(detectors, held_out, run)
+        measured = measure_held_out(detectors, held_out, run, "held-out-weighed")
         set_cell_statistics(detectors, measured, run.config.seed)
     known_anomalies, unreadable = learn_known_anomalies(detectors, cells, folds, anomalies, run)
     known = measure_known(detectors, held_out, run)
@@ -138,12 +138,12 @@ def train_detector(
 
 
 def _cross_fit(
-    cells: dict[str, Cells], folds: Tensor, backbone: Backbone, held_out: list[HeldOut], run: Run
+    cells: dict[str, Cells], folds: Tensor, backbone: Backbone, held_out: list[HeldOut], run: Run, step: str
 ) -> tuple[list[AnomalyDetector], list[list[Tensor]]]:
     """Learn from all cells and without each fold; measure every held-out image by the detector of its fold."""
     learned = learn_scales(cells, folds, run)
     detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
-    measured = measure_held_out(detectors, held_out, run)
+    measured = measure_held_out(detectors, held_out, run, step)
     set_cell_statistics(detectors, measured, run.config.seed)
     return detectors, measured
 
@@ -188,7 +188,7 @@ def _learn_from_scratch(
     normal = torch.tensor([path not in known for path, pixels in loaded if pixels is not None], dtype=torch.bool)
     if images:  # where there are none, `sample_cells` says what is wrong
         schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
-        learn_backbone(backbone, names, images, normal, schedule, run.config.seed, run.progress)
+        learn_backbone(backbone, names, images, normal, schedule, run)
     backbone.freeze()
 
 
@@ -228,13 +228,16 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
         # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
         floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
-        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run)
+        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run).cpu()
 
+    own = run.processes.share(jobs)
+    scales: list[ScaleModel] = []
+    for scale in parallel_map(learn, own, run.workers):
+        scales.append(scale)
+        run.progress("choosing prototypes", len(scales), len(own))
     learned: list[dict[str, ScaleModel]] = [{} for _ in left_out]
-    scales = parallel_map(learn, jobs, run.workers)
-    for done, ((fold, name), scale) in enumerate(zip(jobs, scales, strict=True), start=1):
+    for (fold, name), scale in zip(jobs, run.processes.join(scales), strict=True):
         learned[0 if fold is None else fold + 1][name] = scale
-        run.progress("choosing prototypes", done, len(jobs))
     return learned
 
 
@@ -268,10 +271,7 @@ def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: 
     def measure(item: HeldOut) -> list[Tensor]:
         return [hot.cpu() for hot in detectors[item.fold + 1].hot_deviations(load_held_out(item, run))]
 
-    results = []
-    for result in parallel_map(measure, items, run.workers):
-        results.append(result)
-        run.progress("weighing deviations (stage 2)", len(results), len(items))
+    results = list(run.map_images("head", "weighing deviations (stage 2)", measure, items))
     names = detectors[0].scale_names
     if not results:
         return HeadWeights([torch.ones(1)] * len(names), torch.ones(len(names)), 0.0)

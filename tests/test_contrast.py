@@ -3,10 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import CONFIG
 
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection, memory_contrast, nt_xent, variance_penalty
 from anomaly_cli.memory import Whitening
+from anomaly_cli.normals import Run
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -76,7 +78,8 @@ def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> Non
         backbone = build_backbone("scratch", seed=1)
         schedule = Schedule(2, 64, prototypes=8)
         normal = torch.tensor([True, True, True, False])
-        learn_backbone(backbone, ("8", "image"), images, normal, schedule, 0, lambda _p, done, _t: seen.append(done))
+        run = Run(CONFIG, torch.device("cpu"), 1, lambda _phase, done, _total: seen.append(done))
+        learn_backbone(backbone, ("8", "image"), images, normal, schedule, run)
         assert not backbone.training
         return backbone.state_dict()
 

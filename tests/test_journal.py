@@ -339,7 +339,7 @@ def test_with_settled_time_stamps_no_file_is_even_read_again(
         patch.setattr(Journal, "remove", lambda self: None)
         scored("--resume")
     read: list[Path] = []
-    monkeypatch.setattr(journal, "_content", read.append)
+    monkeypatch.setattr(journal, "content_of", read.append)
 
     assert scored("--resume") == uninterrupted
     assert read == []
