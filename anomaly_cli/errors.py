@@ -6,6 +6,7 @@ AnomalyError                exit 1
 ├── CheckpointError         a model file is missing, foreign, damaged or of another format
 ├── WeightsError            backbone weights are missing or do not fit
 ├── OutputError             a result cannot be written
+├── ClusterError            the machines of `--engine ray` cannot be reached or cannot do the work
 └── ConfigError             exit 2: an option or setting is out of its range
 """
 
@@ -42,6 +43,10 @@ class WeightsError(AnomalyError):
 
 class OutputError(AnomalyError):
     """A result cannot be written."""
+
+
+class ClusterError(AnomalyError):
+    """The machines of a cluster cannot be reached or cannot do the work."""
 
 
 class ConfigError(AnomalyError):
