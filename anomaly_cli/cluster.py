@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray import ObjectRef
 
-BATCH = 32  # files; what a killed worker loses and another one measures again
+BATCH = 128  # files; what a killed worker loses and another one measures again
 SHARE = 4  # batches a worker at least, where there are enough files, so that none waits long for the last
 PATIENCE_S = 10.0  # for a cluster to answer
 STORE_BYTES = 2**27  # of shared memory besides the model, for paths and rows on their way
 
-_SILENCE = {
+SILENCE = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of the part in C++, which writes to stderr by itself
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # of messages to the driver, which come on stdout: all
@@ -128,13 +128,18 @@ def make_plan(resources: Mapping[str, float], device: str) -> Plan:
     return Plan(cores, 1, 0, "cpu")
 
 
+def batch_size(files: int, workers: int) -> int:
+    """Choose how many files a worker gets at a time."""
+    return max(1, min(BATCH, files // (workers * SHARE)))
+
+
 @contextmanager
 def _connected(store_bytes: int) -> Iterator[Mapping[str, float]]:
     """Join the cluster that RAY_ADDRESS or `ray start` names, else start one here; yield its resources.
 
     A program that has Ray running keeps it.
     """
-    for name, value in _SILENCE.items():
+    for name, value in SILENCE.items():
         os.environ.setdefault(name, value)
     import ray
     import ray.data
@@ -208,20 +213,18 @@ def _process_kept() -> Iterator[None]:
 
 
 def _run(paths: list[Path], content: bytes, job: _Job) -> Generator[Row]:
-    import pyarrow as pa
     import ray
     from ray.data import ActorPoolStrategy
 
     plan = job.plan
-    size = max(1, min(BATCH, len(paths) // (plan.workers * SHARE)))
-    names = [os.fsencode(path) for path in paths]  # as bytes, since names need not be UTF-8
-    blocks = [pa.table({"path": names[start : start + size]}) for start in range(0, len(names), size)]
-    rows = ray.data.from_arrow(blocks).map_batches(
+    batches = -(-len(paths) // batch_size(len(paths), plan.workers))
+    names = [{"path": os.fsencode(path)} for path in paths]  # as bytes, since names need not be UTF-8
+    rows = ray.data.from_items(names, override_num_blocks=batches).map_batches(
         _Scorer,
         fn_constructor_args=(ray.put(content), job),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=min(plan.workers, len(blocks))),
+        compute=ActorPoolStrategy(size=min(plan.workers, batches)),
         num_cpus=plan.cores,
         num_gpus=plan.gpus,
     )

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from anomaly_cli.pipeline import library_versions
+from anomaly_cli.checkpoint import library_versions
 from anomaly_cli.scoring import worker_count
 from benchmarks.datasets import AnomalySet, read_classes, read_packed, read_set
 
