@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/anomaly evaluate demo/scores.csv --labels sample_data/labels.csv
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 # The review page in a real browser: the system's Chromium, or the one that ANOMALY_CHROMIUM names.
 test-browser: $(INSTALLED)

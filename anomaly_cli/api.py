@@ -13,6 +13,7 @@ from PIL import Image
 from anomaly_cli import pipeline
 from anomaly_cli.checkpoint import Model, load_model
 from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Effort
+from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import ConfigError, InputError, UnreadableImageError
 from anomaly_cli.images import read_pixels
 from anomaly_cli.overlay import draw_overlay
@@ -50,7 +51,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors") if model is None else Path(model)
         pipeline.train(_paths(normal), path, config, anomalies=_paths(anomalies), device=device, progress=_silent)
-        return load_model(path, pipeline.choose_device(device))
+        return load_model(path, choose_device(device))
 
 
 def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.DataFrame:
@@ -67,7 +68,7 @@ def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.Dat
     Raises:
         AnomalyError: what the command would say.
     """
-    chosen = pipeline.choose_device(device)
+    chosen = choose_device(device)
     loaded = _loaded(model, device)
     rows = pipeline.rank(pipeline.collect(_paths(inputs)), loaded, chosen, _silent)
     return to_frame(rows, loaded.detector.column_names, with_quality=True)
@@ -80,7 +81,7 @@ def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.
         InputError: the image cannot be read.
         AnomalyError: what the command would say.
     """
-    path, chosen, loaded = path_of(os.fspath(image)), pipeline.choose_device(device), _loaded(model, device)
+    path, chosen, loaded = path_of(os.fspath(image)), choose_device(device), _loaded(model, device)
     (measured,) = measure_images(loaded.detector, loaded.map_unit, [path], loaded.config.image_size, 1, chosen)
     try:
         if isinstance(measured, UnreadableImageError):
@@ -94,7 +95,7 @@ def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.
 
 
 def _loaded(model: Model | Name, device: str) -> Model:
-    chosen = pipeline.choose_device(device)
+    chosen = choose_device(device)
     if isinstance(model, Model):
         model.detector.to(chosen)
         return model

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.config import DetectorConfig
+from anomaly_cli.devices import choose_device
 from anomaly_cli.normals import Run, never_enlarging
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
-from anomaly_cli.pipeline import choose_device, collect
+from anomaly_cli.pipeline import collect
 from anomaly_cli.scoring import Progress, worker_count
 from anomaly_cli.table import Row, TableFormat, rank_rows, write_table
 

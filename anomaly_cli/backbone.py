@@ -61,7 +61,8 @@ class Backbone(nn.Module):
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         network: Callable[[Tensor], Any] = self.network
         if self._packed is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            network = self._packed
+            # Of a coarsest map one cell wide and several high the packed convolutions make noise, even infinities.
+            network = self._packed if x.shape[3] > self.strides[-1] else self.network
         maps = network(x)
         return list(maps.values()) if isinstance(maps, dict) else list(maps)
 

@@ -113,7 +113,16 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
     Raises:
         CheckpointError: it is missing, no model of ours, of another format, cut, edited or damaged.
     """
-    header, state = _read(path)
+    return parse_model(read_content(path), path, device)
+
+
+def parse_model(content: bytes, path: Path, device: torch.device | None = None) -> Model:
+    """Make a model of the content of its file; the path is for errors only.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    header, state = _parse(content, path)
     try:
         config = DetectorConfig(**{**header["config"], "effort": Effort(header["config"]["effort"])})
         patches = _take_patches(header["scales"], state)
@@ -135,7 +144,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: as `load_model`.
     """
-    header, state = _read(path)
+    header, state = _parse(read_content(path), path)
     sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
     header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
     header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
@@ -143,9 +152,8 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     # In memory, not through safetensors' own file reader, which takes no path that is not UTF-8.
-    content = _read_bytes(path)
     try:
         state = load(content)
         length = int.from_bytes(content[:8], "little")
@@ -171,10 +179,15 @@ def fingerprint(path: Path) -> str:
     Raises:
         CheckpointError: it cannot be read.
     """
-    return hashlib.sha256(_read_bytes(path)).hexdigest()
+    return hashlib.sha256(read_content(path)).hexdigest()
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """Read a model file without looking into it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         if path.exists() and not path.is_file():
             raise CheckpointError(f"{path} is not a model file")

@@ -22,6 +22,13 @@ class Effort(StrEnum):
     THOROUGH = "thorough"
 
 
+class Engine(StrEnum):
+    """Where `score` measures: on this machine, or on those of a Ray cluster."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class ExportFormat(StrEnum):
     """What `export` writes."""
 

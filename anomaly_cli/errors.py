@@ -7,6 +7,7 @@ AnomalyError                exit 1
 ├── WeightsError            backbone weights are missing or do not fit
 ├── OutputError             a result cannot be written
 ├── ProcessError            another process of the same run ended
+├── ClusterError            the machines of `--engine ray` cannot be reached or cannot do the work
 └── ConfigError             exit 2: an option or setting is out of its range
 """
 
@@ -47,6 +48,10 @@ class OutputError(AnomalyError):
 
 class ProcessError(AnomalyError):
     """Another process of the same run ended."""
+
+
+class ClusterError(AnomalyError):
+    """The machines of a cluster cannot be reached or cannot do the work."""
 
 
 class ConfigError(AnomalyError):

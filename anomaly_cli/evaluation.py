@@ -19,6 +19,7 @@ from PIL import Image
 
 from anomaly_cli.checkpoint import load_model
 from anomaly_cli.curves import check_curves, draw_curves
+from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import IMAGE_SUFFIXES
 from anomaly_cli.labels import FOLDERS, Matched, label_paths
@@ -35,7 +36,7 @@ from anomaly_cli.metrics import (
     precision_at,
     share_interval,
 )
-from anomaly_cli.pipeline import check_writable, choose_device
+from anomaly_cli.pipeline import check_writable
 from anomaly_cli.remote import path_of
 from anomaly_cli.report_table import ReportTable
 from anomaly_cli.scoring import Progress, measure_images, worker_count

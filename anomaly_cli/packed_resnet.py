@@ -83,6 +83,10 @@ class PackedResNet:
             for stage in network.stages
         ]
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> PackedResNet:
+        """Share this: nothing in it changes, and packed weights have no storage that could be copied."""
+        return self
+
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Compute what the network does: (N, 3, H, W) to one float32 map a stage."""
         x = self.stem(x.to(self.dtype))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ from PIL import Image
 
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.checkpoint import Model, Provenance, fingerprint, library_versions, load_model, read_header, save_model
-from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, FlagRule, RawMap
+from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Engine, FlagRule, RawMap
+from anomaly_cli.devices import choose_device, choose_devices
 from anomaly_cli.distributed import joined, local_device
-from anomaly_cli.errors import ConfigError, InputError, OutputError, UnreadableImageError
+from anomaly_cli.errors import InputError, OutputError, UnreadableImageError
 from anomaly_cli.images import find_images, read_pixels
 from anomaly_cli.journal import Journal, open_journal
 from anomaly_cli.normals import Run, never_enlarging
@@ -28,12 +30,14 @@ from anomaly_cli.patches import cut_patches
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.remote import path_of
 from anomaly_cli.resuming import Announce, resumed
-from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_images, to_row, worker_count
+from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_on, to_row, worker_count
 from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, read_paths, write_table
 from anomaly_cli.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from anomaly_cli.training import TrainedDetector
+
+_Measure = Callable[[list[Path]], Generator[Row]]  # a row a file, in any order
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,6 @@ class HeatmapReport:
 
     written: list[Path]
     unreadable: list[tuple[Path, str]]
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve `auto` to the first GPU where torch sees one, else the CPU.
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # fails on devices that hold shapes only
-    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
-        raise ConfigError(f"device {name} is not available here; use auto or cpu") from error
-    return device
 
 
 def collect(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> list[Path]:
@@ -212,72 +200,84 @@ def score(
     journal: Journal | None = None,
     with_quality: bool = True,
     device: str = "auto",
+    engine: Engine = Engine.LOCAL,
     progress: Progress,
 ) -> ScoreReport:
-    """Rank images by how far they deviate from normal; the table is written by `write_scores`."""
-    chosen = choose_device(device)
-    model = load_model(model_path, chosen)
+    """Rank images by how far they deviate from normal; the table is written by `write_scores`.
+
+    Raises:
+        ClusterError: the machines of the engine cannot do it.
+        AnomalyError: an input, the model or the device cannot be used.
+    """
+    measure: _Measure
+    if engine is Engine.RAY:
+        from anomaly_cli import cluster
+
+        cluster.check_engine(device)
+        measure = partial(cluster.measure_rows, model_path=model_path, device=device, with_quality=with_quality)
+        model = load_model(model_path)
+    else:
+        devices = choose_devices(device)
+        model = load_model(model_path, devices[0])
+        measure = partial(_measure_rows, model=model, devices=devices, with_quality=with_quality)
     paths = collect(inputs, patterns)
-    ranked = rank(paths, model, chosen, progress, journal, rule=rule, with_quality=with_quality)
+    ranked = flag_rows(mark_copies(_score(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
     verdict = judge(ranked, model.detector.scale_names, model.calibration, rule, model_path)
     return ScoreReport(ranked, names, rule, verdict, with_quality)
 
 
-def rank(
-    paths: list[Path],
-    model: Model,
-    device: torch.device,
-    progress: Progress,
-    journal: Journal | None = None,
-    *,
-    rule: FlagRule = DEFAULT_RULE,
-    with_quality: bool = True,
-) -> list[Row]:
+def rank(paths: list[Path], model: Model, device: torch.device, progress: Progress) -> list[Row]:
     """Score files by a model on its device and rank them, as `score` does; nothing is written.
 
     Raises:
         InputError: none of them can be read.
     """
-    return flag_rows(mark_copies(_score(paths, model, device, progress, journal, with_quality=with_quality)), rule)
+    measure = partial(_measure_rows, model=model, devices=[device], with_quality=True)
+    return flag_rows(mark_copies(_score(paths, measure, progress)), DEFAULT_RULE)
 
 
 def open_journal_of(
-    table: Path, model_path: Path, device: str, *, with_quality: bool = True
+    table: Path, model_path: Path, device: str, *, with_quality: bool = True, engine: Engine = Engine.LOCAL
 ) -> AbstractContextManager[Journal]:
-    """Open the journal of a table for `score`; its rows hold for this model on this machine and these versions only."""
+    """Open the journal of a table for `score`; its rows hold for this model on this machine and these versions only.
+
+    The processors of a cluster are unknown here: what it measured goes on in a cluster only.
+    """
+    local = engine is Engine.LOCAL
+    here = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     identity = {
         "model": fingerprint(model_path),
-        "device": str(choose_device(device)),
+        "device": str(choose_device(device)) if local else device,
         "quality": str(with_quality),
-        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "processor": here if local else f"{engine} cluster",
         **library_versions(),
     }
     return open_journal(table, identity)
 
 
-def _score(
-    paths: list[Path],
-    model: Model,
-    device: torch.device,
-    progress: Progress,
-    journal: Journal | None = None,
-    *,
-    with_quality: bool = False,
-) -> list[Row]:
+def _score(paths: list[Path], measure: _Measure, progress: Progress, journal: Journal | None = None) -> list[Row]:
     rows = [] if journal is None else journal.finished(paths)
     done = {row.path for row in rows}
     left = [path for path in paths if os.fspath(path) not in done]
-    size, workers = model.config.image_size, worker_count()
-    results = measure_images(model.detector, model.map_unit, left, size, workers, device, with_quality=with_quality)
-    for path, result in zip(left, results, strict=True):
-        rows.append(to_row(path, result, model.calibration))
-        if journal is not None:
-            journal.add(rows[-1])
-        progress("scoring", len(rows), len(paths))
+    with closing(measure(left)) as measured:  # closed, it lets go of threads or machines, also after Ctrl-C
+        for row in measured:
+            rows.append(row)
+            if journal is not None:
+                journal.add(row)
+            progress("scoring", len(rows), len(paths))
     if all(row.status != "ok" for row in rows):
         raise _nothing_readable(len(rows), rows[0].path, rows[0].reason)
     return rows
+
+
+def _measure_rows(
+    paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool
+) -> Generator[Row]:
+    size, workers = model.config.image_size, worker_count()
+    results = measure_on(devices, model.detector, model.map_unit, paths, size, workers, with_quality=with_quality)
+    for path, result in zip(paths, results, strict=True):
+        yield to_row(path, result, model.calibration)
 
 
 def _nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
@@ -315,19 +315,20 @@ def heatmap(
     progress: Progress,
 ) -> HeatmapReport:
     """Draw overlays of all images, of the `top` most anomalous, or of those in a table of `score`."""
-    chosen = choose_device(device)
-    model = load_model(model_path, chosen)
+    devices = choose_devices(device)
+    model = load_model(model_path, devices[0])
     if scores is not None:
         ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
         if inputs:
             wanted = set(collect(inputs, patterns))
             ranking = [entry for entry in ranking if entry[0] in wanted]
     else:
-        rows = flag_rows(_score(collect(inputs, patterns), model, chosen, progress), DEFAULT_RULE)
+        measure = partial(_measure_rows, model=model, devices=devices, with_quality=False)
+        rows = flag_rows(_score(collect(inputs, patterns), measure, progress), DEFAULT_RULE)
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
-    return _draw(ranking[:top], model, out, raw, chosen, progress)
+    return _draw(ranking[:top], model, out, raw, devices, progress)
 
 
 def _draw(
@@ -335,11 +336,11 @@ def _draw(
     model: Model,
     out: Path,
     raw: RawMap | None,
-    device: torch.device,
+    devices: list[torch.device],
     progress: Progress,
 ) -> HeatmapReport:
     paths = [path for path, _, _ in ranking]
-    results = measure_images(model.detector, model.map_unit, paths, model.config.image_size, worker_count(), device)
+    results = measure_on(devices, model.detector, model.map_unit, paths, model.config.image_size, worker_count())
     written: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     for done, ((path, value, flagged), result) in enumerate(zip(ranking, results, strict=True), start=1):

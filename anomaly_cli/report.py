@@ -18,10 +18,11 @@ from typing import IO, Any
 from anomaly_cli.calibration import normal_share
 from anomaly_cli.checkpoint import Model, load_model
 from anomaly_cli.config import DEFAULT_RULE
+from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.evidence import find_evidence
 from anomaly_cli.overlay import FULL_SCALE, tints
-from anomaly_cli.pipeline import check_writable, choose_device
+from anomaly_cli.pipeline import check_writable
 from anomaly_cli.report_table import ReportTable
 from anomaly_cli.scoring import Measured, Progress, measure_images, parallel_map, worker_count
 from anomaly_cli.table import Value, atomic_output, os_errors_as_output_error

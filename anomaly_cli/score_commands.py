@@ -32,7 +32,7 @@ from anomaly_cli.command_options import (
     gather,
     patterns_of,
 )
-from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, FlagRule, RawMap, Rule
+from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, Engine, FlagRule, RawMap, Rule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.stream_commands import Sources, check_whole, stream_scores
 
@@ -104,6 +104,15 @@ Resume = Annotated[
     ),
 ]
 
+EngineName = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="Measure on this machine, or with ray on all machines of a Ray cluster: the one of RAY_ADDRESS or "
+        "`ray start`, else a local one. Every machine must reach the images by the same paths or URLs.",
+    ),
+]
+
 
 def score(
     inputs: Inputs = None,
@@ -123,12 +132,15 @@ def score(
     exclude: Exclude = None,
     stream: Stream = False,
     resume: Resume = False,
+    engine: EngineName = Engine.LOCAL,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Rank images by how far they deviate from normal and write the table."""
     patterns = patterns_of(include, exclude)
     if stream:
+        if engine is not Engine.LOCAL:
+            raise ConfigError(f"--stream scores on this machine as names arrive, it does not go with --engine {engine}")
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
         check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, table_format)
         limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
@@ -150,7 +162,7 @@ def score(
     pipeline.check_target(None if summary == STDOUT else summary)
     if resume:
         check_local(paths)
-    with _journal(resume, target, model, device, with_quality=not no_quality) as journal:
+    with _journal(resume, target, model, device, engine, with_quality=not no_quality) as journal:
         with console.progress(quiet) as progress:
             report = pipeline.score(
                 paths,
@@ -160,6 +172,7 @@ def score(
                 journal=journal,
                 with_quality=not no_quality,
                 device=device,
+                engine=engine,
                 progress=progress,
             )
         _write(report, target, chosen_format, summary)
@@ -185,7 +198,7 @@ def _write(report: ScoreReport, target: Path | None, table_format: TableFormat, 
 
 @contextmanager
 def _journal(
-    resume: bool, target: Path | None, model: Path, device: str, *, with_quality: bool
+    resume: bool, target: Path | None, model: Path, device: str, engine: Engine, *, with_quality: bool
 ) -> Iterator[Journal | None]:
     if not resume:
         yield None
@@ -194,7 +207,7 @@ def _journal(
         raise ConfigError("--resume keeps its journal beside the table: name a file with --out")
     from anomaly_cli import pipeline
 
-    with pipeline.open_journal_of(target, model, device, with_quality=with_quality) as journal:
+    with pipeline.open_journal_of(target, model, device, with_quality=with_quality, engine=engine) as journal:
         if journal.discarded:
             console.say(
                 f"warning: {journal.path} is of another model, version or machine: starting over, "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Queue
 from typing import TypeVar, cast
 
 import numpy as np
@@ -96,21 +98,72 @@ def measure_images(
 ) -> Iterator[Measured | UnreadableImageError]:
     """Measure each file, in order; a file that cannot be read yields its error instead."""
 
-    def load(path: Path) -> LoadedImage | UnreadableImageError:
-        try:
-            return load_image(path, image_size, with_quality=with_quality)
-        except UnreadableImageError as error:
-            return error
-
     def measure(path: Path) -> Measured | UnreadableImageError:
-        loaded = load(path)
+        loaded = _load(path, image_size, with_quality)
         return loaded if isinstance(loaded, UnreadableImageError) else measure_batch(detector, map_unit, [loaded])[0]
 
     if device.type == "cpu":
-        yield from parallel_map(measure, paths, workers)
-        return
-    for batch in _batches(parallel_map(load, paths, workers)):
-        yield from _measure_mixed(detector, map_unit, batch)
+        return parallel_map(measure, paths, workers)
+    return measure_in_batches([detector], map_unit, paths, image_size, workers, with_quality=with_quality)
+
+
+def measure_on(
+    devices: Sequence[torch.device],
+    detector: AnomalyDetector,
+    map_unit: Unit,
+    paths: list[Path],
+    image_size: int,
+    workers: int,
+    *,
+    with_quality: bool = False,
+) -> Iterator[Measured | UnreadableImageError]:
+    """Measure each file, in order, on all the devices: the first holds the detector, the others get a copy."""
+    if len(devices) == 1:
+        return measure_images(detector, map_unit, paths, image_size, workers, devices[0], with_quality=with_quality)
+    detectors = [detector, *(deepcopy(detector).to(device) for device in devices[1:])]
+    return measure_in_batches(detectors, map_unit, paths, image_size, workers, with_quality=with_quality)
+
+
+def measure_in_batches(
+    detectors: Sequence[AnomalyDetector],
+    map_unit: Unit,
+    paths: list[Path],
+    image_size: int,
+    workers: int,
+    *,
+    with_quality: bool = False,
+) -> Iterator[Measured | UnreadableImageError]:
+    """Measure each file on accelerators, in order: a batch goes to whichever device is free.
+
+    Args:
+        detectors: the same one on each device. What a batch holds does not depend on their number.
+        map_unit: of the anomaly maps.
+        paths: files.
+        image_size: pixels, as in `load_image`.
+        workers: threads that read and resize.
+        with_quality: whether to measure the quality, too.
+    """
+    free: Queue[AnomalyDetector] = Queue()
+    for detector in detectors:
+        free.put(detector)
+
+    def measure(batch: list[LoadedImage | UnreadableImageError]) -> list[Measured | UnreadableImageError]:
+        detector = free.get()
+        try:
+            return _measure_mixed(detector, map_unit, batch)
+        finally:
+            free.put(detector)
+
+    loaded = parallel_map(lambda path: _load(path, image_size, with_quality), paths, workers)
+    for results in parallel_map(measure, _batches(loaded), len(detectors)):
+        yield from results
+
+
+def _load(path: Path, image_size: int, with_quality: bool) -> LoadedImage | UnreadableImageError:
+    try:
+        return load_image(path, image_size, with_quality=with_quality)
+    except UnreadableImageError as error:
+        return error
 
 
 def _batches(loaded: Iterator[Item]) -> Iterator[list[Item]]:

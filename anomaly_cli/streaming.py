@@ -19,10 +19,11 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from anomaly_cli.checkpoint import Model, load_model
+from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import InputError
 from anomaly_cli.images import find_images
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
-from anomaly_cli.pipeline import choose_device, collect
+from anomaly_cli.pipeline import collect
 from anomaly_cli.scoring import AHEAD, measure_images, to_row, worker_count
 from anomaly_cli.table import Row, os_errors_as_output_error
 

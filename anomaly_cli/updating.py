@@ -16,6 +16,7 @@ from anomaly_cli.calibration import Calibration
 from anomaly_cli.checkpoint import Model, load_model, save_model
 from anomaly_cli.config import MIN_NORMALS
 from anomaly_cli.detector import AnomalyDetector, ScaleModel
+from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.held_out import HeldOut, measure_held_out, measure_known
 from anomaly_cli.known import fit_known
@@ -23,7 +24,7 @@ from anomaly_cli.labelled import look_at_anomalies
 from anomaly_cli.memory import PrototypeMemory
 from anomaly_cli.normals import Cells, Run, sample_cells
 from anomaly_cli.patches import Patches, cut_patches
-from anomaly_cli.pipeline import check_writable, choose_device, collect
+from anomaly_cli.pipeline import check_writable, collect
 from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import Progress, worker_count
 from anomaly_cli.training import deal_folds, deviations_of, score_weights

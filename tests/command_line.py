@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 from anomaly_cli.cli import app
 
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 REACHED = Path("reached")  # what a hook leaves when the process has come to the place where it shall die
 
 _SERVER = multiprocessing.get_context("forkserver")

@@ -19,10 +19,10 @@ LEVEL_NAMES = [
     "errors scales",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
     "listing labels curves report_table quality images thumbnails augment "
-    "distributed compact_resnet packed_resnet backbone memory known",
+    "devices distributed compact_resnet packed_resnet backbone memory known",
     "detector",
     "journal scoring normals contrast distance_head held_out patches labelled training checkpoint normal_audit "
-    "onnx_graph saved_steps resuming",
+    "cluster onnx_graph saved_steps resuming",
     "streaming pipeline auditing updating evidence evaluation prototypes report export",
     "console command_options api",
     "stream_commands table_commands review_commands train_commands score_commands",

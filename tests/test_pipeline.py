@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from anomaly_cli import pipeline, scoring
+from anomaly_cli.calibration import Unit
 from anomaly_cli.checkpoint import Model
+from anomaly_cli.detector import AnomalyDetector
+from anomaly_cli.devices import choose_devices
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, find_images, load_image
 from anomaly_cli.path_patterns import PathPatterns
 from anomaly_cli.regions import hottest_region
-from anomaly_cli.scoring import Measured, measure_images, parallel_map
+from anomaly_cli.scoring import Measured, measure_images, measure_on, parallel_map, to_row
 
 OF_THE_RUN = ("rank", "q_value", "flagged")  # columns that depend on what else is scored
 
@@ -198,6 +202,53 @@ def test_many_images_are_batched_without_loss(loaded: Model, monkeypatch: pytest
 
     assert len(results) == 5
     assert batches == [2, 2, 1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_images_dealt_out_to_several_devices_come_back_in_order_and_the_same(
+    loaded: Model, monkeypatch: pytest.MonkeyPatch, trained: Trained, count: int
+) -> None:
+    monkeypatch.setattr(scoring, "GPU_BATCH", 2)
+    used = set()
+    measure = scoring.measure_batch
+
+    def noted(detector: AnomalyDetector, unit: Unit, images: list[LoadedImage]) -> list[Measured]:
+        used.add(id(detector))
+        time.sleep(0.01)  # so that no detector is done with all before the next has begun
+        return measure(detector, unit, images)
+
+    monkeypatch.setattr(scoring, "measure_batch", noted)
+    paths = [*sorted((trained.folder / "incoming").glob("*.*g")), trained.folder / "gone.png"]
+    accelerator = cast(torch.device, SimpleNamespace(type="accelerator"))
+    devices = [accelerator] if count == 1 else [torch.device("cpu")] * count
+    calibration = loaded.calibration
+
+    alone = list(measure_on([accelerator], loaded.detector, loaded.map_unit, paths, 64, 2))
+    used.clear()
+    dealt = list(measure_on(devices, loaded.detector, loaded.map_unit, paths, 64, 2))
+
+    assert len(used) == count
+    assert [to_row(path, each, calibration) for path, each in zip(paths, dealt, strict=True)] == [
+        to_row(path, each, calibration) for path, each in zip(paths, alone, strict=True)
+    ]
+
+
+def test_a_table_from_two_devices_ranks_as_that_of_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = rows_of(table("incoming"))
+    monkeypatch.setattr(pipeline, "choose_devices", lambda name: [torch.device("cpu")] * 2)
+
+    two = rows_of(table("incoming"))
+
+    assert [row["path"] for row in two] == [row["path"] for row in one]
+    np.testing.assert_allclose([float(row["score"]) for row in two], [float(row["score"]) for row in one], atol=1e-4)
+
+
+def test_all_gpus_are_used_unless_one_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    assert choose_devices("auto") == [torch.device("cuda", index) for index in range(3)]
+    assert choose_devices("cpu") == [torch.device("cpu")]
 
 
 # Heat maps
