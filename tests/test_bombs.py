@@ -19,7 +19,7 @@ from benchmarks import malformed, malformed_files
 from benchmarks.malformed_files import BOMBS, MUTATIONS, VARIANTS, sound, write_malformed
 
 FILES = 200
-SCANS = "too large: {} scans of 8000 x 8000 pixels"
+SCANS = "too large: {} scans of 5000 x 5000 pixels"
 EXPANDS = "too large: {} MB of pixels in a file of {} bytes"
 REASONS = {
     "png rgb": EXPANDS.format(1452, 1436055),

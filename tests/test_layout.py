@@ -16,7 +16,7 @@ import anomaly_cli
 PACKAGE = Path(anomaly_cli.__file__).parent
 MAX_LINES = 400
 LEVEL_NAMES = [
-    "errors scales",
+    "errors scales partial_file",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
     "listing labels curves report_table quality bombs libtiff images thumbnails augment "
     "devices distributed compact_resnet packed_resnet backbone memory known",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +288,44 @@ def test_a_process_killed_while_writing_leaves_the_old_file_and_the_next_run_suc
     assert left == b"old"
     assert out.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_two_runs_that_write_one_file_take_turns_and_the_last_one_wins(tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+
+    def write_second() -> None:
+        with atomic_output(out) as file:
+            file.write(b"second")
+
+    with ThreadPoolExecutor() as pool:
+        with atomic_output(out) as file:
+            file.write(b"the first half, ")
+            second = pool.submit(write_second)
+            time.sleep(0.2)
+            file.write(b"the other half")
+            waited = not second.done()
+        second.result()
+
+    assert waited
+    assert out.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_where_a_file_system_has_no_locks_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    number = errno.ENOLCK
+    with atomic_output(tmp_path / "out.bin") as file:
+        file.write(b"new")
+
+    assert (tmp_path / "out.bin").read_bytes() == b"new"
+    number = errno.EIO
+    with pytest.raises(OutputError, match="Input/output error"), atomic_output(tmp_path / "out.bin"):
+        pass
 
 
 def test_a_link_stays_a_link_and_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
