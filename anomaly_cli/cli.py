@@ -52,6 +52,7 @@ class _ReportingGroup(TyperGroup):
     """Turn an `AnomalyError` from any subcommand into one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        console.replace_closed_streams()
         try:
             with _ending_cleanly():
                 return super().invoke(ctx)

@@ -182,6 +182,18 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
+def write_to_stdout(content: bytes) -> None:
+    """Write all of it to stdout.
+
+    Raises:
+        OutputError: that is not possible.
+        BrokenPipeError: the reader went away.
+    """
+    with os_errors_as_output_error("stdout"):
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+
+
 def read_paths(path: Path) -> list[tuple[str, float, bool]]:
     """Read a table that `write_table` wrote, perhaps filtered or sorted since.
 

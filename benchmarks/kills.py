@@ -78,7 +78,7 @@ def main() -> None:
         same = whole.read_bytes() == table.read_bytes()
         left = sorted(path.name for path in out.iterdir() if path not in (whole, table))
     print(
-        f"{args.files} files, {once_s:.1f} s without a kill; {killed} runs killed, {through} through before their kill; "
+        f"{args.files} files, {once_s:.1f} s without a kill; {killed} runs killed, {through} through before that; "
         f"table {'byte-identical' if same else 'DIFFERENT'}, left behind: {', '.join(left) or 'nothing'}"
     )
     sys.exit(not same or bool(left))

@@ -121,7 +121,7 @@ def train_model(folder: Path) -> Path:
     """Train a model on made-up textures."""
     write_textures(folder / "normal", NORMALS, IMAGE_SIZE)
     model = folder / "model.safetensors"
-    options = ["--image-size", str(IMAGE_SIZE), "--effort", "quick", "--quiet"]
+    options = ["--image-size", str(IMAGE_SIZE), "--prototypes", "50", "--effort", "quick", "--quiet"]
     subprocess.run([*COMMAND, "train", folder / "normal", "--model", model, *options], check=True)
     return model
 
