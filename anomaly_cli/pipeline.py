@@ -185,7 +185,9 @@ def check_writable(path: Path) -> None:
             raise OutputError(f"cannot write {path}: no such folder: {parent}")
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder")
-        if not os.access(parent, os.W_OK) and not path.exists():
+        target = Path(os.path.realpath(path))
+        replaced = target.is_file() or not target.exists()  # pipes and devices are written as they are
+        if replaced and not os.access(target.parent, os.W_OK):
             raise OutputError(f"cannot write {path}: permission denied")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error

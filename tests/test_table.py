@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_cli.errors import InputError, OutputError
@@ -176,6 +176,27 @@ def test_every_file_name_survives_writing_and_reading(
     write_table(rows, STRIDES, out, format)
 
     assert [os.fsencode(path) for path, _, _ in read_paths(out)] == sorted(names)
+
+
+@pytest.mark.parametrize("format", TableFormat)
+@given(
+    scores=st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+        st.one_of(st.none(), st.floats(0, 1e30)),
+        max_size=20,
+    )
+)
+@settings(deadline=None)
+def test_every_format_gives_back_paths_scores_and_flags(
+    tmp_path_factory: pytest.TempPathFactory, format: TableFormat, scores: dict[str, float | None]
+) -> None:
+    out = tmp_path_factory.getbasetemp() / f"scores.{format}"
+    rows = [unreadable(path) if score is None else scored(path, score) for path, score in scores.items()]
+
+    write_table(rows, STRIDES, out, format)
+    back = {path: (score, flagged) for path, score, flagged in read_paths(out)}
+
+    assert back == {path: (float(f"{score:.6g}"), score >= 1) for path, score in scores.items() if score is not None}
 
 
 def test_a_line_break_of_either_kind_in_a_name_is_quoted(tmp_path: Path) -> None:
