@@ -31,7 +31,7 @@ from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.remote import path_of
 from anomaly_cli.resuming import Announce, resumed
 from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_on, to_row, worker_count
-from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, read_paths, write_table
+from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, is_written_directly, read_paths, write_table
 from anomaly_cli.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ def check_output(out: Path | None, chosen: TableFormat | None) -> TableFormat:
 
 def check_target(out: Path | None) -> None:
     """Refuse a file that cannot be written; None is stdout."""
-    if out is not None and not os.fspath(out).startswith("/dev/"):
+    if out is not None and (out.is_dir() or not is_written_directly(out)):
         check_writable(out)
 
 

@@ -173,13 +173,18 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
         BrokenPipeError: `path` is a pipe whose reader went away.
     """
     with os_errors_as_output_error(str(path)):
-        target = Path(os.path.realpath(path))
-        if str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file()):
+        if is_written_directly(path):
             with path.open("wb") as file:
                 yield file
             return
-        with open_partial(target) as file:
+        with open_partial(Path(os.path.realpath(path))) as file:
             yield file
+
+
+def is_written_directly(path: Path) -> bool:
+    """Tell a device, pipe or open descriptor from a file, which is replaced: a folder below /dev may hold files."""
+    target = Path(os.path.realpath(path))
+    return str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file())
 
 
 def write_to_stdout(content: bytes) -> None:

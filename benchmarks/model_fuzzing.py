@@ -187,9 +187,7 @@ class Reader:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def wrong_answers(answers: list[str], path: Path, *, unchanged: bool) -> list[str]:

@@ -80,8 +80,12 @@ PROMISES = [
         'echo growing.jpg | anomaly score --files-from - --stream -q | grep -c \'"status": "ok"\'',
         "1",
     ),
-    Promise("`list --flagged`", "anomaly list scores.csv --flagged", "incoming/00009.jpg"),
-    Promise("`list --above X`", "anomaly list scores.csv --above 1.1", "incoming/00009.jpg"),
+    Promise(
+        "`list --flagged`",
+        "anomaly score incoming --top 1 -q -o flagged.csv; anomaly list flagged.csv --flagged",
+        "incoming/00009.jpg",
+    ),
+    Promise("`list --above X`", "anomaly list scores.csv --above 0 | wc -l; anomaly list scores.csv --above 99", "12"),
     Promise("`list --top N`", "anomaly list scores.csv --top 1", "incoming/00009.jpg"),
     Promise(
         "`-0` for `xargs`",

@@ -25,6 +25,7 @@ from anomaly_cli.table import (
     TableFormat,
     atomic_output,
     format_of,
+    is_written_directly,
     rank_rows,
     read_paths,
     to_frame,
@@ -388,6 +389,14 @@ def test_dev_stdout_redirected_to_a_file_stays_the_file_of_the_shell(tmp_path: P
     assert target.read_bytes() == b"data"
     assert target.stat().st_ino == inode
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_in_a_folder_of_dev_is_a_file(tmp_path: Path) -> None:
+    streams = [Path("/dev/null"), Path("/dev/stdout"), Path("/dev/fd/1"), tmp_path]
+
+    assert [is_written_directly(path) for path in streams] == [True] * 4
+    assert not is_written_directly(Path("/dev/shm/scores.csv"))
+    assert not is_written_directly(tmp_path / "scores.csv")
 
 
 def test_dev_null_is_still_a_device_afterwards() -> None:
