@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def parse_model(content: bytes, path: Path, device: torch.device | None = None) 
         patches = _take_patches(header["scales"], state)
         detector = _assemble(config, header["scales"], state)
         calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
-        map_unit = Unit(**header["map_unit"])
-        provenance = Provenance(**header["provenance"])
+        map_unit = _unit_from_json(header["map_unit"])
+        provenance = _provenance_from_json(header["provenance"])
     except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
         raise CheckpointError(f"{path} {DAMAGED}") from error
     detector = detector.to(device or torch.device("cpu"))
@@ -145,10 +145,15 @@ def read_header(path: Path) -> dict[str, Any]:
         CheckpointError: as `load_model`.
     """
     header, state = _parse(read_content(path), path)
-    sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
-    header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
-    header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
-    header["normal_scores"] = _calibration_from_json(header["calibration"], len(sizes) + 1).normal_scores.tolist()
+    try:
+        sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
+        header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
+        header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
+        header["normal_scores"] = _calibration_from_json(header["calibration"], len(sizes) + 1).normal_scores.tolist()
+        header["config"] = dict(header["config"])
+        _provenance_from_json(header["provenance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} {DAMAGED}") from error
     return header
 
 
@@ -166,7 +171,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor
     number = header.get("format") if isinstance(header, dict) else None
     if number != FORMAT:
         raise CheckpointError(
-            f"{path} has model format {number}, this version reads {FORMAT}; train the detector again"
+            f"{path} has model format {str(number):.20}, this version reads {FORMAT}; train the detector again"
         )
     if header.pop("digest", None) != _digest(header, state):
         raise CheckpointError(f"{path} {DAMAGED}")
@@ -250,9 +255,34 @@ def _calibration_to_json(calibration: Calibration) -> dict[str, Any]:
 def _calibration_from_json(values: dict[str, Any], length: int) -> Calibration:
     names = ("location", "spread", "weights", "normal_deviations")
     arrays = {name: np.array(values[name], np.float64) for name in names}
-    units = tuple(Unit(**unit) for unit in values["scale_units"])
+    units = tuple(_unit_from_json(unit) for unit in values["scale_units"])
     lengths = {len(each) for each in (arrays["location"], arrays["spread"], arrays["weights"], units)}
-    normal = arrays["normal_deviations"]
-    if lengths != {length} or normal.ndim != 2 or normal.shape[1] != length or not (normal > 0).all():
+    spread, weights, normal = arrays["spread"], arrays["weights"], arrays["normal_deviations"]
+    sound = (spread > 0).all() and (weights >= 0).all() and weights.any() and (normal > 0).all()
+    finite = all(np.isfinite(each).all() for each in arrays.values())
+    if (
+        lengths != {length}
+        or normal.ndim != 2
+        or normal.shape[1] != length
+        or not len(normal)
+        or not sound
+        or not finite
+    ):
         raise ValueError("the calibration is not one of this detector")
-    return Calibration(**arrays, scale_units=units, score_unit=Unit(**values["score_unit"]))
+    return Calibration(**arrays, scale_units=units, score_unit=_unit_from_json(values["score_unit"]))
+
+
+def _unit_from_json(values: dict[str, Any]) -> Unit:
+    median, limit = float(values["median"]), float(values["limit"])
+    if not -np.inf < median < limit < np.inf:
+        raise ValueError(f"a unit from {median} to {limit}")
+    return Unit(median, limit)
+
+
+def _provenance_from_json(values: dict[str, Any]) -> Provenance:
+    provenance = Provenance(**values)
+    for each in fields(provenance):
+        kind = {"int": int, "float": int | float, "str": str, "dict[str, str]": dict}.get(str(each.type), object)
+        if not isinstance(getattr(provenance, each.name), kind):
+            raise ValueError(f"{each.name} is no {each.type}")
+    return provenance

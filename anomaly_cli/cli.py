@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -12,13 +16,46 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from anomaly_cli import console, review_commands, score_commands, table_commands, train_commands
 from anomaly_cli.errors import AnomalyError, ConfigError
 
+ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class _Ended(BaseException):
+    """A signal asks this process to end; raised so that half-written files are removed on the way out."""
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Clean up before a signal ends the process as it would have anyway; a second one does not wait for that.
+
+    Where a signal is ignored (`nohup`) it stays so, and in a thread, which may set no handlers, nothing changes.
+    """
+
+    def end(number: int, _frame: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Ended(number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    handled = [number for number in ENDING_SIGNALS if in_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in handled:
+        signal.signal(number, end)
+    try:
+        yield
+    except _Ended as ended:
+        os.kill(os.getpid(), ended.args[0])
+        raise
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
 
 class _ReportingGroup(TyperGroup):
     """Turn an `AnomalyError` from any subcommand into one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        console.replace_closed_streams()
         try:
-            return super().invoke(ctx)
+            with _ending_cleanly():
+                return super().invoke(ctx)
         except AnomalyError as error:
             console.say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error

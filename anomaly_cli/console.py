@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from anomaly_cli.config import MIN_BATCH, FlagRule, Rule
 from anomaly_cli.scales import scale_title
@@ -45,7 +46,10 @@ class ProgressCallback(Protocol):
 
 def say(text: str) -> None:
     """Print one line for people on stderr."""
-    print(escaped(text, sys.stderr.encoding), file=sys.stderr, flush=True)
+    try:
+        print(escaped(text, sys.stderr.encoding), file=sys.stderr, flush=True)
+    except OSError:  # a log on a full disk or a reader that went away must not cost the table
+        _let_go_of(sys.stderr)
 
 
 def escaped(text: str, encoding: str | None) -> str:
@@ -73,7 +77,23 @@ class _PlainProgress:
 
 def let_go_of_stdout() -> None:
     """Give up stdout once its reader has gone; Python would complain again when it flushes it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _let_go_of(sys.stdout)
+
+
+def _let_go_of(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def replace_closed_streams() -> None:
+    """Put something in the place of streams that the shell closed (`>&-`), where the next file to be opened would be.
+
+    What is written to stderr then goes nowhere; writing to stdout fails as it does for `cat`.
+    """
+    if sys.stdout is None:
+        refusing = os.fdopen(os.open(os.devnull, os.O_RDONLY), "wb", buffering=0)
+        sys.stdout = io.TextIOWrapper(refusing, encoding="utf-8", write_through=True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from anomaly_cli.pipeline import check_writable
 from anomaly_cli.remote import path_of
 from anomaly_cli.report_table import ReportTable
 from anomaly_cli.scoring import Progress, measure_images, worker_count
-from anomaly_cli.table import atomic_output
+from anomaly_cli.table import atomic_output, write_to_stdout
 
 PRECISION_AT = (10, 100, 1_000)  # the most anomalous
 MANY = 20_000  # images; beyond, fewer draws say as much
@@ -338,8 +337,7 @@ def write_evaluation(evaluation: Evaluation, out: Path | None) -> None:
         BrokenPipeError: the reader of stdout went away.
     """
     if out is None:
-        sys.stdout.buffer.write(evaluation.to_json())
-        sys.stdout.buffer.flush()
+        write_to_stdout(evaluation.to_json())
         return
     with atomic_output(out) as file:
         file.write(evaluation.to_json())

@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
+from anomaly_cli import libtiff
+from anomaly_cli.bombs import check_cost
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.quality import Quality, measure_quality
@@ -38,7 +40,6 @@ IMAGE_SUFFIXES = frozenset((
 SIZE_STEP = 32  # pixels; the coarsest stride of the backbones
 MAX_ASPECT = 8  # a longer strip is squeezed to 8:1
 AREA_TOLERANCE = 0.125  # the work per image stays within this fraction of image_size²
-MAX_PIXELS = 500_000_000
 WHOLE_FILE = 64 * 2**20  # bytes; a file up to this size is read once, a larger one piece by piece as its decoder asks
 MAX_REASON_LENGTH = 120  # characters
 REDUCING_GAP = 2.0  # shrink by box averaging down to twice the target: twice as fast, within 3 gray levels
@@ -258,9 +259,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, io.BytesIO | io.BufferedR
     try:
         with _stream(path) as stream:
             image = _identified(stream)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(f"too large: {width} x {height} pixels, the limit is {MAX_PIXELS} pixels")
+            check_cost(image, stream)
             yield image, stream
     except UnreadableImageError:
         raise
@@ -288,6 +287,7 @@ def _check_regular(path: Path) -> None:
 @cache
 def _decoders() -> list[_Decoder]:
     Image.init()
+    libtiff.silence()
     known = [(name, *Image.OPEN[name]) for name in FORMATS if name in Image.OPEN]
     return [(name, factory, accept or (lambda _: True)) for name, factory, accept in known]
 

@@ -146,7 +146,12 @@ def open_journal(table: Path, identity: dict[str, str]) -> Iterator[Journal]:
     path = table.with_name(table.name + ".journal")
     columns = [field.name for field in fields(Row)]
     with locked(path, "--out") as file:
-        journal = Journal(path, file, {KEY: FORMAT, "columns": columns, **identity})
+        try:
+            journal = Journal(path, file, {KEY: FORMAT, "columns": columns, **identity})
+        except OutputError:
+            if not os.fstat(file.fileno()).st_size:  # made just now, and the disk is full
+                path.unlink()
+            raise
         try:
             yield journal
         finally:

@@ -31,7 +31,16 @@ from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.remote import path_of
 from anomaly_cli.resuming import Announce, resumed
 from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_on, to_row, worker_count
-from anomaly_cli.table import Row, TableFormat, atomic_output, format_of, read_paths, write_table
+from anomaly_cli.table import (
+    Row,
+    TableFormat,
+    atomic_output,
+    format_of,
+    is_written_directly,
+    os_errors_as_output_error,
+    read_paths,
+    write_table,
+)
 from anomaly_cli.verdict import Verdict, judge
 
 if TYPE_CHECKING:
@@ -185,7 +194,9 @@ def check_writable(path: Path) -> None:
             raise OutputError(f"cannot write {path}: no such folder: {parent}")
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder")
-        if not os.access(parent, os.W_OK) and not path.exists():
+        target = Path(os.path.realpath(path))
+        replaced = target.is_file() or not target.exists()  # pipes and devices are written as they are
+        if replaced and not os.access(target.parent, os.W_OK):
             raise OutputError(f"cannot write {path}: permission denied")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
@@ -293,7 +304,11 @@ def check_output(out: Path | None, chosen: TableFormat | None) -> TableFormat:
 
 def check_target(out: Path | None) -> None:
     """Refuse a file that cannot be written; None is stdout."""
-    if out is not None and not os.fspath(out).startswith("/dev/"):
+    if out is None:
+        return
+    with os_errors_as_output_error(str(out)):
+        replaced = out.is_dir() or not is_written_directly(out)
+    if replaced:
         check_writable(out)
 
 

@@ -35,6 +35,7 @@ from anomaly_cli.command_options import (
 from anomaly_cli.config import DEFAULT_FDR, DetectorConfig, Engine, FlagRule, RawMap, Rule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.stream_commands import Sources, check_whole, stream_scores
+from anomaly_cli.table import is_written_directly
 
 if TYPE_CHECKING:
     from anomaly_cli.journal import Journal
@@ -203,7 +204,7 @@ def _journal(
     if not resume:
         yield None
         return
-    if target is None or os.fspath(target).startswith("/dev/"):
+    if target is None or is_written_directly(target):
         raise ConfigError("--resume keeps its journal beside the table: name a file with --out")
     from anomaly_cli import pipeline
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from anomaly_cli.errors import AnomalyError, InputError, OutputError
+from anomaly_cli.partial_file import open_partial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,8 +158,9 @@ def write_table(
 def atomic_output(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name only once complete; until then, or after a failure, the old one stays.
 
-    A link is followed, and the file it points to is replaced. Devices, pipes and open descriptors such as
-    /dev/stdout are written directly: renaming would put a file in the place of the device.
+    Runs that write the same file at the same time take turns, and the last one wins. A link is followed, and the
+    file it points to is replaced. Devices, pipes and open descriptors such as /dev/stdout are written directly:
+    renaming would put a file in the place of the device.
 
     Args:
         path: file to write; its folder must exist.
@@ -171,19 +173,30 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
         BrokenPipeError: `path` is a pipe whose reader went away.
     """
     with os_errors_as_output_error(str(path)):
-        target = Path(os.path.realpath(path))
-        if str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file()):
+        if is_written_directly(path):
             with path.open("wb") as file:
                 yield file
             return
-        partial = target.with_name(target.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                yield file
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with open_partial(Path(os.path.realpath(path))) as file:
+            yield file
+
+
+def is_written_directly(path: Path) -> bool:
+    """Tell a device, pipe or open descriptor from a file, which is replaced: a folder below /dev may hold files."""
+    target = Path(os.path.realpath(path))
+    return str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file())
+
+
+def write_to_stdout(content: bytes) -> None:
+    """Write all of it to stdout.
+
+    Raises:
+        OutputError: that is not possible.
+        BrokenPipeError: the reader went away.
+    """
+    with os_errors_as_output_error("stdout"):
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
 
 
 def read_paths(path: Path) -> list[tuple[str, float, bool]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from anomaly_cli import console
 from anomaly_cli.listing import Selection, Selector, select_paths
-from anomaly_cli.table import TableFormat
+from anomaly_cli.table import TableFormat, write_to_stdout
 
 
 def list_paths(
@@ -41,5 +40,4 @@ def list_paths(
         holds = "path holds" if broken == 1 else "paths hold"
         console.say(f"warning: {broken} {holds} a line break; use -0 with xargs -0")
     end = b"\0" if null else b"\n"
-    sys.stdout.buffer.write(b"".join(os.fsencode(path) + end for path in paths))
-    sys.stdout.buffer.flush()
+    write_to_stdout(b"".join(os.fsencode(path) + end for path in paths))

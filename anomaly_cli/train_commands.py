@@ -27,6 +27,7 @@ from anomaly_cli.command_options import (
 )
 from anomaly_cli.config import DetectorConfig, ExportFormat
 from anomaly_cli.remote import paths_of
+from anomaly_cli.table import write_to_stdout
 
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
@@ -162,5 +163,6 @@ def info(model: ModelArgument = Path("anomaly.safetensors")) -> None:
     """Say what a model file was trained on, when, with which settings."""
     from anomaly_cli import pipeline
 
-    for line in console.describe_model(model, pipeline.info(model)):
-        typer.echo(console.escaped(line, sys.stdout.encoding))
+    encoding = sys.stdout.encoding or "utf-8"
+    lines = [console.escaped(line, encoding) + "\n" for line in console.describe_model(model, pipeline.info(model))]
+    write_to_stdout("".join(lines).encode(encoding))

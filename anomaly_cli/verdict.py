@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from anomaly_cli.batch import anomaly_share, drift
 from anomaly_cli.calibration import Calibration, normal_share
 from anomaly_cli.config import FlagRule
 from anomaly_cli.errors import ConfigError
-from anomaly_cli.table import Row, atomic_output
+from anomaly_cli.table import Row, atomic_output, write_to_stdout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +112,7 @@ def write_verdict(verdict: Verdict, out: Path | None) -> None:
         BrokenPipeError: the reader of stdout went away.
     """
     if out is None:
-        sys.stdout.buffer.write(verdict.to_json())
-        sys.stdout.buffer.flush()
+        write_to_stdout(verdict.to_json())
         return
     with atomic_output(out) as file:
         file.write(verdict.to_json())

@@ -337,8 +337,26 @@ HOSTILE: dict[str, Callable[[Header], object]] = {
     "a normal deviation of zero": _set("calibration", "normal_deviations", 0, 0, to=0.0),
     "calibration of another length": _set("calibration", "spread", to=[1.0]),
     "no unit": lambda header: header.pop("map_unit"),
+    "a unit of no number": _set("calibration", "score_unit", "median", to=None),
+    "a unit of no size": _set("map_unit", "limit", to=-9.0),
+    "a unit without end": _set("calibration", "scale_units", 0, "limit", to=float("inf")),
+    "no spread": _set("calibration", "spread", 0, to=0.0),
+    "a location that is no number": _set("calibration", "location", 0, to=float("nan")),
+    "a negative weight": _set("calibration", "weights", 0, to=-1.0),
+    "an origin of another kind": _set("provenance", "head_gain", to=[]),
     "origin incomplete": lambda header: header["provenance"].pop("images"),
 }
+
+
+@pytest.mark.parametrize("name", ["no spread", "an origin of another kind", "no calibration", "scales as a number"])
+def test_a_signed_header_that_fits_no_detector_is_not_described(file: Path, content: bytes, name: str) -> None:
+    header, state = taken_apart(content)
+    HOSTILE[name](header)
+    file.write_bytes(put_together(header, state, signed=True))
+
+    with pytest.raises(CheckpointError) as reading:
+        read_header(file)
+    assert str(reading.value).replace(os.fspath(file), "FILE") == DAMAGED
 
 
 @pytest.mark.parametrize("name", HOSTILE)

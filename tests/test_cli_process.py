@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ atexit.register(lambda: print("imported:", sorted(heavy & set(sys.modules)), fil
 from anomaly_cli.cli import app
 app(sys.argv[1:], prog_name="anomaly")
 """
+
+
+def ignore_hang_ups() -> None:
+    """Hook: as `nohup` starts a command; then wait while images are read."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop_while_reading_images()
 
 
 # Whole or not at all
@@ -74,6 +81,40 @@ def test_an_interrupt_while_images_are_read_is_130_with_no_traceback_and_no_half
     assert running.exit_code() == 130
     assert "Traceback" not in running.stderr
     assert not list(here.glob("scores*"))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("hook", [stop_at_the_rename, stop_while_reading_images])
+def test_a_run_that_is_told_to_end_dies_of_the_signal_and_leaves_nothing_behind(
+    here: Path, end: signal.Signals, hook: Callable[[], None]
+) -> None:
+    running = start("score", "incoming", hook=hook)
+    running.wait_until_reached()
+    running.send(end)
+
+    assert running.exit_code() == -end
+    assert "Traceback" not in running.stderr
+    assert not list(here.glob("scores*"))
+
+
+def test_a_training_that_is_told_to_end_leaves_the_old_model_and_nothing_else(here: Path, trained: Trained) -> None:
+    running = start("train", "normal", *SETTINGS, "--seed", "1", hook=stop_at_the_rename)
+    running.wait_until_reached()
+    running.send(signal.SIGTERM)
+
+    assert running.exit_code() == -signal.SIGTERM
+    assert Path("anomaly.safetensors").read_bytes() == trained.model.read_bytes()
+    assert not list(here.glob("*.partial"))
+
+
+def test_a_hang_up_is_ignored_where_the_shell_says_so(here: Path) -> None:
+    running = start("score", "incoming", hook=ignore_hang_ups)
+    running.wait_until_reached()
+    running.send(signal.SIGHUP)
+    time.sleep(0.2)
+    running.send(signal.SIGTERM)
+
+    assert running.exit_code() == -signal.SIGTERM
 
 
 def test_a_reader_of_the_table_that_goes_away_ends_it_quietly(here: Path) -> None:

@@ -16,9 +16,9 @@ import anomaly_cli
 PACKAGE = Path(anomaly_cli.__file__).parent
 MAX_LINES = 400
 LEVEL_NAMES = [
-    "errors scales",
+    "errors scales partial_file",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
-    "listing labels curves report_table quality images thumbnails augment "
+    "listing labels curves report_table quality bombs libtiff images thumbnails augment "
     "devices distributed compact_resnet packed_resnet backbone memory known",
     "detector",
     "journal scoring normals contrast distance_head held_out patches labelled training checkpoint normal_audit "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -54,12 +55,13 @@ def test_the_table_has_the_same_bytes_whatever_the_number_of_workers_and_the_ord
 ) -> None:
     files = [os.fspath(path) for path in sorted(Path("incoming").rglob("*.*g"))]
     tables = []
-    for workers, inputs in ((1, ["incoming"]), (3, files), (2, files[::-1])):
+    shuffled = random.Random(0).sample(files, len(files))
+    for workers, inputs in ((1, ["incoming"]), (3, files), (2, files[::-1]), (4, shuffled)):
         monkeypatch.setattr(pipeline, "worker_count", lambda workers=workers: workers)
         tables.append(table(*inputs))
 
     assert tables[0].count(b"\n") == 10
-    assert tables[1:] == tables[:1] * 2
+    assert tables[1:] == tables[:1] * 3
 
 
 def test_the_score_of_a_file_does_not_depend_on_what_else_is_scored(here: Path) -> None:

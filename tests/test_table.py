@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomaly_cli.errors import InputError, OutputError
@@ -22,6 +25,7 @@ from anomaly_cli.table import (
     TableFormat,
     atomic_output,
     format_of,
+    is_written_directly,
     rank_rows,
     read_paths,
     to_frame,
@@ -175,6 +179,27 @@ def test_every_file_name_survives_writing_and_reading(
     assert [os.fsencode(path) for path, _, _ in read_paths(out)] == sorted(names)
 
 
+@pytest.mark.parametrize("format", TableFormat)
+@given(
+    scores=st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+        st.one_of(st.none(), st.floats(0, 1e30)),
+        max_size=20,
+    )
+)
+@settings(deadline=None)
+def test_every_format_gives_back_paths_scores_and_flags(
+    tmp_path_factory: pytest.TempPathFactory, format: TableFormat, scores: dict[str, float | None]
+) -> None:
+    out = tmp_path_factory.getbasetemp() / f"scores.{format}"
+    rows = [unreadable(path) if score is None else scored(path, score) for path, score in scores.items()]
+
+    write_table(rows, STRIDES, out, format)
+    back = {path: (score, flagged) for path, score, flagged in read_paths(out)}
+
+    assert back == {path: (float(f"{score:.6g}"), score >= 1) for path, score in scores.items() if score is not None}
+
+
 def test_a_line_break_of_either_kind_in_a_name_is_quoted(tmp_path: Path) -> None:
     table = written(tmp_path, [scored("a\nb", 2.0), scored("c\rd", 1.0)], TableFormat.CSV)
 
@@ -287,6 +312,44 @@ def test_a_process_killed_while_writing_leaves_the_old_file_and_the_next_run_suc
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_two_runs_that_write_one_file_take_turns_and_the_last_one_wins(tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+
+    def write_second() -> None:
+        with atomic_output(out) as file:
+            file.write(b"second")
+
+    with ThreadPoolExecutor() as pool:
+        with atomic_output(out) as file:
+            file.write(b"the first half, ")
+            second = pool.submit(write_second)
+            time.sleep(0.2)
+            file.write(b"the other half")
+            waited = not second.done()
+        second.result()
+
+    assert waited
+    assert out.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_where_a_file_system_has_no_locks_files_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    number = errno.ENOLCK
+    with atomic_output(tmp_path / "out.bin") as file:
+        file.write(b"new")
+
+    assert (tmp_path / "out.bin").read_bytes() == b"new"
+    number = errno.EIO
+    with pytest.raises(OutputError, match="Input/output error"), atomic_output(tmp_path / "out.bin"):
+        pass
+
+
 def test_a_link_stays_a_link_and_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "link.csv"
@@ -326,6 +389,14 @@ def test_dev_stdout_redirected_to_a_file_stays_the_file_of_the_shell(tmp_path: P
     assert target.read_bytes() == b"data"
     assert target.stat().st_ino == inode
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_in_a_folder_of_dev_is_a_file(tmp_path: Path) -> None:
+    streams = [Path("/dev/null"), Path("/dev/stdout"), Path("/dev/fd/1"), tmp_path]
+
+    assert [is_written_directly(path) for path in streams] == [True] * 4
+    assert not is_written_directly(Path("/dev/shm/scores.csv"))
+    assert not is_written_directly(tmp_path / "scores.csv")
 
 
 def test_dev_null_is_still_a_device_afterwards() -> None:
