@@ -171,7 +171,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor
     number = header.get("format") if isinstance(header, dict) else None
     if number != FORMAT:
         raise CheckpointError(
-            f"{path} has model format {str(number):.20}, this version reads {FORMAT}; train the detector again"
+            f"{path} has model format {number!s:.20}, this version reads {FORMAT}; train the detector again"
         )
     if header.pop("digest", None) != _digest(header, state):
         raise CheckpointError(f"{path} {DAMAGED}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from anomaly_cli import console, review_commands, score_commands, table_commands, train_commands
+from anomaly_cli import console, review_commands, score_commands, standard_streams, table_commands, train_commands
 from anomaly_cli.errors import AnomalyError, ConfigError
 
 ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -52,7 +52,7 @@ class _ReportingGroup(TyperGroup):
     """Turn an `AnomalyError` from any subcommand into one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        console.replace_closed_streams()
+        standard_streams.replace_closed_streams()
         try:
             with _ending_cleanly():
                 return super().invoke(ctx)
@@ -60,7 +60,7 @@ class _ReportingGroup(TyperGroup):
             console.say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:
-            console.let_go_of_stdout()
+            standard_streams.let_go_of_stdout()
             raise typer.Exit(0) from error
 
 

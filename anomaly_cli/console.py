@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from anomaly_cli.config import MIN_BATCH, FlagRule, Rule
 from anomaly_cli.scales import scale_title
+from anomaly_cli.standard_streams import let_go_of
 
 if TYPE_CHECKING:
     from anomaly_cli.auditing import AuditReport
+    from anomaly_cli.drawing import HeatmapReport
     from anomaly_cli.evaluation import Evaluation, Figure
-    from anomaly_cli.pipeline import HeatmapReport, ScoreReport, TrainReport
+    from anomaly_cli.pipeline import ScoreReport, TrainReport
     from anomaly_cli.report import PageReport
     from anomaly_cli.saved_steps import SavedSteps
     from anomaly_cli.table import Row
@@ -49,7 +49,7 @@ def say(text: str) -> None:
     try:
         print(escaped(text, sys.stderr.encoding), file=sys.stderr, flush=True)
     except OSError:  # a log on a full disk or a reader that went away must not cost the table
-        _let_go_of(sys.stderr)
+        let_go_of(sys.stderr)
 
 
 def escaped(text: str, encoding: str | None) -> str:
@@ -73,27 +73,6 @@ class _PlainProgress:
             rate = done / (now - self.started)
             say(f"{phase}: {done} of {total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
             self.spoken = now
-
-
-def let_go_of_stdout() -> None:
-    """Give up stdout once its reader has gone; Python would complain again when it flushes it at exit."""
-    _let_go_of(sys.stdout)
-
-
-def _let_go_of(stream: TextIO) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def replace_closed_streams() -> None:
-    """Put something in the place of streams that the shell closed (`>&-`), where the next file to be opened would be.
-
-    What is written to stderr then goes nowhere; writing to stdout fails as it does for `cat`.
-    """
-    if sys.stdout is None:
-        refusing = os.fdopen(os.open(os.devnull, os.O_RDONLY), "wb", buffering=0)
-        sys.stdout = io.TextIOWrapper(refusing, encoding="utf-8", write_through=True)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 @contextmanager

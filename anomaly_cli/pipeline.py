@@ -12,33 +12,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.checkpoint import Model, Provenance, fingerprint, library_versions, load_model, read_header, save_model
-from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Engine, FlagRule, RawMap
+from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Engine, FlagRule
 from anomaly_cli.devices import choose_device, choose_devices
 from anomaly_cli.distributed import joined, local_device
-from anomaly_cli.errors import InputError, OutputError, UnreadableImageError
-from anomaly_cli.images import find_images, read_pixels
+from anomaly_cli.errors import InputError, OutputError
+from anomaly_cli.images import find_images
 from anomaly_cli.journal import Journal, open_journal
 from anomaly_cli.normals import Run, never_enlarging
-from anomaly_cli.overlay import draw_overlay, encode_map16
 from anomaly_cli.patches import cut_patches
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
-from anomaly_cli.remote import path_of
 from anomaly_cli.resuming import Announce, resumed
-from anomaly_cli.scoring import Measured, Progress, flag_rows, mark_copies, measure_on, to_row, worker_count
+from anomaly_cli.scoring import Progress, flag_rows, mark_copies, measure_on, to_row, worker_count
 from anomaly_cli.table import (
     Row,
     TableFormat,
-    atomic_output,
     format_of,
     is_written_directly,
     os_errors_as_output_error,
-    read_paths,
     write_table,
 )
 from anomaly_cli.verdict import Verdict, judge
@@ -91,14 +85,6 @@ class ScoreReport:
     def copies(self) -> list[Row]:
         """Rows of the files that are copies or near-copies of another."""
         return [row for row in self.rows if row.duplicate_group is not None]
-
-
-@dataclass(frozen=True)
-class HeatmapReport:
-    """What `heatmap` drew."""
-
-    written: list[Path]
-    unreadable: list[tuple[Path, str]]
 
 
 def collect(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> list[Path]:
@@ -230,9 +216,9 @@ def score(
     else:
         devices = choose_devices(device)
         model = load_model(model_path, devices[0])
-        measure = partial(_measure_rows, model=model, devices=devices, with_quality=with_quality)
+        measure = partial(measure_rows, model=model, devices=devices, with_quality=with_quality)
     paths = collect(inputs, patterns)
-    ranked = flag_rows(mark_copies(_score(paths, measure, progress, journal)), rule)
+    ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
     verdict = judge(ranked, model.detector.scale_names, model.calibration, rule, model_path)
     return ScoreReport(ranked, names, rule, verdict, with_quality)
@@ -244,8 +230,8 @@ def rank(paths: list[Path], model: Model, device: torch.device, progress: Progre
     Raises:
         InputError: none of them can be read.
     """
-    measure = partial(_measure_rows, model=model, devices=[device], with_quality=True)
-    return flag_rows(mark_copies(_score(paths, measure, progress)), DEFAULT_RULE)
+    measure = partial(measure_rows, model=model, devices=[device], with_quality=True)
+    return flag_rows(mark_copies(score_files(paths, measure, progress)), DEFAULT_RULE)
 
 
 def open_journal_of(
@@ -267,7 +253,12 @@ def open_journal_of(
     return open_journal(table, identity)
 
 
-def _score(paths: list[Path], measure: _Measure, progress: Progress, journal: Journal | None = None) -> list[Row]:
+def score_files(paths: list[Path], measure: _Measure, progress: Progress, journal: Journal | None = None) -> list[Row]:
+    """Measure those files that the journal has not; rows in any order.
+
+    Raises:
+        InputError: none can be read.
+    """
     rows = [] if journal is None else journal.finished(paths)
     done = {row.path for row in rows}
     left = [path for path in paths if os.fspath(path) not in done]
@@ -278,20 +269,20 @@ def _score(paths: list[Path], measure: _Measure, progress: Progress, journal: Jo
                 journal.add(row)
             progress("scoring", len(rows), len(paths))
     if all(row.status != "ok" for row in rows):
-        raise _nothing_readable(len(rows), rows[0].path, rows[0].reason)
+        raise nothing_readable(len(rows), rows[0].path, rows[0].reason)
     return rows
 
 
-def _measure_rows(
-    paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool
-) -> Generator[Row]:
+def measure_rows(paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool) -> Generator[Row]:
+    """Measure files on the devices of this machine and yield a row each."""
     size, workers = model.config.image_size, worker_count()
     results = measure_on(devices, model.detector, model.map_unit, paths, size, workers, with_quality=with_quality)
     for path, result in zip(paths, results, strict=True):
         yield to_row(path, result, model.calibration)
 
 
-def _nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
+def nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
+    """Make the error of a run in which no file could be read."""
     return InputError(f"none of the {count} files can be read, first {first}: {reason}")
 
 
@@ -315,94 +306,6 @@ def check_target(out: Path | None) -> None:
 def write_scores(report: ScoreReport, out: Path | None, table_format: TableFormat) -> None:
     """Write the table to a file, or to stdout where `out` is None."""
     write_table(report.rows, report.scale_names, out, table_format, with_quality=report.with_quality)
-
-
-def heatmap(
-    inputs: Sequence[Path],
-    model_path: Path,
-    out: Path,
-    *,
-    top: int | None = None,
-    scores: Path | None = None,
-    raw: RawMap | None = None,
-    patterns: PathPatterns = EVERY_FILE,
-    device: str = "auto",
-    progress: Progress,
-) -> HeatmapReport:
-    """Draw overlays of all images, of the `top` most anomalous, or of those in a table of `score`."""
-    devices = choose_devices(device)
-    model = load_model(model_path, devices[0])
-    if scores is not None:
-        ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
-        if inputs:
-            wanted = set(collect(inputs, patterns))
-            ranking = [entry for entry in ranking if entry[0] in wanted]
-    else:
-        measure = partial(_measure_rows, model=model, devices=devices, with_quality=False)
-        rows = flag_rows(_score(collect(inputs, patterns), measure, progress), DEFAULT_RULE)
-        ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
-    if not ranking:
-        raise InputError(f"no image to draw: {scores} lists none of the inputs")
-    return _draw(ranking[:top], model, out, raw, devices, progress)
-
-
-def _draw(
-    ranking: list[tuple[Path, float, bool]],
-    model: Model,
-    out: Path,
-    raw: RawMap | None,
-    devices: list[torch.device],
-    progress: Progress,
-) -> HeatmapReport:
-    paths = [path for path, _, _ in ranking]
-    results = measure_on(devices, model.detector, model.map_unit, paths, model.config.image_size, worker_count())
-    written: list[Path] = []
-    unreadable: list[tuple[Path, str]] = []
-    for done, ((path, value, flagged), result) in enumerate(zip(ranking, results, strict=True), start=1):
-        try:
-            if isinstance(result, UnreadableImageError):
-                raise result
-            pixels = read_pixels(path)
-        except UnreadableImageError as error:
-            unreadable.append((path, error.reason))
-            continue
-        picture = draw_overlay(pixels, result.anomaly_map, caption=os.fspath(path), score=value, flagged=flagged)
-        target = mirrored(path, out)
-        written.append(target.with_name(target.name + ".png"))
-        _save_picture(picture, written[-1])
-        if raw is not None:
-            _save_raw(result, target, raw)
-        progress("drawing", done, len(paths))
-    if not written:
-        raise _nothing_readable(len(paths), *unreadable[0])
-    return HeatmapReport(written, unreadable)
-
-
-def mirrored(path: Path, out: Path) -> Path:
-    """Place of a file in the output folder: its path from the current folder, without root, `__` for `..`."""
-    inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
-
-
-def _save_picture(picture: Image.Image, target: Path) -> None:
-    _make_parent(target)
-    with atomic_output(target) as file:
-        picture.save(file, "PNG", compress_level=3)
-
-
-def _save_raw(result: Measured, target: Path, raw: RawMap) -> None:
-    if raw is RawMap.PNG16:
-        _save_picture(Image.fromarray(encode_map16(result.anomaly_map)), target.with_name(target.name + ".map.png"))
-        return
-    with atomic_output(target.with_name(target.name + ".map.npy")) as file:
-        np.save(file, result.anomaly_map)
-
-
-def _make_parent(target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from error
 
 
 def info(model_path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anomaly_cli import console
+from anomaly_cli import console, standard_streams
 from anomaly_cli.command_options import (
     DEFAULTS,
     BackboneName,
@@ -194,7 +194,7 @@ def _write(report: ScoreReport, target: Path | None, table_format: TableFormat, 
         if summary is not None:
             verdict.write_verdict(report.verdict, None if summary == STDOUT else summary)
     except BrokenPipeError:  # a reader such as `head` has seen enough; the gates are judged all the same
-        console.let_go_of_stdout()
+        standard_streams.let_go_of_stdout()
 
 
 @contextmanager
@@ -283,10 +283,11 @@ def heatmap(
     """Draw where images deviate: an overlay a file, one colour scale for all."""
     paths = gather(inputs, files_from, null, required=scores is None)
     patterns = patterns_of(include, exclude)
-    from anomaly_cli import pipeline
+
+    from anomaly_cli import drawing
 
     with console.progress(quiet) as progress:
-        report = pipeline.heatmap(
+        report = drawing.heatmap(
             paths, model, out, top=top, scores=scores, raw=raw, patterns=patterns, device=device, progress=progress
         )
     if not quiet:

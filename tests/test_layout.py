@@ -16,14 +16,14 @@ import anomaly_cli
 PACKAGE = Path(anomaly_cli.__file__).parent
 MAX_LINES = 400
 LEVEL_NAMES = [
-    "errors scales partial_file",
+    "errors scales partial_file standard_streams",
     "config path_patterns remote metrics overlay table calibration regions batch verdict",
     "listing labels curves report_table quality bombs libtiff images thumbnails augment "
     "devices distributed compact_resnet packed_resnet backbone memory known",
     "detector",
     "journal scoring normals contrast distance_head held_out patches labelled training checkpoint normal_audit "
     "cluster onnx_graph saved_steps resuming",
-    "streaming pipeline auditing updating evidence evaluation prototypes report export",
+    "streaming pipeline drawing auditing updating evidence evaluation prototypes report export",
     "console command_options api",
     "stream_commands table_commands review_commands train_commands score_commands",
     "cli",

@@ -19,7 +19,7 @@ from conftest import Trained
 from PIL import Image
 from safetensors.torch import load_file
 
-from anomaly_cli import pipeline, scoring
+from anomaly_cli import drawing, pipeline, scoring
 from anomaly_cli.calibration import Unit
 from anomaly_cli.checkpoint import Model
 from anomaly_cli.detector import AnomalyDetector
@@ -276,7 +276,7 @@ def test_names_of_overlays_mirror_the_tree_of_the_inputs(here: Path) -> None:
     ],
 )
 def test_no_overlay_is_written_outside_of_its_folder(path: str, expected: str) -> None:
-    assert pipeline.mirrored(Path(path), Path("out")) == Path(expected)
+    assert drawing.mirrored(Path(path), Path("out")) == Path(expected)
 
 
 def test_the_top_n_are_the_first_n_of_the_table(here: Path) -> None:
@@ -331,7 +331,7 @@ def test_if_no_input_holds_an_image_all_inputs_are_named(tmp_path: Path) -> None
 def test_progress_counts_every_file_once_and_to_the_end(here: Path) -> None:
     told: list[tuple[str, int, int]] = []
 
-    pipeline.heatmap(
+    drawing.heatmap(
         [Path("incoming")], Path("anomaly.safetensors"), Path("out"), progress=lambda *news: told.append(news)
     )
 
