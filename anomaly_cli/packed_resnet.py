@@ -6,6 +6,8 @@ where the processor multiplies bfloat16 in hardware the maps in between are bflo
 
 from __future__ import annotations
 
+import os
+import platform
 from functools import cache
 from typing import Any, cast
 
@@ -14,11 +16,23 @@ from torch import Tensor, nn
 
 from anomaly_cli.compact_resnet import CompactResNet, ConvNorm, ResidualBlock
 
+FLOAT32_VARIABLE = "ANOMALY_FLOAT32"
 
-@cache
+
 def prefers_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; emulated, it is slower than float32."""
+    """Whether this processor multiplies bfloat16 in hardware; emulated, it is slower than float32.
+
+    `ANOMALY_FLOAT32=1` in the environment asks for float32 all the same: scores are then equal to 1e-4 on all machines.
+    """
+    if os.environ.get(FLOAT32_VARIABLE):
+        return False
     return torch.backends.mkldnn.is_available() and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def processor() -> str:
+    """Name what the digits of a score depend on besides files and versions."""
+    precision = "bfloat16" if prefers_bfloat16() else "float32"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {precision}"
 
 
 @cache

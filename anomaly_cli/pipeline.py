@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from anomaly_cli.errors import InputError, OutputError
 from anomaly_cli.images import find_images
 from anomaly_cli.journal import Journal, open_journal
 from anomaly_cli.normals import Run, never_enlarging
+from anomaly_cli.packed_resnet import processor
 from anomaly_cli.patches import cut_patches
 from anomaly_cli.path_patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.resuming import Announce, resumed
@@ -242,12 +242,11 @@ def open_journal_of(
     The processors of a cluster are unknown here: what it measured goes on in a cluster only.
     """
     local = engine is Engine.LOCAL
-    here = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     identity = {
         "model": fingerprint(model_path),
         "device": str(choose_device(device)) if local else device,
         "quality": str(with_quality),
-        "processor": here if local else f"{engine} cluster",
+        "processor": processor() if local else f"{engine} cluster",
         **library_versions(),
     }
     return open_journal(table, identity)

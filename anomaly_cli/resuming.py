@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.checkpoint import library_versions
 from anomaly_cli.distributed import Processes
 from anomaly_cli.journal import content_of, locked
 from anomaly_cli.normals import Run
+from anomaly_cli.packed_resnet import processor
 from anomaly_cli.saved_steps import SavedSteps, pack
 from anomaly_cli.scoring import parallel_map
 from anomaly_cli.table import os_errors_as_output_error
@@ -48,7 +46,7 @@ def resumed(
             "weights": hashlib.sha256(pack(backbone.state_dict())).hexdigest(),
             "processes": run.processes.count,
             "device": str(run.device),
-            "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+            "processor": processor(),
             **library_versions(),
         }
 

@@ -1,26 +1,33 @@
 """Measure speed: `python -m benchmarks.speed [--files DIR]`.
 
 Prints images/s of decoding and resizing alone beside images/s of whole scoring, with the same worker threads and in
-turns; the time of whole scoring with the quality columns in times of scoring without (`--no-quality`); seconds of
+turns; the time of whole scoring with the quality columns in times of scoring without (`--no-quality`), and in float32
+in times of what this processor does, with how far the scores move; seconds of
 training on 100 and scoring 200 images; and seconds of `anomaly --help`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from anomaly_cli import pipeline
 from anomaly_cli.checkpoint import Model
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.images import find_images, load_image
+from anomaly_cli.packed_resnet import FLOAT32_VARIABLE
 from anomaly_cli.scoring import measure_images, parallel_map, worker_count
 from benchmarks.memory_growth import COMMAND
 from benchmarks.quality import quiet
@@ -67,6 +74,28 @@ def quality_costs(model_path: Path, paths: list[Path]) -> list[float]:
     return sorted(ratios)
 
 
+def precision(model_path: Path, paths: list[Path]) -> tuple[float, float, float]:
+    """Compare scoring as this processor does it with scoring in float32.
+
+    Returns:
+        Time of float32 in times of the other, median over rounds in turn; Spearman's correlation of the scores; the
+        largest difference of a score, as a share of it.
+    """
+    scores: dict[str, NDArray[np.float64]] = {}
+
+    def score(setting: str) -> float:
+        with mock.patch.dict(os.environ, {FLOAT32_VARIABLE: setting}):
+            start = time.perf_counter()
+            rows = pipeline.score(paths, model_path, progress=quiet, with_quality=False).rows
+            took = time.perf_counter() - start
+        scores[setting] = np.array([row.score for row in sorted(rows, key=lambda row: row.path)], float)
+        return took
+
+    ratio = statistics.median(score("1") / score("") for _ in range(ROUNDS))
+    exact, fast = scores["1"], scores[""]
+    return ratio, float(spearmanr(exact, fast).statistic), float((np.abs(fast - exact) / exact).max())
+
+
 def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
     """Measure everything on images of which the first `normals` are the training set."""
     normal, incoming = paths[:normals], paths[normals:]
@@ -76,6 +105,7 @@ def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
         train_s = seconds(lambda: trained.append(pipeline.train(normal, model_path, config, progress=quiet)))
         score_s = seconds(lambda: pipeline.score(incoming, model_path, progress=quiet))
         costs = quality_costs(model_path, incoming)
+        float32, spearman, difference = precision(model_path, incoming)
     reading, scoring = compare_rates(trained[0].model, incoming)
     help_s = min(
         seconds(lambda: subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)) for _ in "12345"
@@ -85,6 +115,10 @@ def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
     print(f"whole scoring      {scoring:8.1f} images/s   {reading / scoring:.2f} times slower")
     print(
         f"quality columns    {statistics.median(costs):8.3f} times the time without, {costs[0]:.3f} to {costs[-1]:.3f}"
+    )
+    print(
+        f"float32            {float32:8.2f} times the time; "
+        f"Spearman {spearman:.4f}, scores differ by {difference:.2%} at most"
     )
     print(f"train on {len(normal)} images {train_s:8.1f} s")
     print(f"score {len(incoming)} images    {score_s:8.1f} s   together {train_s + score_s:.1f} s")

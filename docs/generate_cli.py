@@ -25,7 +25,7 @@ This is what `anomaly COMMAND --help` says, on one page. Recipes for shell scrip
 `ANOMALY_DEVICE` for all commands, the others by command and option, such as `ANOMALY_SCORE_FDR=0.01`. The command line
 goes before the environment; an empty variable counts as not set. Switches take 1 or 0. Options that may be repeated
 take several values with blanks between them. An error about such a value names the variable. `NO_COLOR` turns colours
-off.
+off. `ANOMALY_FLOAT32=1` computes in float32 also where the processor has bfloat16: slower, and equal on all machines.
 
 **URLs.** Where images are read, `INPUT` and the lines of `--files-from` may be URLs that
 [fsspec](https://filesystem-spec.readthedocs.io) knows: `https://` and `zip://folder::archive.zip` with

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,14 @@ from anomaly_cli.scoring import to_tensor
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 SIDE = 128  # pixels; the smallest size that has a small copy
 FORMS = [(128, 128), (160, 96), (128, 128), (96, 160), (64, 300), (300, 64)]  # (height, width)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float32() -> Iterator[None]:
+    """Compute in float32, as exported files do, also where the processor has bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOMALY_FLOAT32", "1")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -63,3 +63,13 @@ def test_a_build_without_the_operations_keeps_the_plain_network(monkeypatch: pyt
 
     assert pack(fused()) is None
     assert build_backbone("embedded")._packed is None
+
+
+def test_float32_can_be_asked_for_and_is_no_longer_what_a_journal_was_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALY_FLOAT32", "1")
+
+    packed = build_backbone("embedded")._packed
+
+    assert not packed_resnet.prefers_bfloat16()
+    assert packed is None or packed.dtype == torch.float32
+    assert packed_resnet.processor().endswith(" float32")
