@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anomaly_cli.backbone import EMBEDDED, build_backbone
+from anomaly_cli.backbone import EMBEDDED, Backbone, build_backbone
 from benchmarks.methods import GAUSSIAN_CHANNELS, Judge, Judgement, Method, Settings, load_square
 
 if TYPE_CHECKING:
@@ -37,12 +37,19 @@ def load_library() -> None:
         import_module("anomalib.models.image")
 
 
+def _traceable() -> Backbone:
+    """Build our backbone as plain layers: anomalib traces it, which packed convolutions do not allow."""
+    backbone = build_backbone(EMBEDDED)
+    backbone._packed = None
+    return backbone
+
+
 def patchcore(normal: list[Path], settings: Settings) -> Judge:
     """Fit PatchCore on strides 8 and 16; the share of cells that it keeps is `coreset_ratio`."""
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     torch.manual_seed(settings.seed)
-    model = PatchcoreModel(LAYERS[1:], build_backbone(EMBEDDED), pre_trained=False, num_neighbors=NEIGHBOURS)
+    model = PatchcoreModel(LAYERS[1:], _traceable(), pre_trained=False, num_neighbors=NEIGHBOURS)
     _show(model, normal, settings.image_size)
     model.subsample_embedding(settings.coreset_ratio)
     return _judge(model, settings.image_size)
@@ -53,7 +60,7 @@ def padim(normal: list[Path], settings: Settings) -> Judge:
     from anomalib.models.image.padim.torch_model import PadimModel
 
     torch.manual_seed(settings.seed)
-    model = PadimModel(build_backbone(EMBEDDED), list(LAYERS), pre_trained=False, n_features=GAUSSIAN_CHANNELS)
+    model = PadimModel(_traceable(), list(LAYERS), pre_trained=False, n_features=GAUSSIAN_CHANNELS)
     _show(model, normal, settings.image_size)
     model.fit()
     return _judge(model, settings.image_size)
