@@ -130,10 +130,8 @@ def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
 
 
 def by_scale(counts: dict[str, int]) -> str:
-    """Count prototypes: `1000 at stride 8, 40 at image level`."""
-    return ", ".join(
-        f"{count} at {'image level' if name == 'image' else 'stride ' + name}" for name, count in counts.items()
-    )
+    """Count prototypes: `2000 at stride 8, 40 at image level`."""
+    return ", ".join(f"{count} at {scale_title(name)}" for name, count in counts.items())
 
 
 def warn_discarded(steps: SavedSteps) -> None:
