@@ -112,7 +112,8 @@ def measure_labelled(
         scales = {name: detector.scale(name) for name in detector.scale_names}
         judge = AnomalyDetector(detector.backbone, scales, fitted).eval()
         rows += _deviations(judge, part, run, f"labelled-{fold}")
-    return np.array(rows).reshape(len(rows), len(detector.deviation_names))
+    columns = 1 + len(detector.scale_names) + len(KNOWN_NAMES)
+    return np.array(rows).reshape(len(rows), columns)
 
 
 def _deviations(detector: AnomalyDetector, paths: list[Path], run: Run, step: str) -> list[NDArray[np.float64]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anomaly_cli import memory
 from anomaly_cli.memory import (
+    CORESET_POOL,
     PROJECTION_WIDTH,
     SHRINKAGE,
     PrototypeMemory,
@@ -272,6 +273,15 @@ def test_the_same_seed_gives_the_same_coreset_and_another_seed_another(D: int) -
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_the_coreset_of_more_cells_than_the_pool_holds_equals_the_slow_greedy_twin() -> None:
+    cells = random_cells(3 * CORESET_POOL, 5, seed=8) * random_cells(3 * CORESET_POOL, 1, seed=9).exp()
+    first = int(torch.randint(0, len(cells), (1,), generator=torch.Generator().manual_seed(2)))
+
+    chosen = select_coreset(cells, 25, torch.Generator().manual_seed(2))
+
+    assert chosen.tolist() == slow_coreset(cells, 25, first)
 
 
 def test_a_smaller_coreset_is_the_beginning_of_a_larger_one() -> None:

@@ -55,7 +55,8 @@ def test_known_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) ->
     assert all("bad" in path for path in list(scores("incoming", "known.safetensors"))[:3])
 
 
-def test_the_most_thorough_training_runs_both_stages(here: Path) -> None:
+def test_the_most_thorough_training_runs_both_stages(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly_cli.training.PROJECTION_STEPS", 20)
     settings = [*SETTINGS[:4], "--effort", "thorough", "--model", "thorough.safetensors"]
 
     result = anomaly("train", "normal", *settings)
