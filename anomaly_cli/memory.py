@@ -99,13 +99,13 @@ def nearest_prototype(queries: Tensor, prototypes: Tensor) -> tuple[Tensor, Tens
 def _most_similar(queries: Tensor, prototypes: Tensor) -> Tensor:
     if queries.device.type != "cpu" or torch.compiler.is_compiling() or not prefers_bfloat16():
         return similarities(queries, prototypes).max(dim=1).indices
-    ones = torch.ones(1, 2)
-    left = torch.cat([queries.bfloat16(), ones.bfloat16().expand(len(queries), 2), _half_norms(queries)], dim=1)
-    right = torch.cat(
-        [prototypes.bfloat16(), _half_norms(prototypes), ones.bfloat16().expand(len(prototypes), 2)], dim=1
-    )
-    # −½‖q − m‖² itself and not up to a constant of q: rounding is then relative to the distance.
-    return (left @ right.T).max(dim=1).indices
+    ones = torch.ones(1, 2, dtype=torch.bfloat16)
+    left = torch.cat([queries.bfloat16(), ones.expand(len(queries), 2), _half_norms(queries)], dim=1)
+    right = torch.cat([prototypes.bfloat16(), _half_norms(prototypes), ones.expand(len(prototypes), 2)], dim=1)
+    # −½‖q − m‖² itself and not up to a constant of q: rounding is then relative to the distance. As none is much above
+    # zero, the largest has the smallest bits, which NumPy finds seven times faster than torch the largest bfloat16.
+    bits = (left @ right.T).view(torch.uint16).numpy()
+    return torch.from_numpy(bits.argmin(axis=1))
 
 
 def _half_norms(vectors: Tensor) -> Tensor:
