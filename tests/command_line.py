@@ -88,8 +88,9 @@ def _command(arguments: Iterable[str], folder: str, hook: Callable[[], None]) ->
     os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    # A shell that starts the tests in the background has them ignore Ctrl-C, `nohup` hang-ups; children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     hook()
     app(list(arguments), prog_name="anomaly")
 
