@@ -110,7 +110,7 @@ def plot_lines(lines: list[Line], path: Path, x_label: str, ticks: Sequence[tupl
         axes.errorbar(line.x, line.y, np.nan_to_num(line.spread), marker="o", capsize=3, markersize=4, label=line.label)
     axes.set(xlabel=x_label, ylabel="image AUROC, %")
     axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=7, ncols=6, loc="outside lower center")
     axes.grid(alpha=0.3)
     _save(figure, path)
 
@@ -125,10 +125,10 @@ def plot_bars(values: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(figsize=PLOT_SIZE, layout="constrained")
     width = 0.8 / len(values)
     for i, (name, row) in enumerate(values.iterrows()):
-        axes.bar(np.arange(len(row)) + i * width - 0.4 + width / 2, row, width, label=str(name))
+        axes.bar(np.arange(len(row)) + i * width - 0.4 + width / 2, row, width, label=str(name).strip("*"))
     axes.set(ylabel="image AUROC, %", ylim=(50, 100))
     axes.set_xticks(np.arange(values.shape[1]), [str(column) for column in values.columns])
-    axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right")
+    figure.legend(frameon=False, fontsize=7, ncols=4, loc="outside lower center")
     _save(figure, path)
 
 
