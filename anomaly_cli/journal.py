@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anomaly_cli.errors import OutputError
+from anomaly_cli.partial_file import is_still_at
 from anomaly_cli.table import Row
 
 KEY = "anomaly journal"  # how the first line begins, with the number of the format
@@ -179,7 +180,7 @@ def locked(path: Path, option: str) -> Iterator[BinaryIO]:
                 raise OutputError(
                     f"another run with --resume has {path} open; wait for it or choose another {option}"
                 ) from error
-            if _is_still_at(path, file):
+            if is_still_at(path, file):
                 yield file
                 return
             # The run that held the lock has just finished and removed this file: take a new one.
@@ -192,13 +193,6 @@ def _opened(path: Path) -> BinaryIO:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     file.seek(0)
     return file
-
-
-def _is_still_at(path: Path, file: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

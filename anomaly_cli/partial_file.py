@@ -43,7 +43,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
         # Not opened with mode "wb", which would empty what another run is writing.
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
             _wait_for(file)
-            if _is_still_at(path, file):
+            if is_still_at(path, file):
                 file.truncate()
                 yield file
                 return
@@ -68,7 +68,8 @@ def _wait_for(file: BinaryIO) -> None:
             raise
 
 
-def _is_still_at(path: Path, file: BinaryIO) -> bool:
+def is_still_at(path: Path, file: BinaryIO) -> bool:
+    """Tell whether an open file still has this name, or another process has renamed or removed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
