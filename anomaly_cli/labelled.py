@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from anomaly_cli.calibration import Calibration
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images import load_image
-from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, fit_known
+from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KnownAnomalies, fit_known
 from anomaly_cli.metrics import image_metrics
 from anomaly_cli.normals import Cells, Run
 from anomaly_cli.scales import IMAGE_SCALE
@@ -24,42 +26,60 @@ from anomaly_cli.scoring import to_tensor
 LOUDNESS = (0.0, 0.5, 1.0, 2.0)  # of a voice of known anomalies, in times of its usual weight
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What is remembered of labelled anomalies.
+
+    Attributes:
+        looks: (images, D) raw cells of the image scale.
+        hot: (A, d) raw hottest cells of the finest scale.
+    """
+
+    looks: Tensor
+    hot: Tensor
+
+    @classmethod
+    def join(cls, seen: Sequence[Looks | None]) -> Looks | None:
+        """Join those of several files; None where none of them could be read."""
+        readable = [each for each in seen if each is not None]
+        if not readable:
+            return None
+        return cls(torch.cat([each.looks for each in readable]), torch.cat([each.hot for each in readable]))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Files of labelled anomalies, and of each what is remembered; None for those that cannot be read.
+
+    Attributes:
+        unreadable: path and reason of the latter.
+    """
+
+    paths: list[Path]
+    seen: list[Looks | None]
+    unreadable: list[tuple[Path, str]]
+
+
 def learn_known_anomalies(
     detectors: list[AnomalyDetector], cells: dict[str, Cells], folds: Tensor, anomalies: list[Path], run: Run
-) -> tuple[int, list[tuple[Path, str]]]:
-    """Fit what labelled anomalies add, for every detector against the normal images that it knows.
-
-    Returns:
-        How many of the files could be read; path and reason of the others.
-    """
-    looks, hot, unreadable = look_at_anomalies(detectors[0], anomalies, run)
-    if not len(looks):
-        return 0, unreadable
-    normal = cells[IMAGE_SCALE]
-    for fold, detector in enumerate(detectors, start=-1):
-        chosen = folds[normal.sources] != fold
-        embeddings = detector.scale(detector.local_names[0]).embed(hot)
-        detector.known_anomalies = fit_known(
-            normal.values[chosen, 0].to(run.device), looks, embeddings, run.config.seed
-        )
-    return len(looks), unreadable
+) -> Labelled:
+    """Fit what labelled anomalies add, for every detector against the normal images that it knows."""
+    labelled = look_at_anomalies(detectors[0], anomalies, run)
+    looks = Looks.join(labelled.seen)
+    if looks is not None:
+        for fold, detector in enumerate(detectors, start=-1):
+            detector.known_anomalies = _fit(detector, cells[IMAGE_SCALE], folds != fold, looks, run)
+    return labelled
 
 
-def look_at_anomalies(
-    detector: AnomalyDetector, anomalies: list[Path], run: Run, step: str = "anomalies"
-) -> tuple[Tensor, Tensor, list[tuple[Path, str]]]:
-    """Take from labelled anomalies what is remembered of them.
+def _fit(detector: AnomalyDetector, normal: Cells, kept: Tensor, looks: Looks, run: Run) -> KnownAnomalies:
+    """Compare labelled anomalies with the cells of those normal images that `kept` (images,) names."""
+    embeddings = detector.scale(detector.local_names[0]).embed(looks.hot)
+    return fit_known(normal.values[kept[normal.sources], 0].to(run.device), looks.looks, embeddings, run.config.seed)
 
-    Args:
-        detector: whose hottest cells are taken.
-        anomalies: files.
-        run: settings and machine.
-        step: name under which a run that can be resumed saves the result.
 
-    Returns:
-        (images, D) raw cells of the image scale, (A, d) raw hottest cells of the finest scale, and path and reason of
-        files that cannot be read.
-    """
+def look_at_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Run) -> Labelled:
+    """Take from labelled anomalies what is remembered of them."""
 
     def look(path: Path) -> dict[str, Any]:
         try:
@@ -69,20 +89,17 @@ def look_at_anomalies(
         looks, hot = detector.hot_cells(image, CELLS_OF_ANOMALY)
         return {"looks": looks.cpu(), "hot": hot[0].cpu()}
 
-    looks, cells, unreadable = [torch.zeros(0)], [torch.zeros(0)], []
-    seen = run.map_images(step, "looking at the known anomalies", look, anomalies)
-    for path, each in zip(anomalies, seen, strict=True):
-        if "unreadable" in each:
-            unreadable.append((path, each["unreadable"]))
-        else:
-            looks.append(each["looks"])
-            cells.append(each["hot"])
+    results = list(run.map_images("anomalies", "looking at the known anomalies", look, anomalies))
     device = run.device
-    return torch.cat(looks[1:] or looks).to(device), torch.cat(cells[1:] or cells).to(device), unreadable
+    seen = [
+        None if "unreadable" in each else Looks(each["looks"].to(device), each["hot"].to(device)) for each in results
+    ]
+    failed = zip(anomalies, results, strict=True)
+    return Labelled(anomalies, seen, [(path, each["unreadable"]) for path, each in failed if "unreadable" in each])
 
 
 def measure_labelled(
-    detector: AnomalyDetector, normal: Cells, folds: Tensor, anomalies: list[Path], run: Run
+    detector: AnomalyDetector, normal: Cells, folds: Tensor, labelled: Labelled, run: Run
 ) -> NDArray[np.float64]:
     """Measure labelled anomalies as if they were new, each by comparisons fitted on those of the other folds.
 
@@ -91,27 +108,22 @@ def measure_labelled(
         normal: cells of the image scale.
         folds: (images,) of the normal images; one is left out of each fit, as where normal images are held out, for the
             answers to compare.
-        anomalies: files; those that cannot be read are passed over.
+        labelled: the anomalies; those that cannot be read are passed over.
         run: settings and machine.
 
     Returns:
         (A, E) deviations; A = 0 where fewer than two can be read.
     """
     count = int(folds.max()) + 1
-    parts = [anomalies[fold::count] for fold in range(count)]
-    seen = [look_at_anomalies(detector, part, run, f"anomalies-{fold}") for fold, part in enumerate(parts)]
     rows = []
-    for fold, part in enumerate(parts):
-        others = [each for k, each in enumerate(seen) if k != fold and len(each[0])]
-        if not part or not others:
+    for fold in range(min(count, len(labelled.paths))):
+        others = [each for k in range(count) if k != fold for each in labelled.seen[k::count]]
+        looks = Looks.join(others)
+        if looks is None:
             continue
-        embeddings = detector.scale(detector.local_names[0]).embed(torch.cat([hot for _, hot, _ in others]))
-        looks = torch.cat([each for each, _, _ in others])
-        kept = normal.values[folds[normal.sources] != fold, 0].to(run.device)
-        fitted = fit_known(kept, looks, embeddings, run.config.seed)
         scales = {name: detector.scale(name) for name in detector.scale_names}
-        judge = AnomalyDetector(detector.backbone, scales, fitted).eval()
-        rows += _deviations(judge, part, run, f"labelled-{fold}")
+        judge = AnomalyDetector(detector.backbone, scales, _fit(detector, normal, folds != fold, looks, run)).eval()
+        rows += _deviations(judge, labelled.paths[fold::count], run, f"labelled-{fold}")
     columns = 1 + len(detector.scale_names) + len(KNOWN_NAMES)
     return np.array(rows).reshape(len(rows), columns)
 

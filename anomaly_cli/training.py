@@ -110,13 +110,13 @@ def train_detector(
                 detector.scale(name).weight.copy_(weight)
         measured = measure_held_out(detectors, held_out, run, "held-out-weighed")
         set_cell_statistics(detectors, measured, run.config.seed)
-    known_anomalies, unreadable = learn_known_anomalies(detectors, cells, folds, anomalies, run)
+    labelled = learn_known_anomalies(detectors, cells, folds, anomalies, run)
     known = measure_known(detectors, held_out, run)
     weights = score_weights(detectors[0], run.config.image_size)
     if detectors[0].known_anomalies is not None:
         normal = deviations_of(detectors[0], measured, known)
-        labelled = measure_labelled(detectors[0], cells[IMAGE_SCALE], folds, anomalies, run)
-        weights = weigh_known(weights, normal, labelled)
+        anomalous = measure_labelled(detectors[0], cells[IMAGE_SCALE], folds, labelled, run)
+        weights = weigh_known(weights, normal, anomalous)
     if not clean:
         kept = [i for i in range(len(measured)) if i not in set(suspects)]
         measured, known = [measured[i] for i in kept], known[kept]
@@ -127,8 +127,8 @@ def train_detector(
         calibration=calibration,
         map_unit=map_unit,
         normals=normals,
-        anomalies=known_anomalies,
-        unreadable_anomalies=unreadable,
+        anomalies=len(anomalies) - len(labelled.unreadable),
+        unreadable_anomalies=labelled.unreadable,
         head_gain=head.gain,
         fold_detectors=detectors[1:],
         folds=folds,

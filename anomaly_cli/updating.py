@@ -20,7 +20,7 @@ from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.held_out import HeldOut, measure_held_out, measure_known
 from anomaly_cli.known import fit_known
-from anomaly_cli.labelled import look_at_anomalies
+from anomaly_cli.labelled import Looks, look_at_anomalies
 from anomaly_cli.memory import PrototypeMemory
 from anomaly_cli.normals import Cells, Run, sample_cells
 from anomaly_cli.patches import Patches, cut_patches
@@ -137,10 +137,11 @@ def _learn_known(
     run: Run,
 ) -> list[tuple[Path, str]]:
     """Fit old and new known anomalies against old prototypes and new normal images; returns what is unreadable."""
-    looks, hot, unreadable = look_at_anomalies(detectors[0], anomalies, run)
-    if not len(looks):
-        return unreadable
-    embeddings = old.scale(old.local_names[0]).embed(hot)
+    labelled = look_at_anomalies(detectors[0], anomalies, run)
+    new_looks = Looks.join(labelled.seen)
+    if new_looks is None:
+        return labelled.unreadable
+    looks, embeddings = new_looks.looks, old.scale(old.local_names[0]).embed(new_looks.hot)
     if old.known_anomalies is not None:
         looks = torch.cat([old.known_anomalies.looks, looks])
         embeddings = torch.cat([old.known_anomalies.cells, embeddings])
@@ -148,7 +149,7 @@ def _learn_known(
     for fold, detector in enumerate(detectors, start=-1):
         fresh = new.values[folds[new.sources] != fold, 0].to(run.device)
         detector.known_anomalies = fit_known(torch.cat([before, fresh]), looks, embeddings, run.config.seed)
-    return unreadable
+    return labelled.unreadable
 
 
 def _raw_prototypes(scale: ScaleModel) -> Tensor:

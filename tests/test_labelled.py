@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomaly_cli.checkpoint import Model
 from anomaly_cli.detector import scale_features
-from anomaly_cli.labelled import measure_labelled, weigh_known
+from anomaly_cli.labelled import look_at_anomalies, measure_labelled, weigh_known
 from anomaly_cli.normals import Cells, Run
 from anomaly_cli.scales import IMAGE_SCALE
 
@@ -65,7 +65,7 @@ def measured(loaded: Model, paths: list[Path]) -> NDArray[np.float64]:
     )
     normal = Cells(looks[:, None], torch.arange(6), torch.zeros(6, dtype=torch.int64))
     run = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
-    return measure_labelled(detector, normal, torch.arange(6) % 3, paths, run)
+    return measure_labelled(detector, normal, torch.arange(6) % 3, look_at_anomalies(detector, paths, run), run)
 
 
 def test_every_labelled_anomaly_is_measured_once_and_like_any_other_image(
