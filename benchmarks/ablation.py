@@ -7,11 +7,9 @@ switch that only a benchmark would use. All variants of a seed see the same imag
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -29,7 +27,7 @@ from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES
 from benchmarks import quality
 from benchmarks.datasets import AnomalySet, subsample
-from benchmarks.jobs import Row, measure_all, print_means, set_options, sets_of
+from benchmarks.jobs import Row, print_means, run_table, set_options
 
 Floats = NDArray[np.float64]
 Choose = Callable[[Tensor, int, torch.Generator], PrototypeMemory]
@@ -212,8 +210,7 @@ def main() -> None:
     options.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
     options.set_defaults(seeds=1)
     args = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure, jobs_of)
     print_means(results, ["part", "variant"])
 
 

@@ -25,7 +25,7 @@ from anomaly_cli.metrics import image_metrics
 from anomaly_cli.table import Row, read_paths
 from benchmarks.datasets import AnomalySet, subsample
 from benchmarks.jobs import Row as Figures
-from benchmarks.jobs import measure_all, peak_mb, print_means, set_options, sets_of
+from benchmarks.jobs import peak_mb, print_means, run_table, set_options
 from benchmarks.quality import quiet
 
 RATES = (0.0, 0.01, 0.05, 0.1, 0.2)
@@ -121,8 +121,7 @@ def main() -> None:
     options.add_argument("--rates", type=float, nargs="+", default=RATES)
     options.add_argument("--no-audit", action="store_true", help="leave out `anomaly audit`, which takes half the time")
     args = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure, jobs_of)
     for figure in results.columns.drop(["set", "seed", "rate", "train_s", "peak_mb"]):
         print_means(results, ["rate"], figure)
 

@@ -7,16 +7,14 @@ Fewer images of one seed are some of the more, and all counts are tested on the 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from anomaly_cli.config import DetectorConfig
 from benchmarks.datasets import AnomalySet, subsample
-from benchmarks.jobs import Row, measure_all, print_means, set_options, sets_of
+from benchmarks.jobs import Row, print_means, run_table, set_options
 from benchmarks.methods import METHODS, Settings
 from benchmarks.peers import Job, measure
 
@@ -51,8 +49,7 @@ def main() -> None:
     options.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "prototypes"])
     options.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
     args = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure_one, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure_one, jobs_of)
     print_means(results, ["count", "method"])
 
 

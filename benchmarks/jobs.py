@@ -9,7 +9,9 @@ import argparse
 import json
 import multiprocessing
 import resource
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
@@ -52,6 +54,16 @@ def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
         packed.write_folders(folder, args.max_train, args.max_test)
         sets += [read_classes(folder, name) for name in packed.classes]
     return sets
+
+
+def run_table(
+    args: argparse.Namespace,
+    measure: Callable[[Job], list[Row]],
+    jobs_of: Callable[[argparse.Namespace, list[AnomalySet]], Iterable[Job]],
+) -> pd.DataFrame:
+    """Measure all jobs that the options ask for, as `measure_all` does."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
 
 
 def peak_mb() -> float:
@@ -98,7 +110,8 @@ def command_line(arguments: list[str]) -> str:
     words = ["python -m", f"benchmarks.{Path(arguments[0]).stem}"]
     for before, word in pairwise(arguments):
         name = Path(word).name
-        words.append(name if before == "--out" else f"{DATA_WORD}/{name}" if "/" in word else word)
+        shown = name if before == "--out" else f"{DATA_WORD}/{name}" if "/" in word else word
+        words.append(shlex.quote(shown))
     return " ".join(words)
 
 

@@ -8,17 +8,15 @@ and judging whole files with all cores; the peak of memory is that of the proces
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.metrics import image_metrics
 from benchmarks.anomalib_methods import ANOMALIB_METHODS, available, load_library
 from benchmarks.datasets import AnomalySet, subsample
-from benchmarks.jobs import Row, measure_all, peak_mb, print_means, set_options, sets_of
+from benchmarks.jobs import Row, peak_mb, print_means, run_table, set_options
 from benchmarks.methods import METHODS, Settings
 from benchmarks.quality import known_truth, localisation
 
@@ -85,8 +83,7 @@ def main() -> None:
         args.methods = installed_methods()
         if not available():
             print("anomalib is not installed (pip install -e '.[bench]'): its methods are left out")
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure, jobs_of)
     print_means(results, ["method"])
 
 

@@ -24,7 +24,7 @@ from anomaly_cli.evaluation import read_mask, resize_map
 from anomaly_cli.metrics import Map, Mask, PixelMetrics, image_metrics, pixel_metrics
 from anomaly_cli.scoring import measure_images, worker_count
 from benchmarks.datasets import AnomalySet, TestImage, subsample, take_known_anomalies
-from benchmarks.jobs import Row, measure_all, peak_mb, set_options, sets_of
+from benchmarks.jobs import Row, peak_mb, run_table, set_options
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
 
 
 def measure_one(job: Job) -> list[Row]:
-    """Measure a job of `measure_all`."""
+    """Measure a job of `run_table`."""
     return [measure(job)]
 
 
@@ -152,8 +152,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure and print the means."""
     args = parser().parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure_one, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure_one, jobs_of)
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(mean_table(results).T.round(3).to_string())
 

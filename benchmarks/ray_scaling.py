@@ -19,10 +19,9 @@ from pathlib import Path
 
 from anomaly_cli import cluster, pipeline
 from anomaly_cli.config import DetectorConfig, Engine
-from anomaly_cli.images import find_images
 from anomaly_cli.table import Row
 from benchmarks.quality import quiet
-from benchmarks.textures import write_textures
+from benchmarks.textures import add_image_options, images_of
 
 STORE_BYTES = 2**28
 
@@ -84,21 +83,14 @@ def report(paths: list[Path], model: Path, counts: list[int], rounds: int) -> No
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=Path, help="folder of images; textures are made if it is not given")
-    parser.add_argument("--normal", type=int, default=100, help="images to train on")
-    parser.add_argument("--incoming", type=int, default=2000, help="images to score")
-    parser.add_argument("--side", type=int, default=512, help="pixels, of the textures")
+    add_image_options(parser, incoming=2000)
     parser.add_argument("--image-size", type=int, default=DetectorConfig.image_size)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     os.environ.update(cluster.SILENCE)
     with tempfile.TemporaryDirectory() as folder:
-        count = args.normal + args.incoming
-        made = args.files is None
-        paths = write_textures(Path(folder), count, args.side) if made else find_images([args.files])[:count]
-        if len(paths) < count:
-            parser.error(f"{args.files} holds {len(paths)} images, {count} are needed")
+        paths = images_of(parser, args, Path(folder))
         model = Path(folder) / "model.safetensors"
         config = DetectorConfig(image_size=args.image_size)
         pipeline.train(paths[: args.normal], model, config, device="cpu", progress=quiet)

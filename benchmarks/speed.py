@@ -26,12 +26,12 @@ from scipy.stats import spearmanr
 from anomaly_cli import pipeline
 from anomaly_cli.checkpoint import Model
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.images import find_images, load_image
+from anomaly_cli.images import load_image
 from anomaly_cli.packed_resnet import FLOAT32_VARIABLE
 from anomaly_cli.scoring import measure_images, parallel_map, worker_count
 from benchmarks.memory_growth import COMMAND
 from benchmarks.quality import quiet
-from benchmarks.textures import write_textures
+from benchmarks.textures import add_image_options, images_of
 
 ROUNDS = 5  # what is compared takes turns, so that a busy machine slows both
 
@@ -129,20 +129,13 @@ def main() -> None:
     """Parse the command line and measure."""
     defaults = DetectorConfig()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=Path, help="folder of images; textures are made if it is not given")
-    parser.add_argument("--normal", type=int, default=100, help="images to train on")
-    parser.add_argument("--incoming", type=int, default=200, help="images to score")
-    parser.add_argument("--side", type=int, default=512, help="pixels, of the textures")
+    add_image_options(parser, incoming=200)
     parser.add_argument("--backbone", default=defaults.backbone)
     parser.add_argument("--image-size", type=int, default=defaults.image_size)
     args = parser.parse_args()
     config = DetectorConfig(backbone=args.backbone, image_size=args.image_size)
     with tempfile.TemporaryDirectory() as folder:
-        count = args.normal + args.incoming
-        made = args.files is None
-        paths = write_textures(Path(folder), count, args.side) if made else find_images([args.files])[:count]
-        if len(paths) < count:
-            parser.error(f"{args.files} holds {len(paths)} images, {count} are needed")
+        paths = images_of(parser, args, Path(folder))
         report(paths, args.normal, config)
 
 

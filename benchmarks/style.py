@@ -21,7 +21,7 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.metrics import image_metrics
 from benchmarks.calibration import small_copies
 from benchmarks.datasets import AnomalySet
-from benchmarks.jobs import Row, measure_all, peak_mb, print_means, set_options, sets_of
+from benchmarks.jobs import Row, peak_mb, print_means, run_table, set_options
 from benchmarks.looks import LOOKS
 from benchmarks.methods import METHODS, Settings
 
@@ -96,8 +96,7 @@ def main() -> None:
     options.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "prototypes"])
     options.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
     args = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure, jobs_of)
     print_means(results, ["look", "method"])
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from anomaly_cli.images import find_images
 
 DISTINCT = 50  # pictures are drawn; further files are links to them, which cost the reader the same
 
@@ -23,6 +26,25 @@ def write_textures(folder: Path, count: int, side: int, seed: int = 0) -> list[P
             _texture(np.random.default_rng([seed, i]), side, blot=i % 10 == 9).save(path, quality=90)
         else:
             os.link(paths[i % DISTINCT], path)
+    return paths
+
+
+def add_image_options(parser: argparse.ArgumentParser, incoming: int) -> None:
+    """Describe the options that `images_of` reads; `incoming` is the default of how many images are scored."""
+    parser.add_argument("--files", type=Path, help="folder of images; textures are made if it is not given")
+    parser.add_argument("--normal", type=int, default=100, help="images to train on")
+    parser.add_argument("--incoming", type=int, default=incoming, help="images to score")
+    parser.add_argument("--side", type=int, default=512, help="pixels, of the textures")
+
+
+def images_of(parser: argparse.ArgumentParser, args: argparse.Namespace, folder: Path) -> list[Path]:
+    """Find or make the images to train on and to score, in this order; ends the program where there are too few."""
+    count = args.normal + args.incoming
+    if args.files is None:
+        return write_textures(folder, count, args.side)
+    paths = find_images([args.files])[:count]
+    if len(paths) < count:
+        parser.error(f"{args.files} holds {len(paths)} images, {count} are needed")
     return paths
 
 

@@ -31,7 +31,7 @@ from anomaly_cli.metrics import image_metrics
 from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import parallel_map, to_tensor, worker_count
 from benchmarks.datasets import AnomalySet, TestImage, subsample
-from benchmarks.jobs import Row, measure_all, peak_mb, print_means, set_options, sets_of
+from benchmarks.jobs import Row, peak_mb, print_means, run_table, set_options
 from benchmarks.quality import quiet
 
 RATES = (0.0, 0.01, 0.05, 0.1, 0.2)
@@ -177,8 +177,7 @@ def main() -> None:
     options.add_argument("--rates", type=float, nargs="+", default=RATES, help="γ, in ascending order")
     options.add_argument("--types", type=int, default=1, help="labelled alone, a set and seed; each seed draws others")
     args = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure_all(measure, jobs_of(args, sets_of(args, Path(scratch))), args.out)
+    results = run_table(args, measure, jobs_of)
     for figure in ("image_auroc", "classifier_auroc"):
         print_means(results, ["setting", "tested", "rate"], figure)
 
