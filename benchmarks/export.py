@@ -1,8 +1,9 @@
 """Measure an exported model against the detector: `python -m benchmarks.export --data DIR/screw --normal 200`.
 
 Trains on the normal images of a set in MVTec layout and exports the model. Prints, for one core and for two, images/s
-of each way to compute the scores of the test images, in times of the detector's in torch, and how well their order
-agrees with torch's (Spearman). All take turns in one process, one image at a time on each core, pixels decoded before.
+of each way to compute the scores of the test images, in times of the detector's in torch in float32, and how well their
+order agrees with torch's (Spearman). All take turns in one process, one image at a time on each core, pixels decoded
+before.
 
 int8 is static quantisation, calibrated on normal images: of every product (`all`), of the network's convolutions alone
 (`convolutions`), or of those from stride 8 on (`coarse`). The ways of OpenVINO are measured where `openvino` and
@@ -12,6 +13,7 @@ int8 is static quantisation, calibrated on normal images: of every product (`all
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import threading
@@ -20,6 +22,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,8 +35,9 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.export import export
 from anomaly_cli.images import load_image
 from anomaly_cli.onnx_graph import CalibratedDetector
+from anomaly_cli.packed_resnet import FLOAT32_VARIABLE
 from anomaly_cli.scoring import parallel_map, to_tensor
-from benchmarks.datasets import read_mvtec
+from benchmarks.datasets import AnomalySet, read_mvtec
 from benchmarks.quality import quiet
 from benchmarks.speed import seconds
 
@@ -178,6 +182,25 @@ def read(paths: list[Path], image_size: int) -> list[Pixels]:
     return [to_tensor(load_image(path, image_size)).numpy() for path in paths]
 
 
+def measure(data: AnomalySet, count: int, config: DetectorConfig) -> None:
+    """Train on `count` normal images and print how fast and how alike all ways score the test images."""
+    normal = data.normal[:count]
+    with tempfile.TemporaryDirectory() as folder:
+        model_path = Path(folder) / "model.safetensors"
+        model = pipeline.train(normal, model_path, config, device="cpu", progress=quiet).model
+        path = model_path.with_suffix(".onnx")
+        export(model_path, path)
+        size = model.config.image_size
+        ways = dict(scorers(model, path, read(normal[:CALIBRATION], size)))
+        images = read([image.path for image in data.test], size)
+        print(f"{data.name}: {len(images)} images at {size} px, model of {len(normal)} normal images")
+        for workers in (1, 2):
+            print(f"{workers} core{'s' * (workers > 1)}")
+            rows = compare(ways, images, workers)
+            for name, rate, agreement in rows:
+                print(f"  {name:32s} {rate:8.1f} images/s  {rate / rows[0][1]:5.2f} x  Spearman {agreement:.4f}")
+
+
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -185,23 +208,8 @@ def main() -> None:
     parser.add_argument("--normal", type=int, default=200, help="images to train on")
     parser.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
     args = parser.parse_args()
-    data = read_mvtec(args.data)
-    normal = data.normal[: args.normal]
-    with tempfile.TemporaryDirectory() as folder:
-        model_path = Path(folder) / "model.safetensors"
-        config = DetectorConfig(image_size=args.image_size)
-        model = pipeline.train(normal, model_path, config, device="cpu", progress=quiet).model
-        path = model_path.with_suffix(".onnx")
-        export(model_path, path)
-        size = model.config.image_size
-        ways = dict(scorers(model, path, read(normal[:CALIBRATION], size)))
-    images = read([image.path for image in data.test], size)
-    print(f"{data.name}: {len(images)} images at {size} px, model of {len(normal)} normal images")
-    for workers in (1, 2):
-        print(f"{workers} core{'s' * (workers > 1)}")
-        rows = compare(ways, images, workers)
-        for name, rate, agreement in rows:
-            print(f"  {name:32s} {rate:8.1f} images/s  {rate / rows[0][1]:5.2f} x  Spearman {agreement:.4f}")
+    with mock.patch.dict(os.environ, {FLOAT32_VARIABLE: "1"}):  # as exported files compute
+        measure(read_mvtec(args.data), args.normal, DetectorConfig(image_size=args.image_size))
 
 
 if __name__ == "__main__":
