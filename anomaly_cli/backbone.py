@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -58,13 +58,16 @@ class Backbone(nn.Module):
         Returns:
             One (N, D_s, h_s, w_s) map a stride, finest first.
         """
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.side_by_side([images])[0]
+
+    def side_by_side(self, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Compute what `forward` does on batches of different sizes, together where that is faster."""
+        inputs = [((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last) for x in batches]
+        if self._packed is not None and inputs[0].device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._packed(*inputs)
         network: Callable[[Tensor], Any] = self.network
-        if self._packed is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Of a coarsest map one cell wide and several high the packed convolutions make noise, even infinities.
-            network = self._packed if x.shape[3] > self.strides[-1] else self.network
-        maps = network(x)
-        return list(maps.values()) if isinstance(maps, dict) else list(maps)
+        answers = [network(x) for x in inputs]
+        return [list(maps.values()) if isinstance(maps, dict) else list(maps) for maps in answers]
 
     def freeze(self) -> Self:
         """Take the weights for final, for inference alone from here on; makes it faster where that is possible."""

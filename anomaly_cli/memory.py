@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -90,22 +91,44 @@ def nearest_prototype(queries: Tensor, prototypes: Tensor) -> tuple[Tensor, Tens
     Where the processor is faster with bfloat16 the search may take one that is up to 0.4 % farther away, or farther by
     the rounding of the vectors where it is very near; the distance to the one it takes is exact.
     """
-    # A graph for images of any size cannot tell how many chunks there will be.
-    chunks = [queries] if torch.compiler.is_compiling() else queries.split(QUERY_CHUNK)
-    indices = torch.cat([_most_similar(chunk, prototypes) for chunk in chunks])
+    indices = most_similar(queries, prototypes)
     return torch.linalg.vector_norm(queries - prototypes[indices], dim=1), indices
 
 
-def _most_similar(queries: Tensor, prototypes: Tensor) -> Tensor:
-    if queries.device.type != "cpu" or torch.compiler.is_compiling() or not prefers_bfloat16():
+def most_similar(queries: Tensor, prototypes: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Find the (M,) indices of the nearest prototypes, as `nearest_prototype` does.
+
+    Args:
+        queries: (M, D).
+        prototypes: (K, D).
+        columns: what `search_columns` made of the prototypes, so that it need not be made again.
+    """
+    # A graph for images of any size cannot tell how many chunks there will be.
+    if torch.compiler.is_compiling():
         return similarities(queries, prototypes).max(dim=1).indices
+    if not _searches_bfloat16(queries):
+        chunks = queries.split(QUERY_CHUNK)
+        return torch.cat([similarities(chunk, prototypes).max(dim=1).indices for chunk in chunks])
+    columns = search_columns(prototypes) if columns is None else columns
     ones = torch.ones(1, 2, dtype=torch.bfloat16)
-    left = torch.cat([queries.bfloat16(), ones.expand(len(queries), 2), _half_norms(queries)], dim=1)
-    right = torch.cat([prototypes.bfloat16(), _half_norms(prototypes), ones.expand(len(prototypes), 2)], dim=1)
-    # −½‖q − m‖² itself and not up to a constant of q: rounding is then relative to the distance. As none is much above
-    # zero, the largest has the smallest bits, which NumPy finds seven times faster than torch the largest bfloat16.
-    bits = (left @ right.T).view(torch.uint16).numpy()
-    return torch.from_numpy(bits.argmin(axis=1))
+    found = []
+    for chunk in queries.split(QUERY_CHUNK):
+        rows = torch.cat([chunk.bfloat16(), ones.expand(len(chunk), 2), _half_norms(chunk)], dim=1)
+        # −½‖q − m‖² itself and not up to a constant of q: rounding is then relative to the distance. As none is much
+        # above zero, the largest has the smallest bits, which NumPy finds seven times faster than torch the largest
+        # bfloat16.
+        found.append((rows @ columns).view(torch.uint16).numpy().argmin(axis=1))
+    return torch.from_numpy(np.concatenate(found))
+
+
+def _searches_bfloat16(queries: Tensor) -> bool:
+    return queries.device.type == "cpu" and prefers_bfloat16()
+
+
+def search_columns(prototypes: Tensor) -> Tensor:
+    """Lay (K, D) prototypes out for the search in bfloat16: (D + 4, K)."""
+    ones = torch.ones(1, 2, dtype=torch.bfloat16).expand(len(prototypes), 2)
+    return torch.cat([prototypes.bfloat16(), _half_norms(prototypes), ones], dim=1).T.contiguous()
 
 
 def _half_norms(vectors: Tensor) -> Tensor:
@@ -134,6 +157,7 @@ class PrototypeMemory(nn.Module):
         super().__init__()
         self.register_buffer("prototypes", prototypes)
         self.chosen = torch.arange(len(prototypes)) if chosen is None else chosen
+        self._columns: tuple[Tensor, Tensor] | None = None  # the prototypes they were made of, and they
 
     @classmethod
     def choose(cls, candidates: Tensor, count: int, generator: torch.Generator) -> PrototypeMemory:
@@ -168,7 +192,16 @@ class PrototypeMemory(nn.Module):
         Returns:
             (M,) Euclidean distances and (M,) indices of the prototypes.
         """
-        return nearest_prototype(queries, self.prototypes)
+        indices = self.most_similar(queries)
+        return torch.linalg.vector_norm(queries - self.prototypes[indices], dim=1), indices
+
+    def most_similar(self, queries: Tensor) -> Tensor:
+        """Find the (M,) indices alone of the nearest prototypes."""
+        if torch.compiler.is_compiling() or not _searches_bfloat16(queries):
+            return most_similar(queries, self.prototypes)
+        if self._columns is None or self._columns[0] is not self.prototypes:
+            self._columns = (self.prototypes, search_columns(self.prototypes))
+        return most_similar(queries, self.prototypes, self._columns[1])
 
 
 def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from anomaly_cli.compact_resnet import CompactResNet, ConvNorm, ResidualBlock
+from anomaly_cli.compact_resnet import STRIDES, CompactResNet, ConvNorm, ResidualBlock
 
 FLOAT32_VARIABLE = "ANOMALY_FLOAT32"
 
@@ -45,7 +45,7 @@ def can_pack() -> bool:
 
 
 class _PackedConvolution:
-    """One fused convolution of the network with what may follow it: nothing, a ReLU, or a sum and a ReLU."""
+    """One fused convolution of the network with what may follow it: a ReLU, or a sum and a ReLU."""
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
         conv = cast(nn.Conv2d, cast(ConvNorm, layer).conv)
@@ -54,10 +54,10 @@ class _PackedConvolution:
         self.weight: Tensor = reorder(conv.weight.detach().to(dtype).to_mkldnn(), *self.shape)
         self.bias = cast(Tensor, conv.bias).detach().to(dtype)
 
-    def __call__(self, x: Tensor, activation: str = "relu") -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return cast(
             Tensor,
-            torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, activation, [], ""),
+            torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, "relu", [], ""),
         )
 
     def add(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -69,19 +69,36 @@ class _PackedConvolution:
         )
 
 
+class _Shortcut:
+    """A 1×1 convolution as a matrix product: for some sizes of image oneDNN's convolution takes ten times as long."""
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        conv = cast(nn.Conv2d, cast(ConvNorm, layer).conv)
+        self.step = conv.stride[0]
+        self.matrix = conv.weight.detach()[:, :, 0, 0].T.to(dtype).contiguous()
+        self.bias = cast(Tensor, conv.bias).detach().to(dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        cells = x[:, :, :: self.step, :: self.step].permute(0, 2, 3, 1)  # (N, h, w, D)
+        product = torch.addmm(self.bias, cells.reshape(-1, cells.shape[3]), self.matrix)
+        return product.view(*cells.shape[:3], -1).permute(0, 3, 1, 2)
+
+
 class _PackedBlock:
     def __init__(self, block: ResidualBlock, dtype: torch.dtype) -> None:
         self.first = _PackedConvolution(block.first, dtype)
         self.second = _PackedConvolution(block.second, dtype)
         same = isinstance(block.shortcut, nn.Identity)
-        self.shortcut = None if same else _PackedConvolution(block.shortcut, dtype)
+        self.shortcut = None if same else _Shortcut(block.shortcut, dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.second.add(self.first(x), x if self.shortcut is None else self.shortcut(x, "none"))
+    def __call__(self, batches: list[Tensor]) -> list[Tensor]:
+        inner = [self.first(x) for x in batches]
+        shortcuts = batches if self.shortcut is None else [self.shortcut(x) for x in batches]
+        return [self.second.add(x, shortcut) for x, shortcut in zip(inner, shortcuts, strict=True)]
 
 
 class PackedResNet:
-    """A `CompactResNet` whose normalisations are folded, frozen as it is at this moment; no module, holds no state."""
+    """A `CompactResNet` whose normalisations are folded, frozen as it is at this moment; no module."""
 
     def __init__(self, network: CompactResNet, dtype: torch.dtype) -> None:
         """Pack the weights.
@@ -91,6 +108,7 @@ class PackedResNet:
             dtype: of weights and of the maps between layers.
         """
         self.dtype = dtype
+        self.network = network
         self.stem = _PackedConvolution(network.stem, dtype)
         self.stages = [
             [_PackedBlock(cast(ResidualBlock, block), dtype) for block in cast(nn.Sequential, stage)]
@@ -101,14 +119,22 @@ class PackedResNet:
         """Share this: nothing in it changes, and packed weights have no storage that could be copied."""
         return self
 
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Compute what the network does: (N, 3, H, W) to one float32 map a stage."""
-        x = self.stem(x.to(self.dtype))
-        maps = []
+    def __call__(self, *batches: Tensor) -> list[list[Tensor]]:
+        """Compute what the network does on each of several (N, 3, H, W): one float32 map a stage."""
+        # Of a coarsest map one cell wide and several high the packed convolutions make noise, even infinities.
+        narrow = [batch.shape[3] <= STRIDES[-1] for batch in batches]
+        packed = iter(self._maps([batch for batch, small in zip(batches, narrow, strict=True) if not small]))
+        return [self.network(b) if small else next(packed) for b, small in zip(batches, narrow, strict=True)]
+
+    def _maps(self, batches: list[Tensor]) -> list[list[Tensor]]:
+        """Go layer by layer: the weights of a layer, which take longest with small images, come from memory once."""
+        current = [self.stem(batch.to(self.dtype)) for batch in batches]
+        maps: list[list[Tensor]] = [[] for _ in batches]
         for stage in self.stages:
             for block in stage:
-                x = block(x)
-            maps.append(x.float())
+                current = block(current)
+            for each, x in zip(maps, current, strict=True):
+                each.append(x.float())
         return maps
 
 

@@ -325,3 +325,17 @@ def test_the_search_in_half_precision_finds_a_prototype_that_is_nearly_as_near(
     torch.testing.assert_close(distances, (queries - prototypes[indices]).norm(dim=1))
     assert (distances >= expected - 1e-4).all()
     assert (distances <= 1.004 * expected + 0.02 * D**0.5).all()
+
+
+@pytest.mark.parametrize("halves", [True, False])
+def test_a_memory_searches_the_prototypes_that_it_has_now(halves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anomaly_cli.memory.prefers_bfloat16", lambda: halves)
+    before, now, queries = random_cells(30, 8), random_cells(20, 8, seed=1), random_cells(50, 8, seed=2)
+    bank = PrototypeMemory(before)
+
+    first, again = bank.most_similar(queries), bank.most_similar(queries)
+    bank.prototypes = now
+
+    assert torch.equal(first, nearest_prototype(queries, before)[1])
+    assert torch.equal(again, first)
+    assert torch.equal(bank.most_similar(queries), nearest_prototype(queries, now)[1])

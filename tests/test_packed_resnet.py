@@ -23,7 +23,7 @@ def test_the_packed_network_in_float32_is_the_network(sides: tuple[int, int]) ->
     network = fused()
     images = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
 
-    packed = PackedResNet(network, torch.float32)(images.contiguous(memory_format=torch.channels_last))
+    packed = PackedResNet(network, torch.float32)(images.contiguous(memory_format=torch.channels_last))[0]
 
     for ours, expected in zip(packed, network(images), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
@@ -56,6 +56,19 @@ def test_an_image_has_the_same_maps_alone_and_among_others() -> None:
     for i in range(3):
         for ours, expected in zip(backbone(images[i : i + 1]), together, strict=True):
             torch.testing.assert_close(ours[0], expected[i], rtol=1e-2, atol=1e-2)
+
+
+@needs_packing
+@pytest.mark.parametrize("sides", [(32, 32), (64, 32), (64, 64), (96, 64)])
+@torch.inference_mode()
+def test_images_of_two_sizes_have_the_same_maps_side_by_side_as_apart(sides: tuple[int, int]) -> None:
+    backbone = build_backbone("embedded")
+    large, small = torch.rand(2, 3, 128, 160), torch.rand(3, 3, *sides)
+
+    maps_of_large, maps_of_small = backbone.side_by_side([large, small])
+
+    assert all(map(torch.equal, maps_of_large, backbone(large)))
+    assert all(map(torch.equal, maps_of_small, backbone(small)))
 
 
 def test_a_build_without_the_operations_keeps_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
