@@ -16,7 +16,8 @@ from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
 
 POOLED_STRIDES = (16, 32)  # whose maps the pooled scales take
-HOT_SHARE = 0.02  # of the cells of a map make up its deviation: the mean of the hottest
+HOT_SHARE = 0.01  # of the cells of a map make up its deviation: the mean of the hottest
+SOFTENED_STRIDE = 8  # pixels; cells of such a stride or a finer one are averaged with their neighbours
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
 
@@ -227,8 +228,9 @@ def scale_features(
 ) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
-    Local scales are averaged over 3×3 cells, which makes them robust to small shifts (Roth et al. 2022), and brought to
-    length one, so that a cell is told by what it shows and not by its contrast; a pooled scale joins the mean of the
+    Fine local scales are averaged with the mean of their 3×3 neighbourhood, which makes them robust to small shifts
+    (Roth et al. 2022, who take that mean alone); a coarse cell sees its neighbourhood anyway. All are brought to length
+    one, so that a cell is told by what it shows and not by its contrast. A pooled scale joins the mean of the
     coarse maps and the spread of the first of them: content and style.
 
     Args:
@@ -249,8 +251,14 @@ def scale_features(
         if name in POOLED_SCALES:
             features[name] = _pooled(maps if name == IMAGE_SCALE else of_small[0])
         else:
-            features[name] = F.normalize(F.avg_pool2d(maps[int(name)], 3, 1, 1, count_include_pad=False), dim=1)
+            features[name] = F.normalize(_softened(maps[int(name)], int(name)), dim=1)
     return features
+
+
+def _softened(feature_map: Tensor, stride: int) -> Tensor:
+    if stride > SOFTENED_STRIDE:
+        return feature_map
+    return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
 
 
 def _pooled(maps: dict[int, Tensor]) -> Tensor:

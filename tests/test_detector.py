@@ -72,15 +72,16 @@ def tiny_detector(names: tuple[str, ...] = NAMES) -> AnomalyDetector:
     return detector
 
 
-def slow_local_cell(feature_map: Tensor, y: int, x: int) -> Tensor:
+def slow_local_cell(feature_map: Tensor, y: int, x: int, stride: int) -> Tensor:
     _, h, w = feature_map.shape
+    own = feature_map[:, y, x]
     around = [
         feature_map[:, row, column]
         for row in range(max(0, y - 1), min(h, y + 2))
         for column in range(max(0, x - 1), min(w, x + 2))
     ]
-    mean = torch.stack(around).mean(0)
-    unit: Tensor = mean / mean.norm()
+    cell = (own + torch.stack(around).mean(0)) / 2 if stride <= 8 else own
+    unit: Tensor = cell / cell.norm()
     return unit
 
 
@@ -105,7 +106,7 @@ def test_distance_maps_equal_a_loop_over_cells() -> None:
     for name in detector.local_names:
         N, h, w = maps[name].shape
         expected = [
-            slow_distance(detector.scale(name), slow_local_cell(raw[int(name)][n], y, x))
+            slow_distance(detector.scale(name), slow_local_cell(raw[int(name)][n], y, x, int(name)))
             for n in range(N)
             for y in range(h)
             for x in range(w)
@@ -309,16 +310,17 @@ def test_scale_features_have_the_shapes_of_their_strides() -> None:
     }
 
 
+@pytest.mark.parametrize("stride", [4, 8, 16])
 @torch.inference_mode()
-def test_local_features_are_averaged_over_neighbours_inside_the_map_and_have_length_one() -> None:
+def test_fine_local_features_are_averaged_with_neighbours_inside_the_map_and_all_have_length_one(stride: int) -> None:
     backbone, images = tiny_backbone(), random_images(1)
-    raw = backbone(images)[1][0]
+    raw = dict(zip(WIDTHS, backbone(images), strict=True))[stride][0]
 
-    averaged = scale_features(backbone, images, ("8",))["8"][0]
+    cells = scale_features(backbone, images, (str(stride),))[str(stride)][0]
 
-    for y in range(8):
-        for x in range(8):
-            torch.testing.assert_close(averaged[:, y, x], slow_local_cell(raw, y, x))
+    for y in range(64 // stride):
+        for x in range(64 // stride):
+            torch.testing.assert_close(cells[:, y, x], slow_local_cell(raw, y, x, stride))
 
 
 @torch.inference_mode()
