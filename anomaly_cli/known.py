@@ -13,7 +13,7 @@ CANDIDATES = 40  # hottest cells of an image that are compared with the known on
 SIMILAR = 20  # of them make up its deviation: the mean of those most like a known anomaly
 CELLS_OF_ANOMALY = 20  # hottest cells of a known anomaly that are remembered
 MAX_KNOWN_CELLS = 2_000
-INVERSE_PENALTY = 1e-3  # of the logistic regression on whitened looks; 1e-4 to 1e-2 rank alike
+INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks; 1e-4 to 1e-2 rank alike
 REACH = 20.0  # logarithms stay within ± this
 
 
@@ -80,18 +80,33 @@ def fit_known(normal: Tensor, looks: Tensor, cells: Tensor, seed: int) -> KnownA
 def fit_look(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a class-balanced logistic regression between raw cells of the image scale, in whitened space.
 
+    There are often more channels than images, and a whitening brings the images that it was fitted on far closer
+    together than new ones. So one half of the normal images gives the whitening in which the other half is told from
+    the anomalies, and the other way round; the answer is the mean of both.
+
     Args:
-        normal: (M, D), M ≥ 2.
+        normal: (M, D), M ≥ 4.
         anomalous: (A, D), A ≥ 1.
 
     Returns:
         (D,) weights and () offset of the log odds of being anomalous.
     """
+    halves = normal[::2], normal[1::2]
+    fits = [_fit_half(*halves, anomalous), _fit_half(*halves[::-1], anomalous)]
+    weights, offsets = (torch.stack(each).mean(0) for each in zip(*fits, strict=True))
+    return weights, offsets
+
+
+def _fit_half(whitened: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
+    """Tell `normal` from `anomalous` in the space that `whitened` gives."""
     from sklearn.linear_model import LogisticRegression
 
-    whitening = Whitening.fit(normal)
-    looks = torch.cat([whitening(normal), whitening(anomalous)]).cpu().double().numpy()
+    whitening = Whitening.fit(whitened)
+    embeddings = whitening(normal)
+    centre, spread = embeddings.mean(0), embeddings.std(0, unbiased=False).clamp(min=1e-6)
+    looks = torch.cat([embeddings, whitening(anomalous)]).sub(centre).div(spread).cpu().double().numpy()
     labels = [0] * len(normal) + [1] * len(anomalous)
     fitted = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=1000).fit(looks, labels)
-    weights = whitening.matrix @ torch.from_numpy(fitted.coef_[0]).to(whitening.matrix)
-    return weights, float(fitted.intercept_[0]) - whitening.mean @ weights
+    slope = torch.from_numpy(fitted.coef_[0]).to(embeddings) / spread
+    weights = whitening.matrix @ slope
+    return weights, float(fitted.intercept_[0]) - centre @ slope - whitening.mean @ weights

@@ -106,6 +106,12 @@ def unchanged(cells: Tensor, dim: int) -> Tensor:
     return cells
 
 
+def neighbourhood_mean(feature_map: Tensor, stride: int) -> Tensor:
+    """Average (N, D, h, w) cells over 3×3, as Roth et al. 2022 do."""
+    del stride
+    return torch.nn.functional.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False)
+
+
 def no_stage_1(*_: object) -> bool:
     """Learn no projection."""
     return False
@@ -166,6 +172,8 @@ VARIANTS: dict[str, Variant] = {
     "stage 1, no stage 2": Variant(LEARNED, Effort.THOROUGH, [(training, "_learn_head", no_stage_2)]),
     "stage 2, no stage 1": Variant(LEARNED, Effort.THOROUGH, [(training, "_projects", no_stage_1)]),
     "both, variance term off": Variant(LEARNED, Effort.THOROUGH, [(contrast, "VARIANCE_WEIGHT", 0.0)]),
+    "every cell alone": Variant(SCALES, replaced=[(detector, "SOFTENED_STRIDE", 0)]),
+    "mean of 3×3 cells at both strides": Variant(SCALES, replaced=[(detector, "_softened", neighbourhood_mean)]),
     "no small copy": Variant(FUSION, replaced=[(training, "SMALL_WEIGHT", 0.0)]),
     "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
     "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),
