@@ -45,9 +45,11 @@ def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
             distances = []
             for cell in features[name][0].flatten(1).T:
                 deviations = (scale.embed(cell[None]) - scale.memory.prototypes).square().sum(1)
-                distances.append((float(deviations.min()), int(deviations.argmin())))
-            assert distances[hottest][0] == pytest.approx(max(distances)[0])
-            assert distances[hottest][1] == nearest
+                distances.append(deviations.sqrt())
+            farthest = max(float(each.min()) for each in distances)
+            # The search in bfloat16 may take a prototype that is a little farther away.
+            assert float(distances[hottest].min()) == pytest.approx(farthest, rel=0.005)
+            assert float(distances[hottest][nearest]) == pytest.approx(float(distances[hottest].min()), rel=0.005)
 
 
 def test_the_pixels_are_those_that_the_network_saw(measured: dict[str, Measured], trained: Trained) -> None:
@@ -104,17 +106,27 @@ def pictures_of(page: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_page_holds_the_evidence_of_what_is_hot(here: Path, loaded: Model, measured: dict[str, Measured]) -> None:
-    assert anomaly("score", "incoming", "normal", "-q").exit_code == 0  # what it was trained on is nowhere hot
+    assert anomaly("score", "incoming", "normal", "-q").exit_code == 0
     assert anomaly("report", "scores.csv", "-q").exit_code == 0
 
     pictures = pictures_of(Path("report.html"))
-    assert {"evidence" in picture for picture in pictures.values()} == {True, False}
     assert all(("evidence" in picture) == ("heat" in picture) for picture in pictures.values())
     first = pictures["picture-0"]["evidence"]
     expected = [find_evidence(loaded, measured[f"bad{i}.jpg"]) for i in range(3)]
     assert (base64.b64decode(first["hot"]), base64.b64decode(first["normal"]), first["scale"]) in [
         (each.hot, each.normal, each.scale) for each in expected if each is not None
     ]
+
+
+def test_the_page_has_no_evidence_where_nothing_is_hot(here: Path) -> None:
+    every_cell = ("--prototypes", "2000", "--model", "all.safetensors", "-q")  # so none of the training images is hot
+    assert anomaly("train", "normal", *SETTINGS, *every_cell).exit_code == 0
+    assert anomaly("score", "incoming", "normal", "--model", "all.safetensors", "-q").exit_code == 0
+    assert anomaly("report", "scores.csv", "--model", "all.safetensors", "-q").exit_code == 0
+
+    pictures = pictures_of(Path("report.html"))
+    assert {"evidence" in picture for picture in pictures.values()} == {True, False}
+    assert all(("evidence" in picture) == ("heat" in picture) for picture in pictures.values())
 
 
 def test_the_page_of_a_model_without_thumbnails_has_no_evidence(here: Path) -> None:
