@@ -85,34 +85,31 @@ def hopfield_retrieve(queries: Tensor, prototypes: Tensor, beta: float) -> Tenso
     return torch.softmax(beta * similarities(queries, prototypes), dim=1) @ prototypes
 
 
-def nearest_prototype(queries: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_prototype(queries: Tensor, prototypes: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the nearest of (K, D) prototypes to each of (M, D) queries: (M,) Euclidean distances and (M,) indices.
 
     Where the processor is faster with bfloat16 the search may take one that is up to 0.4 % farther away, or farther by
     the rounding of the vectors where it is very near; the distance to the one it takes is exact.
-    """
-    indices = most_similar(queries, prototypes)
-    return torch.linalg.vector_norm(queries - prototypes[indices], dim=1), indices
-
-
-def most_similar(queries: Tensor, prototypes: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Find the (M,) indices of the nearest prototypes, as `nearest_prototype` does.
 
     Args:
         queries: (M, D).
         prototypes: (K, D).
         columns: what `search_columns` made of the prototypes, so that it need not be made again.
     """
+    indices = most_similar(queries, prototypes, columns)
+    return torch.linalg.vector_norm(queries - prototypes[indices], dim=1), indices
+
+
+def most_similar(queries: Tensor, prototypes: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Find the (M,) indices alone that `nearest_prototype` gives."""
     # A graph for images of any size cannot tell how many chunks there will be.
-    if torch.compiler.is_compiling():
-        return similarities(queries, prototypes).max(dim=1).indices
+    chunks = [queries] if torch.compiler.is_compiling() else queries.split(QUERY_CHUNK)
     if not _searches_bfloat16(queries):
-        chunks = queries.split(QUERY_CHUNK)
         return torch.cat([similarities(chunk, prototypes).max(dim=1).indices for chunk in chunks])
     columns = search_columns(prototypes) if columns is None else columns
     ones = torch.ones(1, 2, dtype=torch.bfloat16)
     found = []
-    for chunk in queries.split(QUERY_CHUNK):
+    for chunk in chunks:
         rows = torch.cat([chunk.bfloat16(), ones.expand(len(chunk), 2), _half_norms(chunk)], dim=1)
         # −½‖q − m‖² itself and not up to a constant of q: rounding is then relative to the distance. As none is much
         # above zero, the largest has the smallest bits, which NumPy finds seven times faster than torch the largest
@@ -122,7 +119,7 @@ def most_similar(queries: Tensor, prototypes: Tensor, columns: Tensor | None = N
 
 
 def _searches_bfloat16(queries: Tensor) -> bool:
-    return queries.device.type == "cpu" and prefers_bfloat16()
+    return queries.device.type == "cpu" and not torch.compiler.is_compiling() and prefers_bfloat16()
 
 
 def search_columns(prototypes: Tensor) -> Tensor:
@@ -192,16 +189,18 @@ class PrototypeMemory(nn.Module):
         Returns:
             (M,) Euclidean distances and (M,) indices of the prototypes.
         """
-        indices = self.most_similar(queries)
-        return torch.linalg.vector_norm(queries - self.prototypes[indices], dim=1), indices
+        return nearest_prototype(queries, self.prototypes, self._columns_for(queries))
 
     def most_similar(self, queries: Tensor) -> Tensor:
         """Find the (M,) indices alone of the nearest prototypes."""
-        if torch.compiler.is_compiling() or not _searches_bfloat16(queries):
-            return most_similar(queries, self.prototypes)
+        return most_similar(queries, self.prototypes, self._columns_for(queries))
+
+    def _columns_for(self, queries: Tensor) -> Tensor | None:
+        if not _searches_bfloat16(queries):
+            return None
         if self._columns is None or self._columns[0] is not self.prototypes:
             self._columns = (self.prototypes, search_columns(self.prototypes))
-        return most_similar(queries, self.prototypes, self._columns[1])
+        return self._columns[1]
 
 
 def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Tensor:

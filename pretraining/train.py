@@ -123,14 +123,15 @@ class Student(nn.Module):
         """Compare one batch with the maps of one teacher and with the labels."""
         maps = self.backbone(view)
         out = cast(TeacherHead, self.heads[teacher]).losses(maps, target, mode)
-        out["label"] = self._label_loss(maps[-1].mean(dim=(2, 3)).float(), groups, labels)
+        out["label"] = self._label_loss(maps, groups, labels)
         return out
 
     def label_losses(self, view: Tensor, groups: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compare one batch with the labels alone."""
-        return {"label_alone": self._label_loss(self.backbone(view)[-1].mean(dim=(2, 3)).float(), groups, labels)}
+        return {"label_alone": self._label_loss(self.backbone(view), groups, labels)}
 
-    def _label_loss(self, pooled: Tensor, groups: Tensor, labels: Tensor) -> Tensor:
+    def _label_loss(self, maps: list[Tensor], groups: Tensor, labels: Tensor) -> Tensor:
+        pooled = maps[-1].mean(dim=(2, 3)).float()
         total = pooled.new_zeros(())
         for group, classify in enumerate(self.classifiers):
             chosen = groups == group
@@ -169,12 +170,13 @@ class Batches:
             nothing = torch.full_like(chosen, -1).to(self.device)
             return view, view, nothing, nothing
         chosen = torch.searchsorted(self.cumulative, draws).sort().values
+        shown = self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
         if mode == "label":
             view = self._coarsened(self._views(self.pictures, chosen, recipe.small_size))
-            return view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
+            return view, view, *shown
         view = self._views(self.pictures, chosen, recipe.same_size if mode == "same" else 2 * recipe.small_size)
         student_view = view if mode == "same" else F.avg_pool2d(view, 2)
-        return student_view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
+        return student_view, view, *shown
 
     def _views(self, pictures: Pictures, chosen: Tensor, size: int) -> Tensor:
         pixels = torch.from_numpy(pictures.pixels[chosen.numpy()]).to(self.device)
@@ -209,6 +211,26 @@ def _standardisers(batches: Batches, teacher: nn.Module) -> dict[str, list[Stand
         stages = [list(stage) for stage in zip(*seen, strict=True)][: len(WIDTHS)]
         out[mode] = [Standardiser([m.clone() for m in stage]) for stage in stages]
     return out
+
+
+def _compare_next(
+    student: Student, teachers: list[RecordedTeacher], batches: Batches
+) -> tuple[dict[str, str | int], dict[str, Tensor]]:
+    """Draw the next batch and compare: what kind of batch it is, and its losses."""
+    device = batches.device
+    mode = batches.draw_mode()
+    view, teacher_view, groups, labels = batches.draw(mode)
+    number = batches.draw_teacher(len(teachers))
+    halves = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    with torch.autocast(device.type, torch.bfloat16, enabled=halves):
+        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
+        view = (view - mean) / std
+        if mode == "label":
+            losses = student.label_losses(view, groups, labels)
+        else:
+            target = [t.float().clone() for t in _teacher_targets(teachers[number](teacher_view), mode)]
+            losses = student.losses(view, target, number, mode, groups, labels)
+    return {"mode": mode, "teacher": number}, losses
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
@@ -263,19 +285,8 @@ def train(
         step = state["step"]
     log, started, first = out.with_suffix(".jsonl"), time.monotonic(), step
     student.train()
-    halves = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     while step < recipe.steps:
-        mode = batches.draw_mode()
-        view, teacher_view, groups, labels = batches.draw(mode)
-        number = batches.draw_teacher(len(teachers))
-        with torch.autocast(device.type, torch.bfloat16, enabled=halves):
-            mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
-            view = (view - mean) / std
-            if mode == "label":
-                losses = student.label_losses(view, groups, labels)
-            else:
-                target = [t.float().clone() for t in _teacher_targets(teachers[number](teacher_view), mode)]
-                losses = student.losses(view, target, number, mode, groups, labels)
+        facts, losses = _compare_next(student, teachers, batches)
         total = sum(recipe.label_weight * loss if name == "label" else loss for name, loss in losses.items())
         optimiser.zero_grad(set_to_none=True)
         cast(Tensor, total).backward()
@@ -285,7 +296,7 @@ def train(
         step += 1
         if step % LOG_EVERY == 0:
             rate = (step - first) * recipe.batch_size / (time.monotonic() - started)
-            row = {"step": step, "mode": mode, "teacher": number, "views_per_s": rate}
+            row = {"step": step, **facts, "views_per_s": rate}
             row |= {name: loss.item() for name, loss in losses.items()}
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -21,6 +21,7 @@ from anomaly_cli.checkpoint import Model
 from anomaly_cli.detector import scale_features
 from anomaly_cli.evidence import find_evidence
 from anomaly_cli.images import load_image
+from anomaly_cli.packed_resnet import prefers_bfloat16
 from anomaly_cli.patches import cut_patch, patch_box
 from anomaly_cli.scoring import Measured, measure_images, to_tensor
 
@@ -37,6 +38,8 @@ def measured(loaded: Model, trained: Trained) -> dict[str, Measured]:
 def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
     loaded: Model, measured: dict[str, Measured]
 ) -> None:
+    # The search in bfloat16 may take a prototype that is a little farther away, and of two cells the wrong one.
+    rounding = 0.005 if prefers_bfloat16() else 1e-6
     for each in measured.values():
         image = torch.from_numpy(each.pixels).permute(2, 0, 1)[None] / 255
         features = scale_features(loaded.detector.backbone, image, loaded.detector.local_names)
@@ -47,9 +50,8 @@ def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
                 deviations = (scale.embed(cell[None]) - scale.memory.prototypes).square().sum(1)
                 distances.append(deviations.sqrt())
             farthest = max(float(each.min()) for each in distances)
-            # The search in bfloat16 may take a prototype that is a little farther away.
-            assert float(distances[hottest].min()) == pytest.approx(farthest, rel=0.005)
-            assert float(distances[hottest][nearest]) == pytest.approx(float(distances[hottest].min()), rel=0.005)
+            assert float(distances[hottest].min()) == pytest.approx(farthest, rel=rounding)
+            assert float(distances[hottest][nearest]) == pytest.approx(float(distances[hottest].min()), rel=rounding)
 
 
 def test_the_pixels_are_those_that_the_network_saw(measured: dict[str, Measured], trained: Trained) -> None:
