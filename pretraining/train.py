@@ -1,9 +1,8 @@
 """Train the embedded backbone: `python -m pretraining.train --data DIR --teacher FILE --out FILE`.
 
 Joint loss: a linear classification head for every group of classes, and distillation of the teachers' maps, one
-teacher a batch, at two resolutions (same resolution: fine detail, from `--sharp` pictures where there are any; teacher
-at twice the student's: what small pictures show). With `--label-share`, some batches have labels alone: small views,
-half of them without their fine detail, as enlarged pictures are. `--start` goes on from the weights of an earlier run,
+teacher a batch, at two resolutions (same resolution: fine detail, half of it from `--sharp` pictures where there are
+any; teacher at twice the student's: what small pictures show). `--start` goes on from the weights of an earlier run,
 also of a narrower network. A resumed run may have fewer `--steps` than it began with: the learning rate follows.
 """
 
@@ -45,11 +44,10 @@ class Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 400
     same_size: int = 96  # pixels; student and teacher see the same view
-    sharp_size: int = 128  # pixels; the same where there are sharp pictures
+    sharp_size: int = 128  # pixels; the same, of sharp pictures
     small_size: int = 64  # pixels; the student's view, the teacher sees twice the side
-    same_share: float = 0.5  # of the batches with a teacher
-    label_share: float = 0.0  # of all batches: labels alone, twice as many views of the small size
-    coarse_share: float = 0.5  # of the views in those: halved and enlarged again
+    same_share: float = 0.5  # of the batches
+    sharp_share: float = 0.5  # of the same-resolution batches, where there are sharp pictures
     label_weight: float = 0.15
     label_smoothing: float = 0.1
     balance: float = 0.6  # a group of n pictures is drawn in proportion to n to this power
@@ -126,10 +124,6 @@ class Student(nn.Module):
         out["label"] = self._label_loss(maps, groups, labels)
         return out
 
-    def label_losses(self, view: Tensor, groups: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compare one batch with the labels alone."""
-        return {"label_alone": self._label_loss(self.backbone(view), groups, labels)}
-
     def _label_loss(self, maps: list[Tensor], groups: Tensor, labels: Tensor) -> Tensor:
         pooled = maps[-1].mean(dim=(2, 3)).float()
         total = pooled.new_zeros(())
@@ -162,41 +156,32 @@ class Batches:
     def draw(self, mode: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return student view, teacher view (both in [0, 1]), groups and labels; sharp pictures have group -1."""
         recipe = self.recipe
-        count = 2 * recipe.batch_size if mode == "label" else recipe.batch_size
-        draws = torch.rand(count, generator=self.generator, dtype=torch.float64)
-        if mode == "same" and self.sharp is not None:
+        draws = torch.rand(recipe.batch_size, generator=self.generator, dtype=torch.float64)
+        if mode == "same" and self.sharp is not None and self._draw(recipe.sharp_share):
             chosen = (draws * len(self.sharp.pixels)).long().sort().values
             view = self._views(self.sharp, chosen, recipe.sharp_size)
             nothing = torch.full_like(chosen, -1).to(self.device)
             return view, view, nothing, nothing
         chosen = torch.searchsorted(self.cumulative, draws).sort().values
-        shown = self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
-        if mode == "label":
-            view = self._coarsened(self._views(self.pictures, chosen, recipe.small_size))
-            return view, view, *shown
         view = self._views(self.pictures, chosen, recipe.same_size if mode == "same" else 2 * recipe.small_size)
         student_view = view if mode == "same" else F.avg_pool2d(view, 2)
-        return student_view, view, *shown
+        return student_view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
 
     def _views(self, pictures: Pictures, chosen: Tensor, size: int) -> Tensor:
         pixels = torch.from_numpy(pictures.pixels[chosen.numpy()]).to(self.device)
         images = pixels.permute(0, 3, 1, 2).float() / 255
         return random_views(images, size, self.generator).contiguous(memory_format=torch.channels_last)
 
-    def _coarsened(self, views: Tensor) -> Tensor:
-        enlarged = F.interpolate(F.avg_pool2d(views, 2), scale_factor=2, mode="bilinear", align_corners=False)
-        coarse = torch.rand(len(views), generator=self.generator) < self.recipe.coarse_share
-        return torch.where(coarse.view(-1, 1, 1, 1).to(self.device), enlarged, views)
+    def _draw(self, share: float) -> bool:
+        return torch.rand((), generator=self.generator).item() < share
 
     def draw_teacher(self, count: int) -> int:
         """Choose the teacher of the next batch."""
         return int(torch.randint(count, (), generator=self.generator))
 
     def draw_mode(self) -> str:
-        """Choose what the next batch compares: labels alone, or a teacher at the same or at twice the resolution."""
-        if self.recipe.label_share and torch.rand((), generator=self.generator) < self.recipe.label_share:
-            return "label"
-        return "same" if torch.rand((), generator=self.generator) < self.recipe.same_share else "twice"
+        """Choose the teacher's resolution in the next batch: the student's, or twice that."""
+        return "same" if self._draw(self.recipe.same_share) else "twice"
 
 
 def _teacher_targets(maps: list[Tensor], mode: str) -> list[Tensor]:
@@ -225,11 +210,8 @@ def _compare_next(
     with torch.autocast(device.type, torch.bfloat16, enabled=halves):
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
         view = (view - mean) / std
-        if mode == "label":
-            losses = student.label_losses(view, groups, labels)
-        else:
-            target = [t.float().clone() for t in _teacher_targets(teachers[number](teacher_view), mode)]
-            losses = student.losses(view, target, number, mode, groups, labels)
+        target = [t.float().clone() for t in _teacher_targets(teachers[number](teacher_view), mode)]
+        losses = student.losses(view, target, number, mode, groups, labels)
     return {"mode": mode, "teacher": number}, losses
 
 
@@ -322,8 +304,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to start from, instead of random ones")
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--label-weight", type=float, default=Recipe.label_weight)
-    parser.add_argument("--label-share", type=float, default=Recipe.label_share, help="of the batches: labels alone")
-    parser.add_argument("--same-share", type=float, default=Recipe.same_share, help="of the batches with a teacher")
+    parser.add_argument("--same-share", type=float, default=Recipe.same_share, help="of the batches")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the decoded pictures (28 or 77 kB each)")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
@@ -331,7 +312,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teachers = [RecordedTeacher(file).to(device).to(memory_format=torch.channels_last).eval() for file in args.teacher]
-    chosen = ("steps", "seed", "learning_rate", "label_weight", "label_share", "same_share")
+    chosen = ("steps", "seed", "learning_rate", "label_weight", "same_share")
     recipe = Recipe(**{name: getattr(args, name) for name in chosen})
     sharp = load_pictures(args.sharp, args.cache / "sharp", SHARP_SIZE) if args.sharp else None
     train(load_pictures(args.data, args.cache), teachers, recipe, args.out, device, args.start, sharp)
