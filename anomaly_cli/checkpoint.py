@@ -238,10 +238,12 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
         scale.memory = PrototypeMemory(torch.zeros_like(prototypes))
         scales[name] = scale
     known = None
-    if KNOWN + "cells" in state:
-        tensors = ("looks", "look_weights", "look_offset", "cells")
+    if KNOWN + "looks" in state:
+        tensors = ("normal", "looks", "look_weights", "look_offset")
         known = KnownAnomalies(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
     detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
+    if known is not None and not known.looks.shape[1:] == known.look_weights.shape == (detector.look_width,):
+        raise ValueError(f"looks of shape {tuple(known.looks.shape)}")
     detector.load_state_dict(state)
     return detector
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_cli import known
 from anomaly_cli.backbone import Backbone
-from anomaly_cli.known import KnownAnomalies
+from anomaly_cli.known import KNOWN_NAME, KnownAnomalies
 from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
 
 POOLED_STRIDES = (16, 32)  # whose maps the pooled scales take
 HOT_SHARE = 0.01  # of the cells of a map make up its deviation: the mean of the hottest
+LOOK_SHARE = 0.02  # of its cells are remembered of a known anomaly: the mean of the hottest
 SOFTENED_STRIDE = 8  # pixels; cells of such a stride or a finer one are averaged with their neighbours
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
@@ -109,7 +109,7 @@ class AnomalyDetector(nn.Module):
     @property
     def deviation_names(self) -> tuple[str, ...]:
         """Names of the columns of `Detection.deviations`: the fused map, every scale, then the known anomalies."""
-        return ("map", *self.scale_names, *(() if self.known_anomalies is None else known.KNOWN_NAMES))
+        return ("map", *self.scale_names, *(() if self.known_anomalies is None else (KNOWN_NAME,)))
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -139,38 +139,33 @@ class AnomalyDetector(nn.Module):
                 hottest.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
         return maps, torch.stack(hottest, dim=1)
 
-    @torch.inference_mode()
-    def hot_cells(self, images: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Take what the known anomalies are made of from (N, 3, H, W) images.
+    @property
+    def look_width(self) -> int:
+        """D of what `looks` gives."""
+        widths = [len(self.scale(name).whitening.mean) for name in self.local_names]
+        return 2 * widths[-1] + sum(widths)
 
-        Returns:
-            (N, D) raw cells of the image scale, and (N, min(count, h*w), d) raw hottest cells of the finest scale.
+    @torch.inference_mode()
+    def looks(self, images: Tensor) -> Tensor:
+        """Take from (N, 3, H, W) images what known anomalies are told by: (N, D).
+
+        The mean and the spread of the cells of the coarsest local scale say what the image shows, the mean of the
+        hottest cells of each local scale what is odd about it.
         """
         features = scale_features(self.backbone, images, self.scale_names)
-        finest = self.local_names[0]
-        cells, _ = self._hottest_cells(features[finest], finest, count)
-        return features[IMAGE_SCALE].flatten(1), cells
+        return self._looks(features, self._distance_maps(features)[0])
 
-    def _hottest_cells(self, feature_map: Tensor, name: str, count: int) -> tuple[Tensor, Tensor]:
-        """Choose the cells of an (N, D, h, w) map farthest from the memory: (N, C, D) cells, (N, C) distances."""
-        N, D, h, w = feature_map.shape
-        cells = feature_map.flatten(2).transpose(1, 2)  # (N, h*w, D)
-        scale = self.scale(name)
-        distances = scale.memory.nearest(scale.embed(cells.reshape(-1, D)))[0].view(N, h * w)
-        hottest = distances.topk(min(count, h * w), dim=1)
-        return cells.gather(1, hottest.indices[..., None].expand(-1, -1, D)), hottest.values
-
-    @torch.inference_mode()
-    def known_deviations(self, images: Tensor) -> Tensor:
-        """Compare (N, 3, H, W) images with the known anomalies, of which there are some: (N, 2)."""
-        return self._known_deviations(scale_features(self.backbone, images, self.scale_names))
-
-    def _known_deviations(self, features: dict[str, Tensor]) -> Tensor:
-        finest = self.local_names[0]
-        cells, distances = self._hottest_cells(features[finest], finest, known.CANDIDATES)
-        comparison = cast(KnownAnomalies, self.known_anomalies)
-        answers: Tensor = comparison(features[IMAGE_SCALE].flatten(1), self.scale(finest).embed(cells), distances)
-        return answers
+    def _looks(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
+        coarsest = features[self.local_names[-1]].flatten(2)
+        mean = coarsest.mean(dim=2, keepdim=True)
+        parts = [mean[..., 0], (coarsest - mean).square().mean(dim=2).sqrt()]
+        for name, distances in zip(self.scale_names, distance_maps, strict=True):
+            if name not in POOLED_SCALES:
+                _, D, h, w = features[name].shape
+                hottest = distances.flatten(1).topk(_hot_count(h * w, LOOK_SHARE), dim=1).indices  # (N, count)
+                cells = features[name].flatten(2).gather(2, hottest[:, None].expand(-1, D, -1))
+                parts.append(cells.mean(dim=2))
+        return torch.cat(parts, dim=1)
 
     @torch.inference_mode()
     def hot_deviations(self, images: Tensor) -> list[Tensor]:
@@ -185,7 +180,7 @@ class AnomalyDetector(nn.Module):
         hot = []
         for _, (N, h, w), deviations, _ in self._deviations(scale_features(self.backbone, images, self.scale_names)):
             cells = deviations.view(N, h * w, -1)  # (N, h*w, D)
-            hottest = cells.sum(dim=2).topk(_hot_count(h * w), dim=1).indices  # (N, count)
+            hottest = cells.sum(dim=2).topk(_hot_count(h * w, HOT_SHARE), dim=1).indices  # (N, count)
             hot.append(cells.gather(1, hottest[..., None].expand(-1, -1, cells.shape[2])).mean(dim=1))
         return hot
 
@@ -219,7 +214,8 @@ class AnomalyDetector(nn.Module):
         distance_maps, hottest = self._distance_maps(features)
         anomaly_maps, deviations, _ = self.combine(distance_maps)
         if self.known_anomalies is not None:
-            deviations = torch.cat([deviations, self._known_deviations(features)], dim=1)
+            known = self.known_anomalies(self._looks(features, distance_maps))
+            deviations = torch.cat([deviations, known], dim=1)
         return Detection(anomaly_maps, deviations, hottest)
 
 
@@ -273,10 +269,10 @@ def _pooled(maps: dict[int, Tensor]) -> Tensor:
 def _hottest(maps: Tensor) -> Tensor:
     """Mean of the hottest `HOT_SHARE` of the cells, at least one: (N, h, w) to (N,)."""
     cells = maps.flatten(1)
-    return cells.topk(_hot_count(cells.shape[1]), dim=1).values.mean(dim=1)
+    return cells.topk(_hot_count(cells.shape[1], HOT_SHARE), dim=1).values.mean(dim=1)
 
 
-def _hot_count(cells: int) -> int:
-    """Round the share of the cells; by integers and `sym_max`, for in an exported graph their number is a symbol."""
-    one_of = round(1 / HOT_SHARE)
+def _hot_count(cells: int, share: float) -> int:
+    """Round a share of the cells; by integers and `sym_max`, for in an exported graph their number is a symbol."""
+    one_of = round(1 / share)
     return cast(int, torch.sym_max(1, (cells + one_of // 2) // one_of))

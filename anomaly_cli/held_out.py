@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from anomaly_cli.augment import synthetic_anomaly
@@ -61,14 +60,3 @@ def measure_held_out(
         return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
 
     return list(run.map_images(step, "calibrating on held-out normal images", measure, held_out))
-
-
-def measure_known(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> Tensor:
-    """Compare held-out normal images with the known anomalies: (images, 2), or (images, 0) where there are none."""
-    if detectors[0].known_anomalies is None:
-        return torch.zeros(len(held_out), 0)
-
-    def measure(item: HeldOut) -> Tensor:
-        return detectors[item.fold + 1].known_deviations(load_held_out(item, run)).cpu()
-
-    return torch.cat(list(run.map_images("known", "comparing with the known anomalies", measure, held_out)))

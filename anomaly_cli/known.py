@@ -2,83 +2,69 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import Tensor, nn
 
-from anomaly_cli.memory import Whitening, nearest_prototype, select_coreset
+from anomaly_cli.memory import Whitening
 
-KNOWN_NAMES = ("known_look", "known_cells")  # of the two deviations
-KNOWN_WEIGHT = 0.6  # of each of the two in the image score, where the image scale has 1 (docs/method.md)
-CANDIDATES = 40  # hottest cells of an image that are compared with the known ones
-SIMILAR = 20  # of them make up its deviation: the mean of those most like a known anomaly
-CELLS_OF_ANOMALY = 20  # hottest cells of a known anomaly that are remembered
-MAX_KNOWN_CELLS = 2_000
-INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks; 1e-4 to 1e-2 rank alike
-REACH = 20.0  # logarithms stay within ± this
+KNOWN_NAME = "known"  # of the deviation
+WEIGHT_OF_ONE = 0.5  # in the image score with one known anomaly, where the image scale has 1; grows with their root
+MAX_WEIGHT = 2.5  # about that of the map of a large image
+INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks
+LOOK_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, and without whitening a third of the gain is lost
+SPREAD_PRIOR = (
+    10  # images; where few tell the spread of a channel, or it is silent in all, it is near that of all others
+)
+REACH = 20.0  # logarithms of the odds stay within ± this
 
 
 class KnownAnomalies(nn.Module):
-    """Two questions to an image: does it as a whole, do its oddest cells, look more like a known anomaly than normal?
+    """One question to an image: does it look more like a known anomaly than like a normal image?
 
-    Both answers are ratios > 0: the odds of a logistic regression on the image scale, and how much nearer the hottest
-    cells are to a known anomalous cell than to the nearest prototype. An unknown kind of anomaly gets about the ratio
-    of a normal image, so what is not known is not ranked lower.
+    The answer is a ratio > 0, the odds of a logistic regression. An unknown kind of anomaly gets about the odds of a
+    normal image, so what is not known is not ranked lower.
     """
 
+    normal: Tensor
     looks: Tensor
     look_weights: Tensor
     look_offset: Tensor
-    cells: Tensor
 
-    def __init__(self, looks: Tensor, look_weights: Tensor, look_offset: Tensor, cells: Tensor) -> None:
+    def __init__(self, normal: Tensor, looks: Tensor, look_weights: Tensor, look_offset: Tensor) -> None:
         """Keep what was fitted.
 
         Args:
-            looks: (images, D) raw cells of the image scale of the known anomalies, for the next fit.
-            look_weights: (D,) of the raw cell of the image scale.
+            normal: (M, D) looks of held-out normal images, for the next fit.
+            looks: (A, D) looks of the known anomalies, likewise.
+            look_weights: (D,).
             look_offset: ().
-            cells: (A, d) embeddings of hot cells of known anomalies, at the finest scale.
         """
         super().__init__()
+        self.register_buffer("normal", normal)
         self.register_buffer("looks", looks)
         self.register_buffer("look_weights", look_weights)
         self.register_buffer("look_offset", look_offset)
-        self.register_buffer("cells", cells)
 
-    def forward(self, looks: Tensor, cells: Tensor, distances: Tensor) -> Tensor:
-        """Compare images with the known anomalies.
+    def forward(self, looks: Tensor) -> Tensor:
+        """Compare (N, D) looks of images with the known anomalies: (N, 1) > 0."""
+        odds: Tensor = (looks @ self.look_weights + self.look_offset).clamp(-REACH, REACH).exp()
+        return odds[:, None]
 
-        Args:
-            looks: (N, D) raw cells of the image scale.
-            cells: (N, C, d) embeddings of the hottest cells of each image.
-            distances: (N, C) of these to their nearest prototypes.
-
-        Returns:
-            (N, 2) > 0, in the order of `KNOWN_NAMES`.
-        """
-        N, C, d = cells.shape
-        look = looks @ self.look_weights + self.look_offset
-        to_known = nearest_prototype(cells.reshape(N * C, d), self.cells)[0].view(N, C)
-        ratios = distances.clamp(min=1e-6).log() - to_known.clamp(min=1e-6).log()
-        similar = ratios.topk(min(SIMILAR, C), dim=1).values.mean(dim=1)
-        return torch.stack([look, similar], dim=1).clamp(-REACH, REACH).exp()
+    @property
+    def weight(self) -> float:
+        """Weight in the image score: the more known anomalies there are, the surer is what they have in common."""
+        return min(WEIGHT_OF_ONE * sqrt(len(self.looks)), MAX_WEIGHT)
 
 
-def fit_known(normal: Tensor, looks: Tensor, cells: Tensor, seed: int) -> KnownAnomalies:
-    """Fit both comparisons.
-
-    Args:
-        normal: (M, D) raw cells of the image scale of normal images.
-        looks: (images, D) of the known anomalies.
-        cells: (A, d) embeddings of their hot cells; `MAX_KNOWN_CELLS` that cover the others are kept.
-        seed: of the choice.
-    """
-    chosen = select_coreset(cells, MAX_KNOWN_CELLS, torch.Generator().manual_seed(seed))
-    return KnownAnomalies(looks, *fit_look(normal, looks), cells[chosen.to(cells.device)])
+def fit_known(normal: Tensor, looks: Tensor) -> KnownAnomalies:
+    """Fit the comparison of (M, D) looks of normal images, M ≥ 4, with (A, D) of known anomalies, A ≥ 1."""
+    return KnownAnomalies(normal, looks, *fit_look(normal, looks))
 
 
 def fit_look(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a class-balanced logistic regression between raw cells of the image scale, in whitened space.
+    """Fit a class-balanced logistic regression between looks, standardised channel by channel and then whitened.
 
     There are often more channels than images, and a whitening brings the images that it was fitted on far closer
     together than new ones. So one half of the normal images gives the whitening in which the other half is told from
@@ -91,22 +77,29 @@ def fit_look(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (D,) weights and () offset of the log odds of being anomalous.
     """
-    halves = normal[::2], normal[1::2]
-    fits = [_fit_half(*halves, anomalous), _fit_half(*halves[::-1], anomalous)]
+    unit = _spread(normal)
+    halves = normal[::2] / unit, normal[1::2] / unit
+    fits = [_fit_half(*halves, anomalous / unit), _fit_half(*halves[::-1], anomalous / unit)]
     weights, offsets = (torch.stack(each).mean(0) for each in zip(*fits, strict=True))
-    return weights, offsets
+    return weights / unit, offsets
 
 
 def _fit_half(whitened: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
     """Tell `normal` from `anomalous` in the space that `whitened` gives."""
     from sklearn.linear_model import LogisticRegression
 
-    whitening = Whitening.fit(whitened)
+    whitening = Whitening.fit(whitened, LOOK_FLOOR)
     embeddings = whitening(normal)
-    centre, spread = embeddings.mean(0), embeddings.std(0, unbiased=False).clamp(min=1e-6)
+    centre, spread = embeddings.mean(0), _spread(embeddings)
     looks = torch.cat([embeddings, whitening(anomalous)]).sub(centre).div(spread).cpu().double().numpy()
     labels = [0] * len(normal) + [1] * len(anomalous)
     fitted = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=1000).fit(looks, labels)
     slope = torch.from_numpy(fitted.coef_[0]).to(embeddings) / spread
     weights = whitening.matrix @ slope
     return weights, float(fitted.intercept_[0]) - centre @ slope - whitening.mean @ weights
+
+
+def _spread(looks: Tensor) -> Tensor:
+    """Standard deviation of each channel of (M, D) looks, drawn towards that of all channels: (D,) > 0."""
+    M, variance = len(looks), looks.var(0, unbiased=False)
+    return ((M * variance + SPREAD_PRIOR * variance.mean()) / (M + SPREAD_PRIOR)).sqrt().clamp(min=1e-6)

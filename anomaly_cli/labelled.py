@@ -1,81 +1,34 @@
-"""Learn from labelled anomalies: what is remembered of them, and how much their voices count in the image score."""
+"""Learn from labelled anomalies: look at them and at held-out normal images, and fit what tells them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_cli.calibration import Calibration
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.held_out import HeldOut, load_held_out
 from anomaly_cli.images import load_image
-from anomaly_cli.known import CELLS_OF_ANOMALY, KNOWN_NAMES, KnownAnomalies, fit_known
-from anomaly_cli.metrics import image_metrics
-from anomaly_cli.normals import Cells, Run
-from anomaly_cli.scales import IMAGE_SCALE
+from anomaly_cli.known import KnownAnomalies, fit_known
+from anomaly_cli.normals import Run
 from anomaly_cli.scoring import to_tensor
-
-LOUDNESS = (0.0, 0.5, 1.0, 2.0)  # of a voice of known anomalies, in times of its usual weight
-
-
-@dataclass(frozen=True)
-class Looks:
-    """What is remembered of labelled anomalies.
-
-    Attributes:
-        looks: (images, D) raw cells of the image scale.
-        hot: (A, d) raw hottest cells of the finest scale.
-    """
-
-    looks: Tensor
-    hot: Tensor
-
-    @classmethod
-    def join(cls, seen: Sequence[Looks | None]) -> Looks | None:
-        """Join those of several files; None where none of them could be read."""
-        readable = [each for each in seen if each is not None]
-        if not readable:
-            return None
-        return cls(torch.cat([each.looks for each in readable]), torch.cat([each.hot for each in readable]))
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Files of labelled anomalies, and of each what is remembered; None for those that cannot be read.
+    """What is remembered of labelled anomalies.
 
     Attributes:
-        unreadable: path and reason of the latter.
+        looks: (A, D) of those that could be read; None where there are none.
+        unreadable: path and reason of the others.
     """
 
-    paths: list[Path]
-    seen: list[Looks | None]
+    looks: Tensor | None
     unreadable: list[tuple[Path, str]]
-
-
-def learn_known_anomalies(
-    detectors: list[AnomalyDetector], cells: dict[str, Cells], folds: Tensor, anomalies: list[Path], run: Run
-) -> Labelled:
-    """Fit what labelled anomalies add, for every detector against the normal images that it knows."""
-    labelled = look_at_anomalies(detectors[0], anomalies, run)
-    looks = Looks.join(labelled.seen)
-    if looks is not None:
-        for fold, detector in enumerate(detectors, start=-1):
-            detector.known_anomalies = _fit(detector, cells[IMAGE_SCALE], folds != fold, looks, run)
-    return labelled
-
-
-def _fit(detector: AnomalyDetector, normal: Cells, kept: Tensor, looks: Looks, run: Run) -> KnownAnomalies:
-    """Compare labelled anomalies with the cells of those normal images that `kept` (images,) names."""
-    embeddings = detector.scale(detector.local_names[0]).embed(looks.hot)
-    return fit_known(normal.values[kept[normal.sources], 0].to(run.device), looks.looks, embeddings, run.config.seed)
 
 
 def look_at_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Run) -> Labelled:
@@ -86,89 +39,61 @@ def look_at_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Run
             image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
         except UnreadableImageError as error:
             return {"unreadable": error.reason}
-        looks, hot = detector.hot_cells(image, CELLS_OF_ANOMALY)
-        return {"looks": looks.cpu(), "hot": hot[0].cpu()}
+        return {"look": detector.looks(image).cpu()}
 
     results = list(run.map_images("anomalies", "looking at the known anomalies", look, anomalies))
-    device = run.device
-    seen = [
-        None if "unreadable" in each else Looks(each["looks"].to(device), each["hot"].to(device)) for each in results
-    ]
+    looks = [each["look"] for each in results if "look" in each]
     failed = zip(anomalies, results, strict=True)
-    return Labelled(anomalies, seen, [(path, each["unreadable"]) for path, each in failed if "unreadable" in each])
+    return Labelled(
+        torch.cat(looks).to(run.device) if looks else None,
+        [(path, each["unreadable"]) for path, each in failed if "unreadable" in each],
+    )
 
 
-def measure_labelled(
-    detector: AnomalyDetector, normal: Cells, folds: Tensor, labelled: Labelled, run: Run
-) -> NDArray[np.float64]:
-    """Measure labelled anomalies as if they were new, each by comparisons fitted on those of the other folds.
+def learn_known(
+    detectors: list[AnomalyDetector],
+    held_out: list[HeldOut],
+    looks: Tensor | None,
+    run: Run,
+    *,
+    suspects: list[int],
+    before: KnownAnomalies | None = None,
+) -> Tensor:
+    """Fit what labelled anomalies add, for every detector against normal images that none of its memories knows.
 
     Args:
-        detector: whose memories know no anomaly.
-        normal: cells of the image scale.
-        folds: (images,) of the normal images; one is left out of each fit, as where normal images are held out, for the
-            answers to compare.
-        labelled: the anomalies; those that cannot be read are passed over.
+        detectors: the one in use, then one a fold; each gets its `known_anomalies`.
+        held_out: normal images.
+        looks: (A, D) of the labelled anomalies; None where there are none.
         run: settings and machine.
+        suspects: numbers of those held-out images that may be no normal ones, which no fit takes for normal.
+        before: what was known before, which is kept.
 
     Returns:
-        (A, E) deviations; A = 0 where fewer than two can be read.
+        (images, 1) answers for the held-out images, each by the detector of its fold, on the CPU; (images, 0) where
+        nothing is known.
     """
-    count = int(folds.max()) + 1
-    rows = []
-    for fold in range(min(count, len(labelled.paths))):
-        others = [each for k in range(count) if k != fold for each in labelled.seen[k::count]]
-        looks = Looks.join(others)
-        if looks is None:
-            continue
-        scales = {name: detector.scale(name) for name in detector.scale_names}
-        judge = AnomalyDetector(detector.backbone, scales, _fit(detector, normal, folds != fold, looks, run)).eval()
-        rows += _deviations(judge, labelled.paths[fold::count], run, f"labelled-{fold}")
-    columns = 1 + len(detector.scale_names) + len(KNOWN_NAMES)
-    return np.array(rows).reshape(len(rows), columns)
+    if looks is None and before is None:
+        return torch.zeros(len(held_out), 0)
+
+    def look(item: HeldOut) -> Tensor:
+        return detectors[item.fold + 1].looks(load_held_out(item, run)).cpu()
+
+    seen = torch.cat(list(run.map_images("known", "looking for what is known", look, held_out))).to(run.device)
+    folds = torch.tensor([item.fold for item in held_out])
+    normal = torch.ones(len(held_out), dtype=torch.bool)
+    normal[suspects] = False
+    answers = torch.zeros(len(held_out), 1)
+    for fold, detector in enumerate(detectors, start=-1):
+        known = _fit(before, seen[normal & (folds != fold)], looks)
+        detector.known_anomalies = known
+        answers[folds == fold] = known(seen[folds == fold]).cpu()
+    return answers
 
 
-def _deviations(detector: AnomalyDetector, paths: list[Path], run: Run, step: str) -> list[NDArray[np.float64]]:
-    def measure(path: Path) -> dict[str, Any]:
-        try:
-            image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
-        except UnreadableImageError:  # named by `look_at_anomalies`
-            return {}
-        return {"deviations": detector(image).deviations[0].cpu()}
-
-    measured = run.map_images(step, "holding out the known anomalies", measure, paths)
-    return [each["deviations"].double().numpy() for each in measured if each]
-
-
-def weigh_known(
-    weights: NDArray[np.float64], normal: NDArray[np.float64], labelled: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Choose how loud the known anomalies speak: as loud as ranks labelled anomalies best that were not learned from.
-
-    Where known anomalies have little in common with one another their voices only disturb, and fall silent.
-
-    Args:
-        weights: (E,) with the usual weights of the known anomalies last.
-        normal: (n, E) deviations of held-out normal images.
-        labelled: (A, E) deviations of labelled anomalies, held out too.
-
-    Returns:
-        (E,) weights; the usual ones where there is no labelled anomaly to go by.
-    """
-    if not len(labelled):
-        return weights
-    labels = np.arange(len(normal) + len(labelled)) >= len(normal)
-    both = np.concatenate([normal, labelled])
-
-    def quality(factors: tuple[float, ...]) -> tuple[float, float]:
-        scores = Calibration.fit(normal, _louder(weights, factors)).scores(both)[0]
-        # Among equals the one nearest to the usual weights.
-        return image_metrics(labels, scores).image_auroc, -sum(abs(factor - 1) for factor in factors)
-
-    return _louder(weights, max(product(LOUDNESS, repeat=len(KNOWN_NAMES)), key=quality))
-
-
-def _louder(weights: NDArray[np.float64], factors: tuple[float, ...]) -> NDArray[np.float64]:
-    ours = weights.copy()
-    ours[-len(factors) :] *= factors
-    return ours
+def _fit(before: KnownAnomalies | None, normal: Tensor, looks: Tensor | None) -> KnownAnomalies:
+    if before is None:
+        return fit_known(normal, cast(Tensor, looks))
+    if looks is None:
+        return before
+    return fit_known(torch.cat([before.normal, normal]), torch.cat([before.looks, looks]))

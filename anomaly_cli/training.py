@@ -17,10 +17,9 @@ from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection
 from anomaly_cli.detector import AnomalyDetector, Detection, ScaleModel
 from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out, measure_known
+from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out
 from anomaly_cli.images import load_image
-from anomaly_cli.known import KNOWN_NAMES, KNOWN_WEIGHT
-from anomaly_cli.labelled import learn_known_anomalies, measure_labelled, weigh_known
+from anomaly_cli.labelled import learn_known, look_at_anomalies
 from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
@@ -110,18 +109,13 @@ def train_detector(
                 detector.scale(name).weight.copy_(weight)
         measured = measure_held_out(detectors, held_out, run, "held-out-weighed")
         set_cell_statistics(detectors, measured, run.config.seed)
-    labelled = learn_known_anomalies(detectors, cells, folds, anomalies, run)
-    known = measure_known(detectors, held_out, run)
-    weights = score_weights(detectors[0], run.config.image_size)
-    if detectors[0].known_anomalies is not None:
-        normal = deviations_of(detectors[0], measured, known)
-        anomalous = measure_labelled(detectors[0], cells[IMAGE_SCALE], folds, labelled, run)
-        weights = weigh_known(weights, normal, anomalous)
+    labelled = look_at_anomalies(detectors[0], anomalies, run)
+    known = learn_known(detectors, held_out, labelled.looks, run, suspects=suspects)
     if not clean:
         kept = [i for i in range(len(measured)) if i not in set(suspects)]
         measured, known = [measured[i] for i in kept], known[kept]
         set_cell_statistics(detectors, measured, run.config.seed)
-    calibration, map_unit = calibrate(detectors[0], measured, weights, known)
+    calibration, map_unit = calibrate(detectors[0], measured, run.config.image_size, known)
     return TrainedDetector(
         detector=detectors[0],
         calibration=calibration,
@@ -154,7 +148,7 @@ def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], image_siz
     A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
     in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
     """
-    calibration, _ = calibrate(detector, measured, score_weights(detector, image_size))
+    calibration, _ = calibrate(detector, measured, image_size)
     standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
     return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
@@ -285,7 +279,7 @@ def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: 
 def calibrate(
     detector: AnomalyDetector,
     measured: list[list[Tensor]],
-    weights: NDArray[np.float64],
+    image_size: int,
     known: Tensor | None = None,
 ) -> tuple[Calibration, Unit]:
     """Set every unit from the distance maps of held-out normal images.
@@ -293,13 +287,14 @@ def calibrate(
     Args:
         detector: with its cell statistics and weights set.
         measured: one map a scale, for every image.
-        weights: (E,) of the deviations in the image score.
-        known: (images, 2) deviations from the known anomalies where the detector has some.
+        image_size: pixels.
+        known: (images, 1) deviations from the known anomalies where the detector has some.
     """
     detections = _combine(detector, measured)
     hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
     typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
     deviations = deviations_of(detector, measured, known)
+    weights = score_weights(detector, image_size)
     return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
 
 
@@ -308,7 +303,7 @@ def score_weights(detector: AnomalyDetector, image_size: int) -> NDArray[np.floa
 
     Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
     of a small picture is few cells, each of which sees most of the picture, so its voice grows with the side. The small
-    copy, which mostly repeats the image scale, and known anomalies add softer ones.
+    copy, which mostly repeats the image scale, adds a softer one, and known anomalies one that grows with their number.
     """
     weights = np.zeros(len(detector.deviation_names))
     local = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
@@ -316,8 +311,8 @@ def score_weights(detector: AnomalyDetector, image_size: int) -> NDArray[np.floa
     for i, name in enumerate(detector.deviation_names):
         if name in POOLED_SCALES:
             weights[i] = float(detector.scale(name).weight) * (SMALL_WEIGHT if name == SMALL_SCALE else 1)
-        elif name in KNOWN_NAMES:
-            weights[i] = KNOWN_WEIGHT
+    if detector.known_anomalies is not None:
+        weights[-1] = detector.known_anomalies.weight
     return weights
 
 

@@ -18,14 +18,12 @@ from anomaly_cli.config import MIN_NORMALS
 from anomaly_cli.detector import AnomalyDetector, ScaleModel
 from anomaly_cli.devices import choose_device
 from anomaly_cli.errors import ConfigError
-from anomaly_cli.held_out import HeldOut, measure_held_out, measure_known
-from anomaly_cli.known import fit_known
-from anomaly_cli.labelled import Looks, look_at_anomalies
+from anomaly_cli.held_out import HeldOut, measure_held_out
+from anomaly_cli.labelled import learn_known, look_at_anomalies
 from anomaly_cli.memory import PrototypeMemory
 from anomaly_cli.normals import Cells, Run, sample_cells
 from anomaly_cli.patches import Patches, cut_patches
 from anomaly_cli.pipeline import check_writable, collect
-from anomaly_cli.scales import IMAGE_SCALE
 from anomaly_cli.scoring import Progress, worker_count
 from anomaly_cli.training import deal_folds, deviations_of, score_weights
 
@@ -75,10 +73,16 @@ def update(
     cells, normals = sample_cells(collect(normal), old.detector.backbone, names, 1, run, at_least=least)
     folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
-    unreadable = normals.unreadable + _learn_known(old.detector, detectors, cells, folds, known, run)
     held_out = [HeldOut(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
-    calibration = _recalibrated(old, detectors, held_out, run, alone=bool(known))
-    count = len(known) - (len(unreadable) - len(normals.unreadable))
+    labelled = look_at_anomalies(detectors[0], known, run)
+    before = old.detector.known_anomalies
+    answers = learn_known(detectors, held_out, labelled.looks, run, suspects=[], before=before)
+    measured = measure_held_out(detectors, held_out, run)
+    deviations = deviations_of(detectors[0], measured, answers)
+    if not known:
+        deviations = np.concatenate([old.calibration.normal_deviations, deviations])
+    calibration = Calibration.fit(deviations, score_weights(detectors[0], run.config.image_size))
+    count = len(known) - len(labelled.unreadable)
     provenance = replace(
         old.provenance,
         images=old.provenance.images + len(normals.paths),
@@ -90,7 +94,7 @@ def update(
     patches = _patches(old, detectors[0], cells, normals.paths, run) if old.patches else {}
     model = replace(old, detector=detectors[0], calibration=calibration, provenance=provenance, patches=patches)
     save_model(model, target)
-    return UpdateReport(target, model, len(normals.paths), count, unreadable)
+    return UpdateReport(target, model, len(normals.paths), count, normals.unreadable + labelled.unreadable)
 
 
 def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run) -> AnomalyDetector:
@@ -126,50 +130,3 @@ def _patches(old: Model, grown: AnomalyDetector, cells: dict[str, Cells], paths:
         name: [old.patches[name][i] if i < old_counts[name] else next(cut[name]) for i in each.tolist()]
         for name, each in chosen.items()
     }
-
-
-def _learn_known(
-    old: AnomalyDetector,
-    detectors: list[AnomalyDetector],
-    cells: dict[str, Cells],
-    folds: Tensor,
-    anomalies: list[Path],
-    run: Run,
-) -> list[tuple[Path, str]]:
-    """Fit old and new known anomalies against old prototypes and new normal images; returns what is unreadable."""
-    labelled = look_at_anomalies(detectors[0], anomalies, run)
-    new_looks = Looks.join(labelled.seen)
-    if new_looks is None:
-        return labelled.unreadable
-    looks, embeddings = new_looks.looks, old.scale(old.local_names[0]).embed(new_looks.hot)
-    if old.known_anomalies is not None:
-        looks = torch.cat([old.known_anomalies.looks, looks])
-        embeddings = torch.cat([old.known_anomalies.cells, embeddings])
-    before, new = _raw_prototypes(old.scale(IMAGE_SCALE)), cells[IMAGE_SCALE]
-    for fold, detector in enumerate(detectors, start=-1):
-        fresh = new.values[folds[new.sources] != fold, 0].to(run.device)
-        detector.known_anomalies = fit_known(torch.cat([before, fresh]), looks, embeddings, run.config.seed)
-    return labelled.unreadable
-
-
-def _raw_prototypes(scale: ScaleModel) -> Tensor:
-    """Take (K, D) prototypes back to what the backbone gave: whitening and projection lose nothing."""
-    whitened = scale.memory.prototypes
-    if scale.projection is not None:
-        whitened = torch.linalg.solve(scale.projection, whitened, left=False)
-    raw: Tensor = torch.linalg.solve(scale.whitening.matrix, whitened, left=False) + scale.whitening.mean
-    return raw
-
-
-def _recalibrated(
-    old: Model, detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run, *, alone: bool
-) -> Calibration:
-    """Join the new normal images to the held-out ones; `alone`, they replace them."""
-    measured = measure_held_out(detectors, held_out, run)
-    deviations = deviations_of(detectors[0], measured, measure_known(detectors, held_out, run))
-    if not alone:
-        deviations = np.concatenate([old.calibration.normal_deviations, deviations])
-    weights = score_weights(detectors[0], run.config.image_size)
-    if old.detector.known_anomalies is not None:  # chosen when the old ones could be held out
-        weights = old.calibration.weights
-    return Calibration.fit(deviations, weights)

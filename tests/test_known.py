@@ -17,52 +17,49 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_cli import known
 from anomaly_cli.checkpoint import load_model
-from anomaly_cli.known import KnownAnomalies, fit_known, fit_look
+from anomaly_cli.known import KnownAnomalies, fit_look
 from anomaly_cli.memory import Whitening
 
-LOOKS, CHANNELS = 6, 4
+LOOKS = 6
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_answers_equal_a_loop_over_images_and_cells() -> None:
-    weights, cells = random(LOOKS), random(7, CHANNELS, seed=1)
-    looks, queries, distances = random(3, LOOKS, seed=2), random(3, 30, CHANNELS, seed=3), random(3, 30, seed=4).abs()
+def test_the_odds_equal_a_loop_over_images_and_channels_and_stay_finite() -> None:
+    weights, looks = random(LOOKS), random(3, LOOKS, seed=2)
+    looks[2] = weights * 1e6
+    known_anomalies = KnownAnomalies(random(5, LOOKS), random(2, LOOKS), weights, torch.tensor(0.5))
 
-    answers = KnownAnomalies(looks, weights, torch.tensor(0.5), cells)(looks, queries, distances)
+    answers = known_anomalies(looks)
 
-    for i in range(3):
-        odds = math.exp(sum(float(looks[i, k] * weights[k]) for k in range(LOOKS)) + 0.5)
-        ratios = [
-            math.log(float(distances[i, c]) / min(float((queries[i, c] - cell).norm()) for cell in cells))
-            for c in range(30)
-        ]
-        similar = math.exp(sum(sorted(ratios)[-known.SIMILAR :]) / known.SIMILAR)
-        assert answers[i].tolist() == pytest.approx([odds, similar], rel=1e-4)
+    assert answers.shape == (3, 1)
+    for i in range(2):
+        logarithm = sum(float(looks[i, k]) * float(weights[k]) for k in range(LOOKS)) + 0.5
+        assert float(answers[i]) == pytest.approx(math.exp(logarithm), rel=1e-4)
+    assert float(answers[2]) == pytest.approx(math.exp(known.REACH), rel=1e-4)
 
 
-def test_a_cell_that_is_a_known_one_gives_a_large_finite_ratio() -> None:
-    cells = random(1, CHANNELS)
+@pytest.mark.parametrize(("count", "weight"), [(1, 0.5), (4, 1.0), (12, 0.5 * 12**0.5), (25, 2.5), (1000, 2.5)])
+def test_the_more_known_anomalies_the_louder_they_speak_up_to_a_limit(count: int, weight: float) -> None:
+    looks = torch.zeros(count, LOOKS)
 
-    answers = KnownAnomalies(torch.zeros(1, LOOKS), torch.zeros(LOOKS), torch.tensor(0.0), cells)(
-        torch.zeros(1, LOOKS), cells[None], torch.ones(1, 1)
-    )
-
-    assert 1e3 < answers[0, 1] <= math.exp(known.REACH)
+    assert KnownAnomalies(looks, looks, torch.zeros(LOOKS), torch.tensor(0.0)).weight == pytest.approx(weight)
 
 
 def test_looks_are_told_apart_by_two_regressions_each_whitened_by_the_other_half() -> None:
     normal, anomalous = random(50, LOOKS), random(5, LOOKS, seed=1) + 2
-    expected = np.zeros(55)
+    variances = normal.var(0, unbiased=False)
+    expected, unit = np.zeros(55), ((50 * variances + 10 * variances.mean()) / 60).sqrt()
     for one, other in ((normal[::2], normal[1::2]), (normal[1::2], normal[::2])):
-        whitening = Whitening.fit(one)
-        scaler = StandardScaler().fit(whitening(other))
-        known_looks = scaler.transform(whitening(torch.cat([other, anomalous])))
+        whitening = Whitening.fit(one / unit, known.LOOK_FLOOR)
+        scaler = StandardScaler().fit(whitening(other / unit))
+        scaler.scale_ = np.sqrt((25 * scaler.var_ + 10 * scaler.var_.mean()) / 35)
+        known_looks = scaler.transform(whitening(torch.cat([other, anomalous]) / unit))
         twin = LogisticRegression(C=known.INVERSE_PENALTY, class_weight="balanced")
         twin.fit(known_looks, [0] * 25 + [1] * 5)
-        expected += twin.decision_function(scaler.transform(whitening(torch.cat([normal, anomalous])))) / 2
+        expected += twin.decision_function(scaler.transform(whitening(torch.cat([normal, anomalous]) / unit))) / 2
 
     weights, offset = fit_look(normal, anomalous)
 
@@ -78,16 +75,6 @@ def test_one_known_anomaly_is_enough_for_a_fit() -> None:
     assert torch.isfinite(offset)
 
 
-def test_so_many_known_cells_are_kept_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "MAX_KNOWN_CELLS", 5)
-    cells = random(40, CHANNELS)
-
-    chosen = fit_known(random(20, LOOKS), random(3, LOOKS, seed=1), cells, seed=0).cells
-
-    assert chosen.shape == (5, CHANNELS)
-    assert all(any(torch.equal(each, cell) for cell in cells) for each in chosen)
-
-
 @pytest.fixture
 def labelled(here: Path) -> Path:
     """Four known anomalies and a file that is none."""
@@ -99,7 +86,7 @@ def labelled(here: Path) -> Path:
     return here
 
 
-def test_labels_add_two_columns_and_survive_the_model_file(labelled: Path) -> None:
+def test_labels_add_a_column_and_survive_the_model_file(labelled: Path) -> None:
     trained = anomaly("train", "normal", *SETTINGS, "--anomalies", "known", "--model", "known.safetensors")
     scored = anomaly("score", "incoming", "--model", "known.safetensors", "--out", "known.csv")
 
@@ -107,12 +94,11 @@ def test_labels_add_two_columns_and_survive_the_model_file(labelled: Path) -> No
     model = load_model(labelled / "known.safetensors")
     assert (trained.exit_code, scored.exit_code) == (0, 0)
     assert model.provenance.anomalies == 4
-    assert model.detector.column_names[-2:] == known.KNOWN_NAMES
+    assert model.detector.column_names[-1] == known.KNOWN_NAME
     assert {row["path"][-8:] for row in rows[:3]} == {"bad0.jpg", "bad1.jpg", "bad2.jpg"}
-    assert all(float(row["scale_known_look"]) >= 0 and float(row["scale_known_cells"]) >= 0 for row in rows)
-    assert min(float(row["scale_known_look"]) for row in rows[:3]) > max(
-        float(row["scale_known_look"]) for row in rows[3:]
-    )
+    answers = [float(row["scale_known"]) for row in rows]
+    assert min(answers) >= 0
+    assert min(answers[:3]) > max(answers[3:])
 
 
 def test_known_anomalies_that_cannot_be_read_leave_the_detector_as_it_is(labelled: Path) -> None:

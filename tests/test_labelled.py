@@ -1,4 +1,4 @@
-"""How loud labelled anomalies speak: chosen by those that were held out."""
+"""What is learned from labelled anomalies: on held-out normal images, by the detector of each fold."""
 
 from __future__ import annotations
 
@@ -8,80 +8,112 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, spoiled, texture
-from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_cli.checkpoint import Model
-from anomaly_cli.detector import scale_features
-from anomaly_cli.labelled import look_at_anomalies, measure_labelled, weigh_known
-from anomaly_cli.normals import Cells, Run
-from anomaly_cli.scales import IMAGE_SCALE
+from anomaly_cli.detector import AnomalyDetector, scale_features
+from anomaly_cli.held_out import HeldOut
+from anomaly_cli.images import load_image
+from anomaly_cli.known import fit_known
+from anomaly_cli.labelled import learn_known, look_at_anomalies
+from anomaly_cli.normals import Run
+from anomaly_cli.scoring import to_tensor
 
-USUAL = np.array([2.0, 1.0, 0.6, 0.6])  # map, image scale, the two voices of known anomalies
-
-
-def deviations(count: int, seed: int, *shifts: float) -> NDArray[np.float64]:
-    logs = np.random.default_rng(seed).standard_normal((count, 4)) + np.array(shifts)
-    values: NDArray[np.float64] = np.exp(logs)
-    return values
-
-
-def test_a_voice_that_tells_held_out_anomalies_is_turned_up_and_one_that_misleads_falls_silent() -> None:
-    normal, labelled = deviations(200, 0, 0, 0, 0, 0), deviations(30, 1, 0.2, 0.2, 3, -3)
-
-    weights = weigh_known(USUAL, normal, labelled)
-
-    assert weights[:2].tolist() == [2.0, 1.0]
-    assert weights[2] >= 0.6
-    assert weights[3] == 0
-
-
-def test_voices_that_repeat_what_the_others_say_keep_their_usual_weight() -> None:
-    normal, labelled = deviations(50, 0, 0, 0, 0, 0), deviations(10, 1, 9, 9, 9, 9)
-
-    assert weigh_known(USUAL, normal, labelled).tolist() == USUAL.tolist()
-
-
-def test_without_a_held_out_anomaly_the_usual_weights_stay() -> None:
-    assert weigh_known(USUAL, deviations(9, 0, 0, 0, 0, 0), np.zeros((0, 4))).tolist() == USUAL.tolist()
+RUN = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+NORMALS, FOLDS = 12, 2
 
 
 @pytest.fixture
-def labelled_files(tmp_path: Path) -> list[Path]:
+def detector(loaded: Model) -> AnomalyDetector:
+    return loaded.detector
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Twelve normal images and three anomalies."""
     draw = np.random.default_rng(5)
-    paths = [tmp_path / f"{i}.png" for i in range(4)]
-    for path in paths:
-        Image.fromarray(spoiled(draw, texture(draw, 64, 64))).save(path)
+    paths = [tmp_path / f"{i:02}.png" for i in range(15)]
+    for i, path in enumerate(paths):
+        pixels = texture(draw, 64, 64)
+        Image.fromarray(spoiled(draw, pixels) if i >= NORMALS else pixels).save(path)
     return paths
 
 
-def measured(loaded: Model, paths: list[Path]) -> NDArray[np.float64]:
-    detector = loaded.detector
-    looks = torch.cat(
-        [
-            scale_features(detector.backbone, torch.rand(1, 3, 64, 64), (IMAGE_SCALE,))[IMAGE_SCALE].flatten(1)
-            for _ in range(6)
-        ]
-    )
-    normal = Cells(looks[:, None], torch.arange(6), torch.zeros(6, dtype=torch.int64))
-    run = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
-    return measure_labelled(detector, normal, torch.arange(6) % 3, look_at_anomalies(detector, paths, run), run)
+def copies(detector: AnomalyDetector) -> list[AnomalyDetector]:
+    """Detectors as training has them: one in use, one a fold."""
+    scales = {name: detector.scale(name) for name in detector.scale_names}
+    return [AnomalyDetector(detector.backbone, scales).eval() for _ in range(1 + FOLDS)]
 
 
-def test_every_labelled_anomaly_is_measured_once_and_like_any_other_image(
-    loaded: Model, labelled_files: list[Path]
-) -> None:
-    rows = measured(loaded, labelled_files)
-
-    assert rows.shape[0] == len(labelled_files)
-    assert (rows > 0).all()
+def held_out(files: list[Path]) -> list[HeldOut]:
+    return [HeldOut(i % FOLDS, path) for i, path in enumerate(files[:NORMALS])]
 
 
-def test_an_unreadable_labelled_file_is_passed_over(loaded: Model, labelled_files: list[Path]) -> None:
-    labelled_files[1].write_bytes(b"no image")
+def looks_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
+    """Look cell by cell, as slowly as it can be said."""
+    rows = []
+    for path in paths:
+        features = scale_features(detector.backbone, to_tensor(load_image(path, 64)), detector.scale_names)
+        maps = detector.distance_maps(to_tensor(load_image(path, 64)))
+        coarsest = features[detector.local_names[-1]][0].flatten(1)
+        row = [*coarsest.mean(1).tolist(), *coarsest.std(1, unbiased=False).tolist()]
+        for name, distances in zip(detector.local_names, maps, strict=False):
+            cells, order = features[name][0].flatten(1).T, distances.flatten().argsort(descending=True)
+            row += cells[order[: max(1, round(0.02 * len(cells)))]].mean(0).tolist()
+        rows.append(row)
+    return torch.tensor(rows)
 
-    assert len(measured(loaded, labelled_files)) == len(labelled_files) - 1
+
+def test_a_look_is_the_whole_coarse_map_and_the_hottest_cells(detector: AnomalyDetector, files: list[Path]) -> None:
+    labelled = look_at_anomalies(detector, files[NORMALS:], RUN)
+
+    assert labelled.looks is not None
+    assert labelled.looks.shape == (3, detector.look_width)
+    torch.testing.assert_close(labelled.looks, looks_of(detector, files[NORMALS:]), atol=1e-5, rtol=1e-4)
 
 
-def test_a_single_labelled_anomaly_has_nothing_to_be_held_out_from(loaded: Model, labelled_files: list[Path]) -> None:
-    assert len(measured(loaded, labelled_files[:1])) == 0
+def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyDetector, files: list[Path]) -> None:
+    files[NORMALS + 1].write_bytes(b"no image")
+
+    labelled = look_at_anomalies(detector, files[NORMALS:], RUN)
+
+    assert labelled.unreadable == [(files[NORMALS + 1], "not an image")]
+    assert labelled.looks is not None
+    assert len(labelled.looks) == 2
+
+
+def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDetector, files: list[Path]) -> None:
+    detectors, looks = copies(detector), torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in files])
+
+    answers = learn_known(detectors, held_out(files), looks[NORMALS:], RUN, suspects=[3])
+
+    normal = [i for i in range(NORMALS) if i != 3]
+    for fold in range(FOLDS):
+        fitted = fit_known(looks[[i for i in normal if i % FOLDS != fold]], looks[NORMALS:])
+        expected = fitted(looks[[i for i in range(NORMALS) if i % FOLDS == fold]])
+        torch.testing.assert_close(answers[fold::FOLDS].log(), expected.log(), atol=1e-3, rtol=1e-3)
+    assert detectors[0].known_anomalies is not None
+    torch.testing.assert_close(detectors[0].known_anomalies.normal, looks[normal], atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, files: list[Path]) -> None:
+    looks = torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in files])
+    before = fit_known(looks[:6], looks[NORMALS : NORMALS + 1])
+    kept, joined = copies(detector), copies(detector)
+
+    answers = learn_known(kept, held_out(files), None, RUN, suspects=[], before=before)
+    learn_known(joined, held_out(files), looks[NORMALS + 1 :], RUN, suspects=[], before=before)
+
+    assert all(each.known_anomalies is before for each in kept)
+    torch.testing.assert_close(answers.log(), before(looks[:NORMALS]).log(), atol=1e-3, rtol=1e-3)
+    assert joined[0].known_anomalies is not None
+    assert (len(joined[0].known_anomalies.normal), len(joined[0].known_anomalies.looks)) == (6 + NORMALS, 1 + 2)
+
+
+def test_where_nothing_is_known_nothing_is_added(detector: AnomalyDetector, files: list[Path]) -> None:
+    detectors = copies(detector)
+
+    answers = learn_known(detectors, held_out(files), None, RUN, suspects=[])
+
+    assert answers.shape == (NORMALS, 0)
+    assert detectors[0].known_anomalies is None

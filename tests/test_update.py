@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from command_line import anomaly, rows_of
 from conftest import NORMALS, SIDE, spoiled, texture
 from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_cli.checkpoint import load_model
-from anomaly_cli.updating import _raw_prototypes
 
 MODEL = "anomaly.safetensors"
 
@@ -115,14 +113,6 @@ def test_labels_of_a_review_are_added_as_what_they_say(grown: Path) -> None:
     )
     assert "added 11 normal images and 4 known anomalous" in both.stderr
     assert load_model(grown / "reviewed.safetensors").provenance.anomalies == 2
-
-
-def test_prototypes_of_the_image_scale_are_taken_back_to_raw_cells(grown: Path) -> None:
-    scale = load_model(grown / MODEL).detector.scale("image")
-
-    raw = _raw_prototypes(scale)
-
-    torch.testing.assert_close(scale.embed(raw), scale.memory.prototypes, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize(
