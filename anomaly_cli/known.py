@@ -11,7 +11,7 @@ from anomaly_cli.memory import Whitening
 
 KNOWN_NAME = "known"  # of the deviation
 WEIGHT_OF_ONE = 0.5  # in the image score with one known anomaly, where the image scale has 1; grows with their root
-MAX_WEIGHT = 2.5  # about that of the map of a large image
+MAX_WEIGHT = 1.75  # a little less than the map of an image of 256 pixels has
 INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks
 LOOK_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, and without whitening a third of the gain is lost
 SPREAD_PRIOR = (
