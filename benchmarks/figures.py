@@ -110,7 +110,7 @@ def plot_lines(lines: list[Line], path: Path, x_label: str, ticks: Sequence[tupl
         axes.errorbar(line.x, line.y, np.nan_to_num(line.spread), marker="o", capsize=3, markersize=4, label=line.label)
     axes.set(xlabel=x_label, ylabel="image AUROC, %")
     axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
-    figure.legend(frameon=False, fontsize=7, ncols=6, loc="outside lower center")
+    figure.legend(frameon=False, fontsize=7, ncols=3, loc="outside lower center")
     axes.grid(alpha=0.3)
     _save(figure, path)
 
