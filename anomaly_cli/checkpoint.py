@@ -149,7 +149,8 @@ def read_header(path: Path) -> dict[str, Any]:
         sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
         header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
         header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
-        header["normal_scores"] = _calibration_from_json(header["calibration"], len(sizes) + 1).normal_scores.tolist()
+        voices = 1 + len(sizes) + (KNOWN + "looks" in state)
+        header["normal_scores"] = _calibration_from_json(header["calibration"], voices).normal_scores.tolist()
         header["config"] = dict(header["config"])
         _provenance_from_json(header["provenance"])
     except (KeyError, TypeError, ValueError) as error:

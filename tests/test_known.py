@@ -101,6 +101,15 @@ def test_labels_add_a_column_and_survive_the_model_file(labelled: Path) -> None:
     assert min(answers[:3]) > max(answers[3:])
 
 
+def test_a_model_with_known_anomalies_says_what_it_was_trained_on(labelled: Path) -> None:
+    anomaly("train", "normal", *SETTINGS, "--anomalies", "known", "--model", "known.safetensors")
+
+    result = anomaly("info", "known.safetensors")
+
+    assert result.exit_code == 0
+    assert "4 known anomalous" in result.stdout
+
+
 def test_known_anomalies_that_cannot_be_read_leave_the_detector_as_it_is(labelled: Path) -> None:
     shutil.copytree(labelled / "normal", labelled / "clean", ignore=shutil.ignore_patterns("empty.png", "words.jpg"))
     trained = anomaly("train", "clean", *SETTINGS, "--anomalies", "known/broken.png", "--model", "none.safetensors")
