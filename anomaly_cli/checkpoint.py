@@ -243,8 +243,10 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
         tensors = ("normal", "looks", "look_weights", "look_offset")
         known = KnownAnomalies(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
     detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
-    if known is not None and not known.looks.shape[1:] == known.look_weights.shape == (detector.look_width,):
-        raise ValueError(f"looks of shape {tuple(known.looks.shape)}")
+    if known is not None:
+        widths = {known.normal.shape[1:], known.looks.shape[1:], known.look_weights.shape}
+        if widths != {(detector.look_width,)} or known.look_offset.shape:
+            raise ValueError(f"known anomalies of width {widths}, where the detector has {detector.look_width}")
     detector.load_state_dict(state)
     return detector
 

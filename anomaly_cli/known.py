@@ -14,9 +14,7 @@ WEIGHT_OF_ONE = 0.5  # in the image score with one known anomaly, where the imag
 MAX_WEIGHT = 1.75  # a little less than the map of an image of 256 pixels has
 INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks
 LOOK_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, and without whitening a third of the gain is lost
-SPREAD_PRIOR = (
-    10  # images; where few tell the spread of a channel, or it is silent in all, it is near that of all others
-)
+SPREAD_PRIOR = 10  # images that vary as all channels do, beside those that tell the spread of one channel
 REACH = 20.0  # logarithms of the odds stay within ± this
 
 

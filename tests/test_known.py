@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from anomaly_cli import known
-from anomaly_cli.checkpoint import load_model
+from anomaly_cli.checkpoint import load_model, save_model
+from anomaly_cli.errors import CheckpointError
 from anomaly_cli.known import KnownAnomalies, fit_look
 from anomaly_cli.memory import Whitening
 
@@ -108,6 +109,19 @@ def test_a_model_with_known_anomalies_says_what_it_was_trained_on(labelled: Path
 
     assert result.exit_code == 0
     assert "4 known anomalous" in result.stdout
+
+
+@pytest.mark.parametrize("part", ["normal", "looks", "look_weights", "look_offset"])
+def test_known_anomalies_of_another_width_than_the_detector_are_damage(labelled: Path, part: str) -> None:
+    model = load_model(labelled / "anomaly.safetensors")
+    width = model.detector.look_width
+    shapes = {"normal": (8, width), "looks": (2, width), "look_weights": (width,), "look_offset": ()}
+    parts = {name: torch.zeros(shape if name != part else (*shape, 3)) for name, shape in shapes.items()}
+    model.detector.known_anomalies = KnownAnomalies(**parts)
+    save_model(model, labelled / "odd.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors is damaged or was edited; train the detector again"):
+        load_model(labelled / "odd.safetensors")
 
 
 def test_known_anomalies_that_cannot_be_read_leave_the_detector_as_it_is(labelled: Path) -> None:

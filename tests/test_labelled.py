@@ -49,6 +49,10 @@ def held_out(files: list[Path]) -> list[HeldOut]:
     return [HeldOut(i % FOLDS, path) for i, path in enumerate(files[:NORMALS])]
 
 
+def looks_in(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
+    return torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in paths])
+
+
 def looks_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
     """Look cell by cell, as slowly as it can be said."""
     rows = []
@@ -83,7 +87,7 @@ def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyD
 
 
 def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDetector, files: list[Path]) -> None:
-    detectors, looks = copies(detector), torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in files])
+    detectors, looks = copies(detector), looks_in(detector, files)
 
     answers = learn_known(detectors, held_out(files), looks[NORMALS:], RUN, suspects=[3])
 
@@ -97,7 +101,7 @@ def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDe
 
 
 def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, files: list[Path]) -> None:
-    looks = torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in files])
+    looks = looks_in(detector, files)
     before = fit_known(looks[:6], looks[NORMALS : NORMALS + 1])
     kept, joined = copies(detector), copies(detector)
 
