@@ -71,6 +71,34 @@ def test_images_of_two_sizes_have_the_same_maps_side_by_side_as_apart(sides: tup
     assert all(map(torch.equal, maps_of_small, backbone(small)))
 
 
+@needs_packing
+@pytest.mark.skipif(not packed_resnet.prefers_bfloat16(), reason="this processor has no bfloat16")
+@torch.inference_mode()
+def test_weights_are_laid_out_once_a_size_of_image(capfd: pytest.CaptureFixture[str]) -> None:
+    backbone = build_backbone("embedded")
+    sizes = [torch.rand(1, 3, 64, 64), torch.rand(2, 3, 96, 160), torch.rand(1, 3, 256, 256)]
+    first = [backbone(images) for images in sizes]
+
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        second = [backbone(images) for images in sizes]
+
+    steps = capfd.readouterr().out
+    assert "convolution" in steps
+    assert "reorder" not in steps
+    assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@needs_packing
+@torch.inference_mode()
+def test_more_sizes_than_layouts_are_kept_give_the_same_maps_again() -> None:
+    backbone = build_backbone("embedded")
+    sizes = [torch.rand(1, 3, 64, 64 + 32 * i) for i in range(packed_resnet.LAYOUTS + 2)]
+
+    first, second = ([backbone(images) for images in sizes] for _ in range(2))
+
+    assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
+
+
 def test_a_build_without_the_operations_keeps_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_resnet, "can_pack", lambda: False)
 
