@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check docs screenshots bench bench-objects bench-page clean
+.PHONY: demo test test-browser check docs screenshots bench bench-photographs bench-objects bench-page clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,11 +52,16 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory_growth
 	$(if $(DATA),$(MAKE) $(addprefix bench-,$(TABLES)))
 	$(if $(CIFAR),$(MAKE) bench-objects)
-	$(if $(DATA)$(CIFAR),$(MAKE) bench-page)
+	$(if $(PHOTOGRAPHS),$(MAKE) bench-photographs)
+	$(if $(DATA)$(CIFAR)$(PHOTOGRAPHS),$(MAKE) bench-page)
 
 $(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
 	$(if $(filter peers,$*),$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]')
 	$(BIN)/python -m benchmarks.$* --data $(SETS) $(if $(filter style,$*),sample_data) --out $(RESULTS)/$*.csv $(BENCH_OPTIONS)
+
+# What the voices do on photographs: a folder of train/CLASS and test/CLASS, such as Imagenette.
+bench-photographs: $(INSTALLED)
+	$(BIN)/python -m benchmarks.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'pooled scales, no map' 'map of 8 and 16, no pooled scale' $(BENCH_OPTIONS)
 
 # Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
 bench-objects: $(INSTALLED)

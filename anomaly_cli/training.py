@@ -28,7 +28,10 @@ from anomaly_cli.scoring import parallel_map
 LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
 SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
-MAP_SIDE = 128  # pixels; the fused map of an image of this side has as much to say as the image scale
+MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below where the image scale has 1
+MAP_WEIGHT = 3.0  # of the map of images that are all alike
+LEAST_MAP_WEIGHT = 0.5  # of that of images that have little in common
+VARIATION = 0.06  # of the image scale's cells, at which the map has half its weight
 LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
@@ -301,13 +304,17 @@ def calibrate(
 def score_weights(detector: AnomalyDetector, image_size: int) -> NDArray[np.float64]:
     """Weigh the deviations in the image score.
 
-    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
-    of a small picture is few cells, each of which sees most of the picture, so its voice grows with the side. The small
-    copy, which mostly repeats the image scale, adds a softer one, and known anomalies one that grows with their number.
+    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. Where
+    normal images are alike, parts on a line, a cell that no memory knows is a defect; where they have little in common,
+    photographs of a subject, each of them has such cells, and the map has less to say. The map of a small picture is
+    few cells, each of which sees most of the picture, so its voice grows with the side. The small copy adds a softer
+    one, and known anomalies one that grows with their number.
     """
     weights = np.zeros(len(detector.deviation_names))
     local = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
-    weights[0] = local * image_size / MAP_SIDE
+    variation = detector.scale(IMAGE_SCALE).whitening.variation
+    alike = max(LEAST_MAP_WEIGHT, MAP_WEIGHT / (1 + (variation / VARIATION) ** 2))
+    weights[0] = local * alike * image_size / MAP_SIDE
     for i, name in enumerate(detector.deviation_names):
         if name in POOLED_SCALES:
             weights[i] = float(detector.scale(name).weight) * (SMALL_WEIGHT if name == SMALL_SCALE else 1)

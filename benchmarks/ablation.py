@@ -174,6 +174,9 @@ VARIANTS: dict[str, Variant] = {
     "both, variance term off": Variant(LEARNED, Effort.THOROUGH, [(contrast, "VARIANCE_WEIGHT", 0.0)]),
     "every cell alone": Variant(SCALES, replaced=[(detector, "SOFTENED_STRIDE", 0)]),
     "mean of 3×3 cells at both strides": Variant(SCALES, replaced=[(detector, "_softened", neighbourhood_mean)]),
+    "as much map whatever the images": Variant(
+        FUSION, replaced=[(training, "MAP_WEIGHT", 0.0), (training, "LEAST_MAP_WEIGHT", 1.0)]
+    ),
     "no small copy": Variant(FUSION, replaced=[(training, "SMALL_WEIGHT", 0.0)]),
     "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
     "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),

@@ -36,6 +36,7 @@ def set_options(description: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--data", type=Path, nargs="+", default=[], help="folders in MVTec layout, or with labels.csv")
     options.add_argument("--cifar", type=Path, help="FILE of FILE.npz and FILE.bin: each class once as normal")
+    options.add_argument("--classes", type=Path, help="folder of train/CLASS and test/CLASS: each class once as normal")
     options.add_argument("--out", type=Path, required=True, help="CSV; beside it goes a JSON file with the command")
     options.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0")
     options.add_argument("--max-train", type=int, default=MAX_TRAIN, help="normal images to train on")
@@ -53,6 +54,8 @@ def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
         folder = scratch / args.cifar.name
         packed.write_folders(folder, args.max_train, args.max_test)
         sets += [read_classes(folder, name) for name in packed.classes]
+    if args.classes is not None:
+        sets += [read_classes(args.classes, each.name) for each in sorted((args.classes / "train").iterdir())]
     return sets
 
 

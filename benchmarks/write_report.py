@@ -207,6 +207,10 @@ def ablation(results: pd.DataFrame, page: Page) -> None:
         "The product with one part replaced; the last column is the change of the mean against the product. A part "
         "whose replacement gains everywhere does not earn its place."
     )
+    _parts(results, page, "ablation")
+
+
+def _parts(results: pd.DataFrame, page: Page, table: str) -> None:
     figures = grid(results, ["part", "variant"], AUROC)
     texts = figures.texts(100, 1)
     change = 100 * (figures.mean[MEAN] - figures.mean[MEAN].iloc[0])
@@ -214,7 +218,17 @@ def ablation(results: pd.DataFrame, page: Page) -> None:
     seconds = grid(results, ["part", "variant"], "train_s")
     texts["training, s"] = seconds.texts(1, 0)[MEAN]
     page.text(markdown(texts, ["part", "variant"]))
-    page.rows.append(figures.rows("ablation", AUROC))
+    page.rows.append(figures.rows(table, AUROC))
+
+
+def photographs(results: pd.DataFrame, page: Page) -> None:
+    """Show what the voices are worth where objects are the anomalies."""
+    page.text(
+        "Imagenette, ten kinds of photographs of about 224 pixels, each kind once as normal and all others as "
+        "anomalous. The embedded backbone has seen photographs of these kinds: the rows tell what a part does, not "
+        "what the tool reaches on photographs that are new to it."
+    )
+    _parts(results.assign(set=results["set"].str.split("/").str[-1]), page, "photographs")
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
@@ -226,6 +240,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "objects_embedded": ("Objects, embedded backbone", objects),
     "objects_scratch": ("Objects, from scratch", objects),
     "ablation": ("What each part is worth", ablation),
+    "ablation_photographs": ("What each voice is worth among photographs", photographs),
 }
 
 

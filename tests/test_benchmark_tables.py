@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from benchmark_sets import write_texture_set
+from PIL import Image
 
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.memory import PrototypeMemory
@@ -60,6 +61,18 @@ def test_a_command_is_quoted_without_the_folders_of_this_machine() -> None:
     assert jobs.command_line(words) == (
         "python -m benchmarks.style --data BENCH/screw BENCH/tile sample_data --cifar BENCH/cifar10 --out s.csv"
     )
+
+
+def test_each_class_of_a_folder_is_once_the_normal_one(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for kind in ("church", "truck"):
+            (tmp_path / "photos" / part / kind).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / part / kind / "0.png")
+
+    found = jobs.sets_of(argparse.Namespace(data=[], cifar=None, classes=tmp_path / "photos"), tmp_path)
+
+    assert [data.name for data in found] == ["photos/church", "photos/truck"]
+    assert [image.kind for image in found[1].test] == ["church", "good"]
 
 
 def options_of(**given: object) -> argparse.Namespace:

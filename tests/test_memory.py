@@ -211,6 +211,15 @@ def test_whitening_inverts_the_shrunk_covariance_of_scikit_learn(M: int, D: int)
     torch.testing.assert_close(matrix.T @ covariance @ matrix, torch.eye(D).double(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 30.0])
+def test_variation_is_the_share_of_the_variance_in_the_mean_square(offset: float) -> None:
+    cells = correlated_cells(300, 6) + offset
+
+    expected = cells.var(0, unbiased=False).sum() / cells.square().sum(1).mean()
+
+    assert Whitening.fit(cells).variation == pytest.approx(float(expected), rel=0.01)
+
+
 def test_whitened_cells_have_zero_mean_and_unit_covariance() -> None:
     cells = random_cells(20_000, 5) @ torch.diag(torch.tensor([0.5, 0.8, 1.0, 1.5, 2.0])) + 7
 

@@ -13,8 +13,12 @@ from command_line import anomaly, rows_of
 from conftest import SETTINGS, spoiled, texture
 from PIL import Image
 
+from anomaly_cli.backbone import EMBEDDED, empty_backbone
 from anomaly_cli.checkpoint import load_model
-from anomaly_cli.training import FOLDS_OF_FEW, deal_folds
+from anomaly_cli.detector import AnomalyDetector, ScaleModel
+from anomaly_cli.memory import Whitening
+from anomaly_cli.scales import IMAGE_SCALE, SMALL_SCALE
+from anomaly_cli.training import FOLDS_OF_FEW, deal_folds, score_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +35,22 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
         assert len(sizes) == folds
         assert sizes.sum() == count
         assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "side", "expected"),
+    [(100.0, 256, 6.0), (2.0, 256, 1.0), (100.0, 64, 1.5)],
+    ids=["alike", "little in common", "small pictures"],
+)
+def test_the_map_weighs_more_where_images_are_alike_and_large(mean: float, side: int, expected: float) -> None:
+    scales = {
+        name: ScaleModel(Whitening(torch.full((3,), mean), torch.eye(3)))
+        for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE)
+    }
+
+    weights = score_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side)
+
+    assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5], rel=0.001)
 
 
 def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:
