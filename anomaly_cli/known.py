@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from anomaly_cli.memory import Whitening
 
 KNOWN_NAME = "known"  # of the deviation
-WEIGHT_OF_ONE = 0.5  # in the image score with one known anomaly, where the image scale has 1; grows with their root
-MAX_WEIGHT = 1.75  # a little less than the map of an image of 256 pixels has
+WEIGHT_OF_ONE = 1 / 7  # in the image score, where all other voices have 1; grows with the root of the number
+MAX_WEIGHT = 0.5
 INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks
 LOOK_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, and without whitening a third of the gain is lost
 SPREAD_PRIOR = 10  # images that vary as all channels do, beside those that tell the spread of one channel
@@ -52,7 +52,7 @@ class KnownAnomalies(nn.Module):
 
     @property
     def weight(self) -> float:
-        """Weight in the image score: the more known anomalies there are, the surer is what they have in common."""
+        """Weight in the image score, where all other voices have 1: the more there are, the surer they are."""
         return min(WEIGHT_OF_ONE * sqrt(len(self.looks)), MAX_WEIGHT)
 
 

@@ -319,7 +319,7 @@ def score_weights(detector: AnomalyDetector, image_size: int) -> NDArray[np.floa
         if name in POOLED_SCALES:
             weights[i] = float(detector.scale(name).weight) * (SMALL_WEIGHT if name == SMALL_SCALE else 1)
     if detector.known_anomalies is not None:
-        weights[-1] = detector.known_anomalies.weight
+        weights[-1] = detector.known_anomalies.weight * weights.sum()
     return weights
 
 
