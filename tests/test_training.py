@@ -39,7 +39,7 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
 
 @pytest.mark.parametrize(
     ("mean", "side", "expected"),
-    [(100.0, 256, 6.0), (2.0, 256, 1.0), (100.0, 64, 1.5)],
+    [(100.0, 256, 3.0), (2.0, 256, 1.0), (100.0, 64, 0.75)],
     ids=["alike", "little in common", "small pictures"],
 )
 def test_the_map_weighs_more_where_images_are_alike_and_large(mean: float, side: int, expected: float) -> None:
