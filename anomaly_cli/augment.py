@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+FREE_SHARE = (0.3, 1.0)  # of an image that a free view shows
+FREE_GREY = 0.2  # of the free views have no colour
 GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
 
 
@@ -44,6 +47,34 @@ def light_view(pixels: Pixels, generator: np.random.Generator) -> Pixels:
     values = (values - centre) * generator.uniform(0.85, 1.15) + centre * generator.uniform(0.9, 1.1) * tint
     values += generator.normal(0, generator.uniform(0, 4), values.shape)
     return _to_pixels(values)
+
+
+def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
+    """Cut a part of an image, mirror it and light it differently: another picture of the same thing.
+
+    As contrastive learning does it (Chen et al. 2020), with larger parts: what is odd may be small.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        side: of the square view, in pixels.
+        generator: source of every random number.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    h, w = pixels.shape[:2]
+    share = generator.uniform(*FREE_SHARE) ** 0.5
+    rows, columns = max(1, round(share * h)), max(1, round(share * w))
+    top, left = int(generator.integers(h - rows + 1)), int(generator.integers(w - columns + 1))
+    part = Image.fromarray(pixels[top : top + rows, left : left + columns])
+    values = np.asarray(part.resize((side, side), Image.Resampling.BILINEAR), np.float32)
+    if generator.random() < 0.5:
+        values = values[:, ::-1]
+    if generator.random() < FREE_GREY:
+        values = np.repeat((values @ GREY)[..., None], 3, axis=2)
+    centre = values.mean()
+    tint = generator.uniform(0.9, 1.1, 3)
+    return _to_pixels((values - centre) * generator.uniform(0.6, 1.4) + centre * generator.uniform(0.6, 1.4) * tint)
 
 
 def synthetic_anomaly(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> SyntheticAnomaly:

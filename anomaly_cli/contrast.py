@@ -2,6 +2,10 @@
 
 Equation (reconstructed, docs/method.md): L = Σ_s λ_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ] with
 z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a labelled anomaly.
+
+Of images of one kind the contrast alone learns little about form. So each is also met turned by quarters, as a picture
+of another kind with y = 0 (Sohn et al. 2021, *Learning and Evaluating Representations for Deep One-class
+Classification*; Tack et al. 2020 call it a shifted instance).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from anomaly_cli.augment import light_view
+from anomaly_cli.augment import free_view
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.detector import scale_features
 from anomaly_cli.distributed import ALONE, Processes, share_statistics
@@ -25,7 +29,7 @@ from anomaly_cli.normals import Run
 TEMPERATURE = 0.2  # of NT-Xent (Chen et al. 2020)
 BETA = 16.0  # of the retrieval, for embeddings of unit length
 VARIANCE_WEIGHT = 0.5  # λ_V
-CELLS_PER_IMAGE = 4  # a scale and step
+PROJECTED_CELLS = 64  # a step of `learn_projection`
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 16  # images, of all processes together
 STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 64 MB, saved in 0.2 s
@@ -67,8 +71,8 @@ def memory_contrast(z: Tensor, other: Tensor, normal: Tensor, prototypes: Tensor
 
     Args:
         z: (B, D) embeddings of one view.
-        other: (B, D) embeddings of the same cells in the other view.
-        normal: (B,) bool; labelled anomalies meet the other view itself, so they never enter the memory.
+        other: (B, D) embeddings of the same in the other view.
+        normal: (B,) bool; the others meet the other view itself, so they never enter the memory.
         prototypes: (K, D), compared at unit length and updated by the gradient.
     """
     D = z.shape[1]
@@ -106,20 +110,22 @@ class StageOne(nn.Module):
         ).to(device)
         self._processes = processes
 
-    def forward(self, views: Tensor, normal: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, views: Tensor, normal: Tensor) -> Tensor:
         """Compute the loss of the whole batch, summed over all scales: the same in every process.
 
+        A local scale takes part with the mean of its cells, since two views show different parts of an image.
+
         Args:
-            views: (2n, 3, H, W) in [0, 1], both views of this process's share of the batch.
-            normal: (N,) bool, of the whole batch.
-            generator: chooses the cells, the same ones in every process.
+            views: (4n, 3, H, W) in [0, 1], this process's share of the batch, as `draw_batch` orders it.
+            normal: (N,) bool, of the images of the whole batch.
         """
         features = scale_features(self.backbone, views, self.names)
+        kinds = torch.stack([normal, torch.zeros_like(normal)], dim=1).flatten()  # each image, then the same turned
         losses = []
         for name, prototypes in zip(self.names, self.memories, strict=True):
-            z, other = (self._processes.join_rows(rows) for rows in _paired_cells(features[name], generator))
-            labels = normal.repeat_interleave(len(z) // len(normal))
-            losses.append(memory_contrast(z, other, labels, prototypes))
+            embeddings = features[name].mean(dim=(2, 3))
+            z, other = (self._processes.join_rows(rows) for rows in embeddings.chunk(2))
+            losses.append(memory_contrast(z, other, kinds, prototypes))
         return torch.stack(losses).sum()
 
 
@@ -155,8 +161,7 @@ def learn_backbone(
     loss_of = DistributedDataParallel(learner) if several else learner
     for step in range(first, schedule.steps):
         views, chosen = draw_batch(images, schedule.crop, (run.config.seed, step), run.processes)
-        generator = torch.Generator().manual_seed((run.config.seed * 1_000_003 + step) % 2**63)
-        loss = loss_of(views.to(device), normal[chosen].to(device), generator)
+        loss = loss_of(views.to(device), normal[chosen].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -190,34 +195,21 @@ def draw_batch(
         processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
 
     Returns:
-        (2n, 3, crop, crop) views in [0, 1], first those of one kind; (N,) numbers of the images of the whole batch.
+        (4n, 3, crop, crop) views in [0, 1] of n images: by turns of an image and of the image turned, then as many
+        others in the same order. And (N,) numbers of the images of the whole batch.
     """
     n = -(-BATCH_SIZE // processes.count)
     chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
     places = range(n * processes.rank, n * (processes.rank + 1))
-    pairs = [_paired_views(images[chosen[i]], crop, np.random.default_rng((*seed, 1 + i))) for i in places]
-    views = torch.from_numpy(np.stack([view for kind in zip(*pairs, strict=True) for view in kind]))
+    drawn = [_views(images[chosen[i]], crop, np.random.default_rng((*seed, 1 + i))) for i in places]
+    views = torch.from_numpy(np.stack([view for kind in zip(*drawn, strict=True) for pair in kind for view in pair]))
     return views.permute(0, 3, 1, 2).float().div_(255), torch.from_numpy(chosen)
 
 
-def _paired_views(image: np.ndarray, crop: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cut the same crop twice and light it differently: equal cells show equal places."""
-    h, w = image.shape[:2]
-    top, left = int(draw.integers(max(1, h - crop + 1))), int(draw.integers(max(1, w - crop + 1)))
-    cut = image[top : top + crop, left : left + crop]
-    cut = np.pad(cut, ((0, crop - cut.shape[0]), (0, crop - cut.shape[1]), (0, 0)), "reflect")
-    if draw.random() < 0.5:
-        cut = cut[:, ::-1]
-    return light_view(cut, draw), light_view(cut, draw)
-
-
-def _paired_cells(feature_map: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Choose the same cells of both views: (2N, D, h, w) to twice (N * min(CELLS_PER_IMAGE, h*w), D)."""
-    N, D = feature_map.shape[0] // 2, feature_map.shape[1]
-    cells = feature_map.flatten(2).transpose(1, 2)  # (2N, h*w, D)
-    chosen = torch.randperm(cells.shape[1], generator=generator)[:CELLS_PER_IMAGE].to(cells.device)
-    picked = cells[:, chosen]
-    return picked[:N].reshape(-1, D), picked[N:].reshape(-1, D)
+def _views(image: np.ndarray, crop: int, draw: np.random.Generator) -> list[list[np.ndarray]]:
+    """Make twice a view of an image and one of it turned by quarters, both times by as many."""
+    turns = int(draw.integers(1, 4))
+    return [[np.rot90(free_view(image, crop, draw), k) for k in (0, turns)] for _ in range(2)]
 
 
 def learn_projection(cells: Tensor, schedule: Schedule, seed: int) -> Tensor:
@@ -239,7 +231,7 @@ def learn_projection(cells: Tensor, schedule: Schedule, seed: int) -> Tensor:
     first = torch.randperm(M, generator=generator)[: schedule.prototypes].to(cells.device)
     prototypes = nn.Parameter(cells[first, 0].clone())
     optimiser = torch.optim.Adam([projection, prototypes], LEARNING_RATE)
-    normal = torch.ones(BATCH_SIZE * CELLS_PER_IMAGE, dtype=torch.bool, device=cells.device)
+    normal = torch.ones(PROJECTED_CELLS, dtype=torch.bool, device=cells.device)
     with torch.enable_grad():
         for _ in range(schedule.steps):
             chosen = torch.randint(0, M, (len(normal),), generator=generator).to(cells.device)

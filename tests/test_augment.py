@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anomaly_cli.augment import light_view, synthetic_anomaly
+from anomaly_cli.augment import free_view, light_view, synthetic_anomaly
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -16,6 +16,19 @@ def test_a_light_view_keeps_size_and_place() -> None:
     assert view.shape == image.shape
     assert view.dtype == np.uint8
     assert np.corrcoef(view.ravel(), image.ravel())[0, 1] > 0.95
+
+
+def test_a_free_view_is_a_square_of_another_part_in_another_light() -> None:
+    ramp = np.linspace(60, 190, 64, dtype=np.uint8)
+    image = np.broadcast_to(ramp[None, :, None], (48, 64, 3)).copy()
+
+    views = [free_view(image, 32, np.random.default_rng(seed)).astype(int) for seed in range(40)]
+
+    assert {view.shape for view in views} == {(32, 32, 3)}
+    slopes = [view[:, -1].mean() - view[:, 0].mean() for view in views]
+    assert min(slopes) < 0 < max(slopes)  # some are mirrored
+    assert np.std(np.abs(slopes)) > 5  # they show more of the image or less
+    assert np.std([view.mean() for view in views]) > 10
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -6,7 +6,16 @@ import torch
 from conftest import CONFIG
 
 from anomaly_cli.backbone import build_backbone
-from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection, memory_contrast, nt_xent, variance_penalty
+from anomaly_cli.contrast import (
+    Schedule,
+    draw_batch,
+    learn_backbone,
+    learn_projection,
+    memory_contrast,
+    nt_xent,
+    variance_penalty,
+)
+from anomaly_cli.distributed import ALONE
 from anomaly_cli.memory import Whitening
 from anomaly_cli.normals import Run
 
@@ -48,6 +57,21 @@ def test_a_normal_image_moves_the_memory() -> None:
 
     assert prototypes.grad is not None
     assert prototypes.grad.any()
+
+
+def test_an_image_that_is_turned_is_another_picture_in_both_views() -> None:
+    sloping = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3 + 20, (64, 64, 3)).copy()
+
+    views, chosen = draw_batch([sloping], 32, (0, 0), ALONE)
+
+    across = (views[:, 0, :, 0] - views[:, 0, :, -1]).abs().mean(dim=1)
+    down = (views[:, 0, 0] - views[:, 0, -1]).abs().mean(dim=1)
+    n = len(chosen)
+    assert views.shape == (4 * n, 3, 32, 32)
+    upright = (down > across).view(2, n, 2)  # view, image, turned
+    assert upright[:, :, 0].all()
+    assert torch.equal(upright[0], upright[1])
+    assert not upright[:, :, 1].all()  # quarters; a half turn is upright too
 
 
 def test_no_steps_leave_the_projection_at_the_identity() -> None:
