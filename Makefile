@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check docs screenshots bench bench-photographs bench-objects bench-page clean
+.PHONY: demo test test-browser check docs screenshots bench bench-patchcore bench-photographs bench-objects bench-page clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.memory_growth
 	$(if $(DATA),$(MAKE) $(addprefix bench-,$(TABLES)))
+	$(if $(DATA),$(MAKE) bench-patchcore)
 	$(if $(CIFAR),$(MAKE) bench-objects)
 	$(if $(PHOTOGRAPHS),$(MAKE) bench-photographs)
 	$(if $(DATA)$(CIFAR)$(PHOTOGRAPHS),$(MAKE) bench-page)
@@ -58,6 +59,11 @@ bench: $(INSTALLED)
 $(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
 	$(if $(filter peers,$*),$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]')
 	$(BIN)/python -m benchmarks.$* --data $(SETS) $(if $(filter style,$*),sample_data) --out $(RESULTS)/$*.csv $(BENCH_OPTIONS)
+
+# PatchCore with anomalib's own share of cells, as it comes.
+bench-patchcore: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
 
 # What the voices do on photographs: a folder of train/CLASS and test/CLASS, such as Imagenette.
 bench-photographs: $(INSTALLED)
