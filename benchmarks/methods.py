@@ -28,6 +28,7 @@ from torch import Tensor
 
 from anomaly_cli import pipeline
 from anomaly_cli.backbone import EMBEDDED, Backbone, build_backbone
+from anomaly_cli.calibration import Calibration
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector import scale_features
 from anomaly_cli.errors import UnreadableImageError
@@ -81,6 +82,22 @@ Method = Callable[[list[Path], Settings], Judge]  # normal images → what judge
 
 def ours(normal: list[Path], settings: Settings) -> Judge:
     """Train the product by its own pipeline with its defaults."""
+    return _trained(normal, settings, lambda calibration, deviations: float(calibration.scores(deviations)[0][0]))
+
+
+def ours_averaged(normal: list[Path], settings: Settings) -> Judge:
+    """Train the product, and average its voices instead of joining them by their smooth maximum."""
+
+    def score(calibration: Calibration, deviations: NDArray[np.float64]) -> float:
+        standard = (np.log(deviations[0]) - calibration.location) / calibration.spread
+        return float(standard @ calibration.weights)
+
+    return _trained(normal, settings, score)
+
+
+def _trained(
+    normal: list[Path], settings: Settings, score_of: Callable[[Calibration, NDArray[np.float64]], float]
+) -> Judge:
     config = DetectorConfig(image_size=settings.image_size, seed=settings.seed)
     with tempfile.TemporaryDirectory() as folder:
         model = pipeline.train(normal, Path(folder) / "model.safetensors", config, progress=quiet).model
@@ -91,7 +108,7 @@ def ours(normal: list[Path], settings: Settings) -> Judge:
         for result in measure_images(model.detector, model.map_unit, paths, size, worker_count(), device):
             if isinstance(result, UnreadableImageError):
                 raise result
-            score = float(model.calibration.scores(result.deviations[None])[0][0])
+            score = score_of(model.calibration, result.deviations[None])
             yield Judgement(score, result.anomaly_map, result.height, result.width)
 
     return judge
@@ -272,6 +289,7 @@ def local_outlier_factor(normals: int, _seed: int) -> Pipeline:
 
 METHODS: dict[str, Method] = {
     "ours": ours,
+    "ours_averaged": ours_averaged,
     "prototypes": nearest_prototypes,
     f"prototypes_{SMALL_SIDE}": partial(nearest_prototypes, side=SMALL_SIDE),
     "gaussian": gaussian_cells,

@@ -93,7 +93,7 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
 def main() -> None:
     """Measure and print the means."""
     options = set_options(__doc__)
-    options.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "prototypes"])
+    options.add_argument("--methods", nargs="+", choices=METHODS, default=["ours", "ours_averaged", "prototypes"])
     options.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
     args = options.parse_args()
     results = run_table(args, measure, jobs_of)

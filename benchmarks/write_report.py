@@ -20,6 +20,7 @@ OUT = Path("docs/benchmarks.md")
 AUROC = "image_auroc"
 METHOD_NAMES = {
     "ours": "**ours**",
+    "ours_averaged": "ours, voices averaged",
     "prototypes": "nearest prototypes",
     "prototypes_128": "nearest prototypes, 128 px",
     "gaussian": "Gaussian a position",

@@ -32,7 +32,7 @@ def test_every_installed_method_has_a_name_and_a_place_in_the_comparison() -> No
     assert ("anomalib_patchcore" in installed) is anomalib_methods.available()
 
 
-@pytest.mark.parametrize("name", ["ours", "prototypes", "gaussian"])
+@pytest.mark.parametrize("name", ["ours", "ours_averaged", "prototypes", "gaussian"])
 def test_methods_with_a_map_find_a_square_and_where_it_is(name: str, textures: AnomalySet) -> None:
     [row] = peers.measure(peers.Job(textures, name, SETTINGS))
 
