@@ -202,7 +202,7 @@ def measure(job: Job) -> list[Row]:
     with ExitStack() as stack:
         for owner, name, substitute in variant.replaced:
             stack.enter_context(mock.patch.object(owner, name, substitute))
-        row = quality.measure(quality.Job(job.data, [], config, None))
+        row = quality.measure(quality.Job(job.data, config, None))
     return [{"part": variant.part, "variant": job.variant} | row]
 
 

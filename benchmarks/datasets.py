@@ -130,12 +130,6 @@ def _draw(items: list[Item], limit: int, *seed: int) -> list[Item]:
     return [items[i] for i in sorted(chosen)]
 
 
-def take_known_anomalies(data: AnomalySet, count: int, seed: int) -> tuple[list[Path], AnomalySet]:
-    """Move `count` random anomalies out of the test images, for training with labels."""
-    known = _draw([image for image in data.test if image.anomalous], count, seed, 3)
-    return [image.path for image in known], replace(data, test=[i for i in data.test if i not in known])
-
-
 @dataclass(frozen=True)
 class PackedImages:
     """Encoded pictures one after another in one file, with their labels.

@@ -23,16 +23,15 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.evaluation import read_mask, resize_map
 from anomaly_cli.metrics import Map, Mask, PixelMetrics, image_metrics, pixel_metrics
 from anomaly_cli.scoring import measure_images, worker_count
-from benchmarks.datasets import AnomalySet, TestImage, subsample, take_known_anomalies
+from benchmarks.datasets import AnomalySet, TestImage, subsample
 from benchmarks.jobs import Row, peak_mb, run_table, set_options
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training and scoring; `known` anomalies are given to the training."""
+    """One training and scoring."""
 
     data: AnomalySet
-    known: list[Path]
     config: DetectorConfig
     weights: Path | None
 
@@ -46,16 +45,14 @@ def measure(job: Job) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         model_path = Path(folder) / "model.safetensors"
         start = time.perf_counter()
-        trained = pipeline.train(
-            job.data.normal, model_path, job.config, anomalies=job.known, weights=job.weights, progress=quiet
-        )
+        trained = pipeline.train(job.data.normal, model_path, job.config, weights=job.weights, progress=quiet)
         between = time.perf_counter()
         report = pipeline.score([image.path for image in job.data.test], model_path, progress=quiet)
         end = time.perf_counter()
     peak = peak_mb()
     anomalous = {str(image.path): image.anomalous for image in job.data.test}
     row: Row = {"set": job.data.name, "seed": job.config.seed}
-    row |= {"normals": len(job.data.normal), "known_anomalies": len(job.known), "tested": len(job.data.test)}
+    row |= {"normals": len(job.data.normal), "tested": len(job.data.test)}
     row |= {"head_gain": trained.model.provenance.head_gain}
     row |= _ranking(report, anomalous)
     row |= _localisation(trained, job.data.test)._asdict() if job.data.has_masks else {}
@@ -118,9 +115,7 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
                 effort=Effort(args.effort),
                 seed=seed,
             )
-            known, rest = take_known_anomalies(data, args.anomalies, seed)
-            known = [] if args.withhold else known
-            yield Job(subsample(rest, args.max_train, args.max_test, seed), known, config, args.weights)
+            yield Job(subsample(data, args.max_train, args.max_test, seed), config, args.weights)
 
 
 def measure_one(job: Job) -> list[Row]:
@@ -139,8 +134,6 @@ def parser() -> argparse.ArgumentParser:
     """Describe the options; the defaults of the tool are its own."""
     defaults = DetectorConfig()
     options = set_options(__doc__)
-    options.add_argument("--anomalies", type=int, default=0, help="labelled anomalies taken from the test images")
-    options.add_argument("--withhold", action="store_true", help="take them, but train without: the figure to beat")
     options.add_argument("--backbone", default=defaults.backbone)
     options.add_argument("--weights", type=Path, help="file with the weights of a torchvision backbone")
     options.add_argument("--image-size", type=int, default=defaults.image_size)

@@ -54,7 +54,7 @@ def test_files_beyond_the_distinct_ones_are_links(tmp_path: Path) -> None:
 def test_quality_measures_an_easy_set(textures: Path) -> None:
     config = DetectorConfig(image_size=SIDE, prototypes=50, effort=Effort.QUICK)
 
-    row = quality.measure(quality.Job(read_mvtec(textures), [], config, None))
+    row = quality.measure(quality.Job(read_mvtec(textures), config, None))
 
     assert row["set"] == "texture"
     assert (row["normals"], row["tested"]) == (9, 12)

@@ -17,7 +17,6 @@ from benchmarks.datasets import (
     read_packed,
     read_set,
     subsample,
-    take_known_anomalies,
 )
 
 
@@ -109,15 +108,6 @@ def test_limits_above_the_size_keep_everything() -> None:
 
     assert data.normal == made_up_set().normal
     assert {image.path for image in data.test} == {image.path for image in made_up_set().test}
-
-
-def test_known_anomalies_leave_the_test_images() -> None:
-    known, rest = take_known_anomalies(made_up_set(), 5, seed=0)
-
-    assert len(known) == 5
-    assert {image.path for image in rest.test} | set(known) == {image.path for image in made_up_set().test}
-    assert not {image.path for image in rest.test} & set(known)
-    assert all(image.anomalous for image in made_up_set().test if image.path in known)
 
 
 def packed_pictures(folder: Path) -> Path:
