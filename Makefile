@@ -41,7 +41,7 @@ screenshots: $(INSTALLED)
 	$(BIN)/python docs/screenshots.py
 
 # Speed and memory; with DATA, a folder of sets in MVTec layout, also the tables of docs/benchmarks.md and that page.
-# One table: `make bench-style DATA=…`. CIFAR is the packed CIFAR-10 without its ending. BENCH_OPTIONS go to every table,
+# One table: `make bench-style DATA=…`. CIFAR is the packed CIFAR-10 without its ending, PHOTOGRAPHS a folder of train/CLASS and test/CLASS. BENCH_OPTIONS go to every table,
 # so `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
 RESULTS ?= demo/bench
 TABLES := peers style unbalanced contamination few_normals ablation

@@ -63,10 +63,9 @@ def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixe
         (side, side, 3) uint8.
     """
     h, w = pixels.shape[:2]
-    share = generator.uniform(*FREE_SHARE) ** 0.5
-    rows, columns = max(1, round(share * h)), max(1, round(share * w))
-    top, left = int(generator.integers(h - rows + 1)), int(generator.integers(w - columns + 1))
-    part = Image.fromarray(pixels[top : top + rows, left : left + columns])
+    cut = max(1, min(h, w, round((generator.uniform(*FREE_SHARE) * h * w) ** 0.5)))
+    top, left = int(generator.integers(h - cut + 1)), int(generator.integers(w - cut + 1))
+    part = Image.fromarray(pixels[top : top + cut, left : left + cut])
     values = np.asarray(part.resize((side, side), Image.Resampling.BILINEAR), np.float32)
     if generator.random() < 0.5:
         values = values[:, ::-1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anomaly_cli.compact_resnet import STRIDES, CompactResNet, ConvNorm, ResidualBlock
 
 FLOAT32_VARIABLE = "ANOMALY_FLOAT32"
-LAYOUTS = 8  # sizes of image whose weights are kept laid out, 8 MB each
+LAYOUTS = 16  # sizes of image, small copies among them, whose weights are kept laid out, 10 MB each
 
 
 def prefers_bfloat16() -> bool:

@@ -102,6 +102,7 @@ def read_classes(folder: Path, normal_class: str) -> AnomalySet:
     test = [
         TestImage(path, NORMAL if kind.name == normal_class else kind.name)
         for kind in sorted((folder / "test").iterdir())
+        if kind.is_dir()
         for path in _images(kind)
     ]
     return AnomalySet(f"{folder.name}/{normal_class}", _images(folder / "train" / normal_class), test)

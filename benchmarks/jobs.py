@@ -55,7 +55,11 @@ def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
         packed.write_folders(folder, args.max_train, args.max_test)
         sets += [read_classes(folder, name) for name in packed.classes]
     if args.classes is not None:
-        sets += [read_classes(args.classes, each.name) for each in sorted((args.classes / "train").iterdir())]
+        sets += [
+            read_classes(args.classes, each.name)
+            for each in sorted((args.classes / "train").iterdir())
+            if each.is_dir()
+        ]
     return sets
 
 

@@ -41,13 +41,15 @@ PEER_FIGURES = {  # column: title, factor, digits
 }
 HEAD = """# Benchmarks
 
-Made by `make bench DATA=BENCH CIFAR=BENCH/cifar10`; the page itself by `python -m benchmarks.write_report`. Do not
-edit: the next run replaces it. All figures in one file: [benchmarks.csv](benchmarks.csv).
+Made by `make bench DATA=BENCH CIFAR=BENCH/cifar10 PHOTOGRAPHS=BENCH/imagenette`; the page itself by
+`python -m benchmarks.write_report`. Do not edit: the next run replaces it. All figures in one file:
+[benchmarks.csv](benchmarks.csv).
 
 `BENCH` is a folder of sets in MVTec layout: subsets of screw and transistor (MVTec AD), magnetic_tile and elpv_mono
-(solar cells), and a packed subset of CIFAR-10. Figures are in percent, image AUROC where nothing else is said, mean ±
-standard deviation over the seeds; a seed draws the images and is the seed of the training. The mean over the sets
-takes those only that have every row of a table; where these are fewer than half, rows that a set lacks have no mean.
+(solar cells); of a packed subset of CIFAR-10; and of the photographs of Imagenette. Figures are in percent, image AUROC
+where nothing else is said, mean ± standard deviation over the seeds; a seed draws the images and is the seed of the
+training. The mean over the sets takes those only that have every row of a table; where these are fewer than half, rows
+that a set lacks have no mean.
 """
 
 
@@ -103,8 +105,8 @@ def peers(results: pd.DataFrame, page: Page) -> None:
 def patchcore(results: pd.DataFrame, page: Page) -> None:
     """Compare with PatchCore as anomalib sets it up."""
     page.text(
-        "PatchCore above keeps about as many cells as our memories. Here it keeps the tenth that anomalib keeps by "
-        "default, which takes it minutes: fewer images and one seed."
+        "PatchCore above keeps a thousand cells. Here it keeps the tenth that anomalib keeps by default, which takes "
+        "it minutes; images and seeds are those of the command."
     )
     results = results.assign(method=results["method"].map(METHOD_NAMES))
     page.table(results, "patchcore", ["method"], ["method"])
@@ -237,9 +239,9 @@ def _parts(results: pd.DataFrame, page: Page, table: str) -> None:
 def photographs(results: pd.DataFrame, page: Page) -> None:
     """Show what the voices are worth where objects are the anomalies."""
     page.text(
-        "Imagenette, ten kinds of photographs of about 224 pixels, each kind once as normal and all others as "
-        "anomalous. The embedded backbone has seen photographs of these kinds: the rows tell what a part does, not "
-        "what the tool reaches on photographs that are new to it."
+        "Ten kinds of photographs, each kind once as normal and all others as anomalous. The embedded backbone has "
+        "seen photographs of these kinds: the rows tell what a part does, not what the tool reaches on photographs "
+        "that are new to it."
     )
     _parts(results.assign(set=results["set"].str.split("/").str[-1]), page, "photographs")
 

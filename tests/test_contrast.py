@@ -8,6 +8,7 @@ from conftest import CONFIG
 from anomaly_cli.backbone import build_backbone
 from anomaly_cli.contrast import (
     Schedule,
+    StageOne,
     draw_batch,
     learn_backbone,
     learn_projection,
@@ -15,6 +16,7 @@ from anomaly_cli.contrast import (
     nt_xent,
     variance_penalty,
 )
+from anomaly_cli.detector import scale_features
 from anomaly_cli.distributed import ALONE
 from anomaly_cli.memory import Whitening
 from anomaly_cli.normals import Run
@@ -72,6 +74,26 @@ def test_an_image_that_is_turned_is_another_picture_in_both_views() -> None:
     assert upright[:, :, 0].all()
     assert torch.equal(upright[0], upright[1])
     assert not upright[:, :, 1].all()  # quarters; a half turn is upright too
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_images_and_turned_images_one_by_one() -> None:
+    names, normal = ("8", "image"), torch.tensor([True, False, True])
+    learner = StageOne(build_backbone("scratch", seed=1), names, Schedule(1, 64, prototypes=8), 0).eval()
+    views = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(2))  # 3 images, turned too, two of each
+
+    loss = learner(views, normal)
+
+    expected = 0.0
+    features = scale_features(learner.backbone, views, names)
+    for name, prototypes in zip(names, learner.memories, strict=True):
+        embeddings = [cells.mean(dim=(1, 2)) for cells in features[name]]
+        z, other = torch.stack(embeddings[:6]), torch.stack(embeddings[6:])
+        of_memory = []
+        for image in range(3):
+            of_memory += [bool(normal[image]), False]  # as it is, and turned
+        expected += float(memory_contrast(z, other, torch.tensor(of_memory), prototypes))
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
 def test_no_steps_leave_the_projection_at_the_identity() -> None:

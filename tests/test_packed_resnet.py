@@ -90,12 +90,13 @@ def test_weights_are_laid_out_once_a_size_of_image(capfd: pytest.CaptureFixture[
 
 @needs_packing
 @torch.inference_mode()
-def test_more_sizes_than_layouts_are_kept_give_the_same_maps_again() -> None:
-    backbone = build_backbone("embedded")
+def test_of_more_sizes_than_are_kept_laid_out_the_oldest_make_room() -> None:
+    backbone = PackedResNet(fused(), torch.bfloat16 if packed_resnet.prefers_bfloat16() else torch.float32)
     sizes = [torch.rand(1, 3, 64, 64 + 32 * i) for i in range(packed_resnet.LAYOUTS + 2)]
 
-    first, second = ([backbone(images) for images in sizes] for _ in range(2))
+    first, second = ([backbone(images)[0] for images in sizes] for _ in range(2))
 
+    assert backbone.stem._laid_out.cache_info().currsize == packed_resnet.LAYOUTS
     assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 

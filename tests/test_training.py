@@ -16,6 +16,7 @@ from PIL import Image
 from anomaly_cli.backbone import EMBEDDED, empty_backbone
 from anomaly_cli.checkpoint import load_model
 from anomaly_cli.detector import AnomalyDetector, ScaleModel
+from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import Whitening
 from anomaly_cli.scales import IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.training import FOLDS_OF_FEW, deal_folds, score_weights
@@ -39,8 +40,8 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
 
 @pytest.mark.parametrize(
     ("mean", "side", "expected"),
-    [(100.0, 256, 3.0), (2.0, 256, 1.0), (100.0, 64, 0.75)],
-    ids=["alike", "little in common", "small pictures"],
+    [(100.0, 256, 3.0), (3.0, 256, 1.5), (2.0, 256, 1.0), (100.0, 64, 0.75)],
+    ids=["alike", "half way", "little in common", "small pictures"],
 )
 def test_the_map_weighs_more_where_images_are_alike_and_large(mean: float, side: int, expected: float) -> None:
     scales = {
@@ -51,6 +52,16 @@ def test_the_map_weighs_more_where_images_are_alike_and_large(mean: float, side:
     weights = score_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side)
 
     assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5], rel=0.001)
+
+
+def test_known_anomalies_weigh_a_share_of_all_other_voices() -> None:
+    scales = {name: ScaleModel(Whitening(torch.full((3,), 3.0), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
+    looks = torch.zeros(4, 2)
+    known = KnownAnomalies(looks, looks, torch.zeros(2), torch.tensor(0.0))
+
+    weights = score_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256)
+
+    assert weights.tolist() == pytest.approx([1.5, 0, 0, 1, 2.5 * 2 / 7], rel=0.001)
 
 
 def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:
