@@ -151,8 +151,5 @@ class PackedResNet:
 
 
 def pack(network: CompactResNet) -> PackedResNet | None:
-    """Pack a fused network; None where this processor or this build of torch is better off without.
-
-    In float32 a layout chosen once suits one size of image: a small one took twenty times as long as unpacked.
-    """
+    """Pack a fused network; None where torch cannot, or in float32, which gains less at twice the memory."""
     return PackedResNet(network, torch.bfloat16) if can_pack() and prefers_bfloat16() else None
