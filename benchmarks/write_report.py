@@ -155,7 +155,7 @@ def unbalanced(results: pd.DataFrame, page: Page) -> None:
             line_of(f"{method}: {name}", grid(own, ["rate"], AUROC))
             for method, own in both.groupby("method", sort=False)
         ]
-    ticks = [(rate, f"{rate:.2f}") for rate in sorted(results["rate"].unique())]
+    ticks = [(rate, f"{rate:g}") for rate in sorted(results["rate"].unique())]
     plot_lines(lines, page.picture("unbalanced", "Image AUROC by share of labelled anomalies"), "γ", ticks)
 
 
@@ -177,7 +177,7 @@ def contamination(results: pd.DataFrame, page: Page) -> None:
         Line(str(name), x, (100 * figures.mean[name]).tolist(), (100 * figures.spread[name]).tolist())
         for name in figures.mean
     ]
-    ticks = [(rate, f"{rate:.2f}") for rate in sorted(results["rate"].unique())]
+    ticks = [(rate, f"{rate:g}") for rate in sorted(results["rate"].unique())]
     path = page.picture("contamination", "Image AUROC by share of hidden anomalies")
     plot_lines(lines, path, "share of anomalies among the normal images", ticks)
     if "ap_audit" in results:
