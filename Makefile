@@ -41,8 +41,9 @@ screenshots: $(INSTALLED)
 	$(BIN)/python docs/screenshots.py
 
 # Speed and memory; with DATA, a folder of sets in MVTec layout, also the tables of docs/benchmarks.md and that page.
-# One table: `make bench-style DATA=…`. CIFAR is the packed CIFAR-10 without its ending, PHOTOGRAPHS a folder of train/CLASS and test/CLASS. BENCH_OPTIONS go to every table,
-# so `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
+# One table: `make bench-style DATA=…`. CIFAR is the packed CIFAR-10 without its ending,
+# PHOTOGRAPHS a folder of train/CLASS and test/CLASS, such as Imagenette. BENCH_OPTIONS go to every table, so
+# `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
 RESULTS ?= demo/bench
 TABLES := peers style unbalanced contamination few_normals ablation
 SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
@@ -65,9 +66,9 @@ bench-patchcore: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
 
-# What the voices do on photographs: a folder of train/CLASS and test/CLASS, such as Imagenette.
+# What the voices do on photographs.
 bench-photographs: $(INSTALLED)
-	$(BIN)/python -m benchmarks.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'pooled scales, no map' 'map of 8 and 16, no pooled scale' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'map of 8 and 16, no pooled scale' $(BENCH_OPTIONS)
 
 # Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
 bench-objects: $(INSTALLED)

@@ -49,17 +49,12 @@ def set_options(description: str | None) -> argparse.ArgumentParser:
 def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
     """Read the sets that the options name; packed pictures are unpacked below `scratch`."""
     sets = [read_set(folder) for folder in args.data]
+    folders = [] if args.classes is None else [args.classes]
     if args.cifar is not None:
-        packed = read_packed(args.cifar)
-        folder = scratch / args.cifar.name
-        packed.write_folders(folder, args.max_train, args.max_test)
-        sets += [read_classes(folder, name) for name in packed.classes]
-    if args.classes is not None:
-        sets += [
-            read_classes(args.classes, each.name)
-            for each in sorted((args.classes / "train").iterdir())
-            if each.is_dir()
-        ]
+        folders.append(scratch / args.cifar.name)
+        read_packed(args.cifar).write_folders(folders[-1], args.max_train, args.max_test)
+    for folder in folders:
+        sets += [read_classes(folder, each.name) for each in sorted((folder / "train").iterdir()) if each.is_dir()]
     return sets
 
 
