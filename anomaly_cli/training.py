@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out
 from anomaly_cli.images import load_image
 from anomaly_cli.labelled import learn_known, look_at_anomalies
-from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
+from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
 from anomaly_cli.scoring import parallel_map
@@ -32,7 +33,6 @@ MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below
 MAP_WEIGHT = 1.5  # of the map of images that are all alike
 LEAST_MAP_WEIGHT = 0.5  # of that of images that have little in common
 VARIATION = 0.1  # of the image scale's cells, at which the map has half its weight; chosen on embedded features
-LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
 FOLDS_OF_FEW = 10
@@ -224,8 +224,8 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
         # As many prototypes from fewer images would cover their typical cells more closely than the detector in use
         # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
-        floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
-        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run).cpu()
+        fit = Whitening.fit if name in POOLED_SCALES else Whitening.fit_diagonal
+        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, fit, run).cpu()
 
     own = run.processes.share(jobs)
     scales: list[ScaleModel] = []
@@ -238,12 +238,12 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
     return learned
 
 
-def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel:
+def learn_scale(cells: Tensor, count: int, fit: Callable[[Tensor], Whitening], run: Run) -> ScaleModel:
     """Fit one scale on (M, V, D) normal cells: whitening, stage 1 where there are two views, memory of `count` cells.
 
     The prototypes are a coreset of the embeddings as they are after stage 1, so every one is a real normal cell.
     """
-    whitening = Whitening.fit(cells[:, 0], floor)
+    whitening = fit(cells[:, 0])
     projection = None
     if cells.shape[1] > 1:
         projection = learn_projection(whitening(cells), Schedule(PROJECTION_STEPS, 0), run.config.seed)

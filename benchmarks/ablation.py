@@ -23,7 +23,7 @@ from anomaly_cli import calibration, contrast, detector, normals, training
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.distance_head import HeadWeights
-from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
+from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES
 from benchmarks import quality
 from benchmarks.datasets import AnomalySet, subsample
@@ -82,10 +82,14 @@ def no_whitening(cells: Tensor, *_: object) -> Whitening:
     return Whitening(cells.mean(0), torch.eye(D, device=cells.device) / cells.std(0).mean())
 
 
+def soft_whitening(cells: Tensor) -> Whitening:
+    """Whiten (M, D) cells with their covariance, a tenth of its mean eigenvalue added to each."""
+    return Whitening.fit(cells, floor=0.1)
+
+
 def diagonal_whitening(cells: Tensor, *_: object) -> Whitening:
-    """Give each channel of (M, D) cells zero mean and unit spread, correlations kept."""
-    spread = cells.var(0)
-    return Whitening(cells.mean(0), torch.diag((spread + SHRINKAGE * spread.mean()).rsqrt()))
+    """Give (M, D) cells unit variances only."""
+    return Whitening.fit_diagonal(cells)
 
 
 def mean_joined(standard: Floats, weights: Floats) -> Floats:
@@ -132,8 +136,12 @@ def _memory(choose: Choose) -> tuple[Any, str, Any]:
     return (PrototypeMemory, "choose", choose)
 
 
-def _whitening(fit: Callable[..., Whitening]) -> tuple[Any, str, Any]:
+def _pooled_whitening(fit: Callable[..., Whitening]) -> tuple[Any, str, Any]:
     return (Whitening, "fit", fit)
+
+
+def _local_whitening(fit: Callable[..., Whitening]) -> tuple[Any, str, Any]:
+    return (Whitening, "fit_diagonal", fit)
 
 
 def _voices(heard: Callable[[str], bool]) -> tuple[Any, str, Any]:
@@ -156,18 +164,21 @@ VARIANTS: dict[str, Variant] = {
     "map of 4, 8 and 16": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (4, 8, 16))]),
     "pooled scales, no map": Variant(SCALES, replaced=[_voices(lambda name: name in POOLED_SCALES)]),
     "image scale alone": Variant(SCALES, replaced=[_voices(IMAGE_SCALE.__eq__)]),
-    "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory)]),
-    "memory and whitening off": Variant(MEMORY, replaced=[_memory(mean_memory), _whitening(no_whitening)]),
+    "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory), _local_whitening(Whitening.fit)]),
+    "memory and whitening off": Variant(
+        MEMORY, replaced=[_memory(mean_memory), _local_whitening(no_whitening), _pooled_whitening(no_whitening)]
+    ),
     "random prototypes": Variant(MEMORY, replaced=[_memory(random_memory)]),
     "k-means prototypes": Variant(MEMORY, replaced=[_memory(k_means_memory)]),
     "1,000 prototypes of 20,000 cells": Variant(
         MEMORY, replaced=[(normals, "CANDIDATE_CELLS", 20_000)], prototypes=1_000
     ),
     "suspects shape the memory": Variant(MEMORY, replaced=[(training, "_suspects", no_suspects)]),
-    "no whitening": Variant(WHITENING, replaced=[_whitening(no_whitening)]),
-    "local whitening as sharp as the pooled": Variant(WHITENING, replaced=[(training, "LOCAL_FLOOR", SHRINKAGE)]),
+    "no whitening": Variant(WHITENING, replaced=[_local_whitening(no_whitening), _pooled_whitening(no_whitening)]),
+    "full whitening of cells": Variant(WHITENING, replaced=[_local_whitening(Whitening.fit)]),
+    "full whitening of cells, softly": Variant(WHITENING, replaced=[_local_whitening(soft_whitening)]),
+    "diagonal whitening of the pooled scales": Variant(WHITENING, replaced=[_pooled_whitening(diagonal_whitening)]),
     "cells keep their length": Variant(WHITENING, replaced=[(torch.nn.functional, "normalize", unchanged)]),
-    "diagonal whitening": Variant(WHITENING, replaced=[_whitening(diagonal_whitening)]),
     THOROUGH: Variant(LEARNED, Effort.THOROUGH),
     "stage 1, no stage 2": Variant(LEARNED, Effort.THOROUGH, [(training, "_learn_head", no_stage_2)]),
     "stage 2, no stage 1": Variant(LEARNED, Effort.THOROUGH, [(training, "_projects", no_stage_1)]),
