@@ -74,6 +74,7 @@ bench-photographs: $(INSTALLED)
 bench-objects: $(INSTALLED)
 	$(BIN)/python -m benchmarks.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --out $(RESULTS)/objects_embedded.csv $(BENCH_OPTIONS)
 	$(BIN)/python -m benchmarks.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --backbone scratch --out $(RESULTS)/objects_scratch.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.ablation --cifar $(CIFAR) --max-train 500 --out $(RESULTS)/ablation_scratch.csv --variants scratch 'scratch, no stage 1' 'scratch, no memory in stage 1' 'scratch, no variance term' $(BENCH_OPTIONS)
 
 bench-page: $(INSTALLED)
 	$(BIN)/python -m benchmarks.write_report --results $(RESULTS)

@@ -31,24 +31,6 @@ class SyntheticAnomaly(NamedTuple):
     kind: str
 
 
-def light_view(pixels: Pixels, generator: np.random.Generator) -> Pixels:
-    """Vary brightness, contrast, tint and noise as a camera varies them from picture to picture.
-
-    Args:
-        pixels: (h, w, 3) uint8.
-        generator: source of every random number.
-
-    Returns:
-        (h, w, 3) uint8, every cell still showing the same place.
-    """
-    values = pixels.astype(np.float32)
-    centre = values.mean()
-    tint = generator.uniform(0.96, 1.04, 3)
-    values = (values - centre) * generator.uniform(0.85, 1.15) + centre * generator.uniform(0.9, 1.1) * tint
-    values += generator.normal(0, generator.uniform(0, 4), values.shape)
-    return _to_pixels(values)
-
-
 def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
     """Cut a part of an image, mirror it and light it differently: another picture of the same thing.
 

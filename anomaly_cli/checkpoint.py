@@ -26,7 +26,7 @@ from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.patches import Patches, pack, unpack
 from anomaly_cli.table import atomic_output
 
-FORMAT = 2
+FORMAT = 3
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `KnownAnomalies`
 PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector
@@ -231,8 +231,7 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
         prefix = f"scales.stride_{name}."
         matrix = state[prefix + "whitening.matrix"]
         whitening = Whitening(torch.zeros(len(matrix)), torch.zeros_like(matrix))
-        projection = state.get(prefix + "projection")
-        scale = ScaleModel(whitening, None if projection is None else torch.zeros_like(projection))
+        scale = ScaleModel(whitening)
         prototypes = state[prefix + "memory.prototypes"]
         if not len(prototypes) or prototypes.shape[1:] != matrix.shape[1:]:
             raise ValueError(f"prototypes of shape {tuple(prototypes.shape)} at scale {name}")

@@ -29,7 +29,6 @@ from anomaly_cli.normals import Run
 TEMPERATURE = 0.2  # of NT-Xent (Chen et al. 2020)
 BETA = 16.0  # of the retrieval, for embeddings of unit length
 VARIANCE_WEIGHT = 0.5  # λ_V
-PROJECTED_CELLS = 64  # a step of `learn_projection`
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 16  # images, of all processes together
 STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 64 MB, saved in 0.2 s
@@ -210,34 +209,3 @@ def _views(image: np.ndarray, crop: int, draw: np.random.Generator) -> list[list
     """Make twice a view of an image and one of it turned by quarters, both times by as many."""
     turns = int(draw.integers(1, 4))
     return [[np.rot90(free_view(image, crop, draw), k) for k in (0, turns)] for _ in range(2)]
-
-
-def learn_projection(cells: Tensor, schedule: Schedule, seed: int) -> Tensor:
-    """Learn a linear projection of one scale's whitened cells with stage 1, the backbone frozen.
-
-    Starts at the identity, so that no steps means no change.
-
-    Args:
-        cells: (M, 2, D) whitened cells of normal images in two views.
-        schedule: how long; `crop` does not matter.
-        seed: of batches and prototypes.
-
-    Returns:
-        (D, D) to multiply row vectors with.
-    """
-    M, _, D = cells.shape
-    generator = torch.Generator().manual_seed(seed)
-    projection = nn.Parameter(torch.eye(D, device=cells.device))
-    first = torch.randperm(M, generator=generator)[: schedule.prototypes].to(cells.device)
-    prototypes = nn.Parameter(cells[first, 0].clone())
-    optimiser = torch.optim.Adam([projection, prototypes], LEARNING_RATE)
-    normal = torch.ones(PROJECTED_CELLS, dtype=torch.bool, device=cells.device)
-    with torch.enable_grad():
-        for _ in range(schedule.steps):
-            chosen = torch.randint(0, M, (len(normal),), generator=generator).to(cells.device)
-            z, other = cells[chosen, 0] @ projection, cells[chosen, 1] @ projection
-            loss = memory_contrast(z, other, normal, prototypes)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-    return projection.detach()

@@ -37,35 +37,27 @@ class Detection(NamedTuple):
 
 
 class ScaleModel(nn.Module):
-    """One scale: whitening of its embeddings, a learned projection, its memory and weights of the channels."""
+    """One scale: whitening of its cells, its memory and weights of the channels."""
 
     cell_mean: Tensor
     cell_std: Tensor
     channel_weights: Tensor
     weight: Tensor
 
-    def __init__(self, whitening: Whitening, projection: Tensor | None = None) -> None:
+    def __init__(self, whitening: Whitening) -> None:
         """Start with an empty memory.
 
         Args:
-            whitening: fitted on normal embeddings of D channels.
-            projection: (D, D) learned by stage 1 on whitened embeddings; the identity if None.
+            whitening: fitted on normal cells of D channels.
         """
         super().__init__()
         D = whitening.matrix.shape[1]
         self.whitening = whitening
-        self.projection: Tensor | None
-        self.register_buffer("projection", projection)
         self.memory = PrototypeMemory(torch.zeros(1, D))
         self.register_buffer("channel_weights", torch.ones(D))
         self.register_buffer("weight", torch.ones(()))  # of the scale in the fused map
         self.register_buffer("cell_mean", torch.zeros(()))
         self.register_buffer("cell_std", torch.ones(()))
-
-    def embed(self, cells: Tensor) -> Tensor:
-        """Whiten and project (M, D) cells of the backbone."""
-        embeddings: Tensor = self.whitening(cells)
-        return embeddings if self.projection is None else embeddings @ self.projection
 
     def deviations(self, cells: Tensor) -> Tensor:
         """Squared difference of (M, D) backbone cells from what the memory retrieves, Δ of the paper: (M, D)."""
@@ -73,7 +65,7 @@ class ScaleModel(nn.Module):
 
     def compare(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Compare (M, D) backbone cells with the memory: (M, D) deviations, (M,) indices of the nearest prototypes."""
-        embeddings = self.embed(cells)
+        embeddings: Tensor = self.whitening(cells)
         nearest = self.memory.most_similar(embeddings)
         return (embeddings - self.memory.prototypes[nearest]).square(), nearest
 

@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_cli.augment import light_view
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector import scale_features
 from anomaly_cli.distributed import ALONE, Processes
 from anomaly_cli.errors import InputError, UnreadableImageError
-from anomaly_cli.images import LoadedImage, load_image
+from anomaly_cli.images import load_image
 from anomaly_cli.quality import Quality, group_copies
 from anomaly_cli.saved_steps import Steps, pack, unpack
 from anomaly_cli.scoring import Progress, parallel_map, to_tensor
@@ -131,7 +130,7 @@ class Cells:
     """Sampled raw cells of one scale.
 
     Attributes:
-        values: (M, V, D): the cell in V views of its image, the first being the image itself.
+        values: (M, D).
         sources: (M,) number of the image each was taken from.
         places: (M,) which cell of that image it is, counted row by row.
     """
@@ -152,7 +151,7 @@ class Cells:
 
 
 class _Sample(NamedTuple):
-    """Cells of one image: (C, V, D) values and (C,) places."""
+    """Cells of one image: (C, D) values and (C,) places."""
 
     values: Tensor
     places: Tensor
@@ -211,7 +210,6 @@ def sample_cells(
     paths: list[Path],
     backbone: Backbone,
     names: tuple[str, ...],
-    views: int,
     run: Run,
     *,
     at_least: int = MIN_NORMALS,
@@ -239,7 +237,7 @@ def sample_cells(
             return {"quality": quality}
         seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
-            features = scale_features(backbone, _views(image, views, seed).to(run.device), names)
+            features = scale_features(backbone, to_tensor(image).to(run.device), names)
         cells = {name: _random_cells(features[name], per_image, seed) for name in names}
         return {"cells": cells, "quality": quality}
 
@@ -279,15 +277,8 @@ def _too_few(readable: list[Path], unreadable: list[tuple[Path, str]], at_least:
     )
 
 
-def _views(image: LoadedImage, count: int, seed: int) -> Tensor:
-    """The image and count − 1 differently lit views of it: (count, 3, h, w)."""
-    draw = np.random.default_rng(seed)
-    views = [image.pixels, *(light_view(image.pixels, draw) for _ in range(count - 1))]
-    return torch.cat([to_tensor(LoadedImage(pixels, image.height, image.width)) for pixels in views])
-
-
-def _random_cells(feature_maps: Tensor, count: int, seed: int) -> _Sample:
-    """Choose the same min(count, h*w) cells of all views, (V, D, h, w), of one image."""
-    cells = feature_maps.flatten(2).permute(2, 0, 1)  # (h*w, V, D)
+def _random_cells(feature_map: Tensor, count: int, seed: int) -> _Sample:
+    """Choose min(count, h*w) cells of one image's (1, D, h, w) map."""
+    cells = feature_map[0].flatten(1).T  # (h*w, D)
     chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:count]
     return _Sample(cells[chosen.to(cells.device)].cpu(), chosen.clone())  # or the whole permutation would stay

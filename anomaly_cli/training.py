@@ -14,7 +14,7 @@ from torch import Tensor
 from anomaly_cli.backbone import SCRATCH, Backbone
 from anomaly_cli.calibration import Calibration, Unit
 from anomaly_cli.config import MIN_NORMALS, Effort
-from anomaly_cli.contrast import Schedule, learn_backbone, learn_projection
+from anomaly_cli.contrast import Schedule, learn_backbone
 from anomaly_cli.detector import AnomalyDetector, Detection, ScaleModel
 from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
 from anomaly_cli.errors import UnreadableImageError
@@ -39,7 +39,6 @@ FOLDS_OF_FEW = 10
 CELL_SAMPLE = 200_000  # distances a scale that location and spread are taken from
 SCRATCH_IMAGES = 1_000  # at most so many are kept in memory while `scratch` learns its backbone
 SCRATCH_STEPS = {Effort.QUICK: 60, Effort.STANDARD: 200, Effort.THOROUGH: 3_000}
-PROJECTION_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def train_detector(
     names = _scale_names(backbone, run.config.image_size)
     if backbone.name == SCRATCH:
         _learn_from_scratch(backbone, names, paths, anomalies, run)
-    views = 2 if _projects(backbone, run) else 1
-    cells, normals = sample_cells(paths, backbone, names, views, run)
+    cells, normals = sample_cells(paths, backbone, names, run)
     folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
@@ -160,11 +158,6 @@ def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
     strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
     small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
     return (*map(str, strides), IMAGE_SCALE, *small)
-
-
-def _projects(backbone: Backbone, run: Run) -> bool:
-    """Whether stage 1 learns a projection a scale: where time allows, on a backbone that is not trained itself."""
-    return run.config.effort is Effort.THOROUGH and backbone.name != SCRATCH
 
 
 def _learn_from_scratch(
@@ -239,16 +232,12 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
 
 
 def learn_scale(cells: Tensor, count: int, fit: Callable[[Tensor], Whitening], run: Run) -> ScaleModel:
-    """Fit one scale on (M, V, D) normal cells: whitening, stage 1 where there are two views, memory of `count` cells.
+    """Fit one scale on (M, D) normal cells: whitening, then a memory of `count` of them.
 
-    The prototypes are a coreset of the embeddings as they are after stage 1, so every one is a real normal cell.
+    The prototypes are a coreset, so every one is a real normal cell.
     """
-    whitening = fit(cells[:, 0])
-    projection = None
-    if cells.shape[1] > 1:
-        projection = learn_projection(whitening(cells), Schedule(PROJECTION_STEPS, 0), run.config.seed)
-    scale = ScaleModel(whitening, projection).to(cells.device)
-    embeddings = scale.embed(cells[:, 0])
+    scale = ScaleModel(fit(cells)).to(cells.device)
+    embeddings = scale.whitening(cells)
     scale.memory = PrototypeMemory.choose(embeddings, count, torch.Generator().manual_seed(run.config.seed))
     return scale
 

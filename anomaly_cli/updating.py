@@ -70,7 +70,7 @@ def update(
     known = collect(anomalies) if anomalies else []
     names = old.detector.scale_names
     least = MIN_NORMALS if known else 1
-    cells, normals = sample_cells(collect(normal), old.detector.backbone, names, 1, run, at_least=least)
+    cells, normals = sample_cells(collect(normal), old.detector.backbone, names, run, at_least=least)
     folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
     held_out = [HeldOut(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
@@ -102,7 +102,7 @@ def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run
     scales = {}
     for name in old.scale_names:
         scale = old.scale(name)
-        new = scale.embed(cells[name].values[kept[cells[name].sources], 0].to(run.device))
+        new = scale.whitening(cells[name].values[kept[cells[name].sources]].to(run.device))
         candidates = torch.cat([scale.memory.prototypes, new])
         generator = torch.Generator().manual_seed(run.config.seed)
         count = max(run.config.prototypes, len(scale.memory.prototypes))
@@ -111,7 +111,7 @@ def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run
 
 
 def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
-    copy = ScaleModel(scale.whitening, scale.projection).to(memory.prototypes.device)
+    copy = ScaleModel(scale.whitening).to(memory.prototypes.device)
     for name in ("channel_weights", "weight", "cell_mean", "cell_std"):
         getattr(copy, name).copy_(getattr(scale, name))
     copy.memory = memory

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,10 +21,11 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from anomaly_cli import calibration, contrast, detector, normals, training
+from anomaly_cli.backbone import EMBEDDED, SCRATCH, Backbone
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector import AnomalyDetector
-from anomaly_cli.distance_head import HeadWeights
 from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.normals import Cells, NormalSet, Run
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES
 from benchmarks import quality
 from benchmarks.datasets import AnomalySet, subsample
@@ -32,7 +34,6 @@ from benchmarks.jobs import Row, print_means, run_table, set_options
 Floats = NDArray[np.float64]
 Choose = Callable[[Tensor, int, torch.Generator], PrototypeMemory]
 PRODUCT = "product"
-THOROUGH = "stage 1 and stage 2 (thorough)"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Variant:
     effort: Effort = Effort.STANDARD
     replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
     prototypes: int = DetectorConfig.prototypes
+    backbone: str = EMBEDDED
 
 
 def only_voices(heard: Callable[[str], bool]) -> Callable[..., Floats]:
@@ -116,15 +118,22 @@ def neighbourhood_mean(feature_map: Tensor, stride: int) -> Tensor:
     return torch.nn.functional.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False)
 
 
-def no_stage_1(*_: object) -> bool:
-    """Learn no projection."""
-    return False
+def no_learning(*_: object) -> None:
+    """Leave the weights as they are."""
 
 
-def no_stage_2(detectors: list[AnomalyDetector], *_: object) -> HeadWeights:
-    """Keep the plain distance."""
-    names = detectors[0].scale_names
-    return HeadWeights([torch.ones(1)] * len(names), torch.ones(len(names)), 0.0)
+def own_view(query: Tensor, *_: object) -> Tensor:
+    """Contrast a view with the other view itself and not with what the memory retrieves for it."""
+    return query
+
+
+def taught_first(
+    paths: list[Path], backbone: Backbone, names: tuple[str, ...], run: Run
+) -> tuple[dict[str, Cells], NormalSet]:
+    """Go on with stage 1 from the weights of the backbone before cells are taken."""
+    backbone._packed = None  # of the weights before
+    training._learn_from_scratch(backbone, names, paths, [], run)
+    return normals.sample_cells(paths, backbone, names, run)
 
 
 def no_suspects(*_: object) -> list[int]:
@@ -179,10 +188,10 @@ VARIANTS: dict[str, Variant] = {
     "full whitening of cells, softly": Variant(WHITENING, replaced=[_local_whitening(soft_whitening)]),
     "diagonal whitening of the pooled scales": Variant(WHITENING, replaced=[_pooled_whitening(diagonal_whitening)]),
     "cells keep their length": Variant(WHITENING, replaced=[(torch.nn.functional, "normalize", unchanged)]),
-    THOROUGH: Variant(LEARNED, Effort.THOROUGH),
-    "stage 1, no stage 2": Variant(LEARNED, Effort.THOROUGH, [(training, "_learn_head", no_stage_2)]),
-    "stage 2, no stage 1": Variant(LEARNED, Effort.THOROUGH, [(training, "_projects", no_stage_1)]),
-    "both, variance term off": Variant(LEARNED, Effort.THOROUGH, [(contrast, "VARIANCE_WEIGHT", 0.0)]),
+    "stage 1 from the embedded weights": Variant(
+        LEARNED, replaced=[(training, "sample_cells", taught_first), (contrast, "LEARNING_RATE", 1e-4)]
+    ),
+    "stage 2 on synthetic anomalies (thorough)": Variant(LEARNED, Effort.THOROUGH),
     "every cell alone": Variant(SCALES, replaced=[(detector, "SOFTENED_STRIDE", 0)]),
     "mean of 3×3 cells at both strides": Variant(SCALES, replaced=[(detector, "_softened", neighbourhood_mean)]),
     "as much map whatever the images": Variant(
@@ -194,6 +203,16 @@ VARIANTS: dict[str, Variant] = {
     "hottest cell": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 1e-6)]),
     "hottest 0.5 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.005)]),
     "hottest 5 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.05)]),
+}
+
+# From random weights, which only pictures of objects are worth: `--cifar FILE --variants` and these names.
+FROM_SCRATCH: dict[str, Variant] = {
+    "scratch": Variant(LEARNED, backbone=SCRATCH),
+    "scratch, no stage 1": Variant(LEARNED, backbone=SCRATCH, replaced=[(training, "learn_backbone", no_learning)]),
+    "scratch, no memory in stage 1": Variant(
+        LEARNED, backbone=SCRATCH, replaced=[(contrast, "hopfield_retrieve", own_view)]
+    ),
+    "scratch, no variance term": Variant(LEARNED, backbone=SCRATCH, replaced=[(contrast, "VARIANCE_WEIGHT", 0.0)]),
 }
 
 
@@ -208,8 +227,10 @@ class Job:
 
 def measure(job: Job) -> list[Row]:
     """Run the product's pipeline with the variant's names replaced: one row."""
-    variant = VARIANTS[job.variant]
-    config = DetectorConfig(seed=job.seed, effort=variant.effort, prototypes=variant.prototypes)
+    variant = (VARIANTS | FROM_SCRATCH)[job.variant]
+    config = DetectorConfig(
+        backbone=variant.backbone, seed=job.seed, effort=variant.effort, prototypes=variant.prototypes
+    )
     with ExitStack() as stack:
         for owner, name, substitute in variant.replaced:
             stack.enter_context(mock.patch.object(owner, name, substitute))
@@ -229,7 +250,7 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
 def main() -> None:
     """Measure and print the means."""
     options = set_options(__doc__)
-    options.add_argument("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS])
+    options.add_argument("--variants", nargs="+", choices=VARIANTS | FROM_SCRATCH, default=[*VARIANTS])
     options.set_defaults(seeds=1)
     args = options.parse_args()
     results = run_table(args, measure, jobs_of)

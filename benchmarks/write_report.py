@@ -246,6 +246,12 @@ def photographs(results: pd.DataFrame, page: Page) -> None:
     _parts(results.assign(set=results["set"].str.split("/").str[-1]), page, "photographs")
 
 
+def from_scratch(results: pd.DataFrame, page: Page) -> None:
+    """Show what the parts of stage 1 are worth where it learns all features."""
+    page.text("CIFAR-10 as above, features learned from the normal class alone; the change is against the first row.")
+    _parts(results.assign(set=results["set"].str.split("/").str[-1]), page, "from scratch")
+
+
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "peers": ("Against other methods", peers),
     "patchcore": ("Against PatchCore as it comes", patchcore),
@@ -257,6 +263,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "objects_scratch": ("Objects, from scratch", objects),
     "ablation": ("What each part is worth", ablation),
     "ablation_photographs": ("What each voice is worth among photographs", photographs),
+    "ablation_scratch": ("What each part of stage 1 is worth", from_scratch),
 }
 
 

@@ -77,6 +77,7 @@ def write_tables(folder: Path) -> None:
         "objects_scratch": [{}],
         "ablation": [{"part": "–", "variant": "product"}, {"part": "scales", "variant": "one"}],
         "ablation_photographs": [{"part": "–", "variant": "product"}, {"part": "fusion", "variant": "one"}],
+        "ablation_scratch": [{"part": "learned", "variant": "scratch"}, {"part": "learned", "variant": "one"}],
     }
     for table, each in conditions.items():
         sets = ["cifar10/cat", "cifar10/dog"] if table.startswith("objects") else ["screw", "tile"]
@@ -112,7 +113,7 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
     assert len(pictures) == 4
     assert max(path.stat().st_size for path in pictures) < 60_000
     figures = pd.read_csv(tmp_path / "page.csv")
-    assert set(figures["table"]) >= {"peers", "style", "contamination", "ablation", "photographs"}
+    assert set(figures["table"]) >= {"peers", "style", "contamination", "ablation", "photographs", "from scratch"}
 
 
 def test_the_error_is_compared_with_each_method() -> None:

@@ -11,14 +11,12 @@ from anomaly_cli.contrast import (
     StageOne,
     draw_batch,
     learn_backbone,
-    learn_projection,
     memory_contrast,
     nt_xent,
     variance_penalty,
 )
 from anomaly_cli.detector import scale_features
 from anomaly_cli.distributed import ALONE
-from anomaly_cli.memory import Whitening
 from anomaly_cli.normals import Run
 
 
@@ -94,26 +92,6 @@ def test_the_loss_of_a_batch_is_that_of_images_and_turned_images_one_by_one() ->
             of_memory += [bool(normal[image]), False]  # as it is, and turned
         expected += float(memory_contrast(z, other, torch.tensor(of_memory), prototypes))
     assert float(loss) == pytest.approx(expected, rel=1e-4)
-
-
-def test_no_steps_leave_the_projection_at_the_identity() -> None:
-    projection = learn_projection(draw(50, 2, 4), Schedule(0, 0), seed=0)
-
-    torch.testing.assert_close(projection, torch.eye(4))
-
-
-def test_the_projection_brings_two_views_of_a_cell_together() -> None:
-    place = draw(400, 1, 6)
-    light = draw(400, 2, 6, seed=1) * torch.tensor([0, 0, 0, 2.0, 2.0, 2.0])  # half of the channels change with light
-    cells = place * torch.tensor([1.0, 1, 1, 0, 0, 0]) + light
-    whitened = Whitening.fit(cells[:, 0])(cells)
-
-    projection = learn_projection(whitened, Schedule(200, 0, prototypes=100), seed=0)
-
-    def agreement(values: torch.Tensor) -> float:
-        return float(torch.cosine_similarity(values[:, 0], values[:, 1], dim=1).mean())
-
-    assert agreement(whitened @ projection) > agreement(whitened) + 0.05
 
 
 def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> None:

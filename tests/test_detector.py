@@ -56,7 +56,7 @@ def random_images(count: int, height: int = 64, width: int = 64, seed: int = 0) 
 
 def trained_scale(cells: Tensor, count: int = 6) -> ScaleModel:
     scale = ScaleModel(Whitening.fit(cells))
-    scale.memory = PrototypeMemory(scale.embed(cells)[:count])
+    scale.memory = PrototypeMemory(scale.whitening(cells)[:count])
     return scale
 
 
@@ -168,7 +168,7 @@ def test_a_cell_stored_as_prototype_is_at_distance_zero() -> None:
     detector, image = tiny_detector(), random_images(1, seed=4)
     for name, features in scale_features(detector.backbone, image, NAMES).items():
         cells = features[0].flatten(1).T
-        detector.scale(name).memory = PrototypeMemory(detector.scale(name).embed(cells))
+        detector.scale(name).memory = PrototypeMemory(detector.scale(name).whitening(cells))
 
     maps = detector.distance_maps(image)
 
@@ -194,7 +194,7 @@ def test_a_deviation_is_the_squared_difference_from_the_nearest_prototype_channe
 
     deviations = scale.deviations(cells)
 
-    for cell, deviation in zip(scale.embed(cells), deviations, strict=True):
+    for cell, deviation in zip(scale.whitening(cells), deviations, strict=True):
         nearest = min(scale.memory.prototypes, key=lambda prototype: float((cell - prototype).norm()))
         torch.testing.assert_close(deviation, (cell - nearest).square())
 
@@ -225,16 +225,6 @@ def test_hot_deviations_average_the_hottest_cells_channel_by_channel() -> None:
             count = max(1, round(HOT_SHARE * len(deviations)))
             order = sorted(range(len(deviations)), key=lambda i: -float(deviations[i].sum()))
             torch.testing.assert_close(hot[name][n], deviations[order[:count]].mean(0))
-
-
-def test_the_projection_follows_the_whitening() -> None:
-    cells = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    whitening = Whitening.fit(cells)
-    projection = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]))
-
-    embeddings = ScaleModel(whitening, projection).embed(cells)
-
-    torch.testing.assert_close(embeddings, whitening(cells) * torch.tensor([1.0, 2.0, 3.0, 4.0]))
 
 
 def test_fusion_is_the_mean_of_standardised_maps_on_the_finest_grid() -> None:

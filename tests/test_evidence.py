@@ -47,7 +47,7 @@ def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
             scale = loaded.detector.scale(name)
             distances = []
             for cell in features[name][0].flatten(1).T:
-                deviations = (scale.embed(cell[None]) - scale.memory.prototypes).square().sum(1)
+                deviations = (scale.whitening(cell[None]) - scale.memory.prototypes).square().sum(1)
                 distances.append(deviations.sqrt())
             farthest = max(float(each.min()) for each in distances)
             assert float(distances[hottest].min()) == pytest.approx(farthest, rel=rounding)

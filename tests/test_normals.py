@@ -74,7 +74,7 @@ def small_set(folder: Path, count: int) -> list[Path]:
 
 def sampled(paths: list[Path], workers: int = 2) -> tuple[dict[str, Cells], NormalSet]:
     run = Run(DetectorConfig(image_size=64), torch.device("cpu"), workers, lambda phase, done, total: None)
-    return sample_cells(paths, build_backbone("embedded", None, 0), ("16", "image"), 1, run)
+    return sample_cells(paths, build_backbone("embedded", None, 0), ("16", "image"), run)
 
 
 def test_of_more_images_than_cells_as_many_give_one_each_and_the_choice_is_even_and_seeded(

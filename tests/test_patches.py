@@ -31,7 +31,7 @@ def nearest_patches(model: Model, paths: list[Path], name: str) -> list[bytes]:
     cells = []
     for image in images:
         features = scale_features(model.detector.backbone, to_tensor(image), (name,))[name][0]
-        cells.append(scale.embed(features.flatten(1).T))
+        cells.append(scale.whitening(features.flatten(1).T))
     patches = []
     for prototype in scale.memory.prototypes:
         distances = torch.stack([(each - prototype).norm(dim=1).min() for each in cells])

@@ -16,6 +16,7 @@ from PIL import Image
 from anomaly_cli.backbone import EMBEDDED, empty_backbone
 from anomaly_cli.checkpoint import load_model
 from anomaly_cli.detector import AnomalyDetector, ScaleModel
+from anomaly_cli.distance_head import HeadData, HeadWeights
 from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import Whitening
 from anomaly_cli.scales import IMAGE_SCALE, SMALL_SCALE
@@ -86,17 +87,31 @@ def test_known_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) ->
     assert all("bad" in path for path in list(scores("incoming", "known.safetensors"))[:3])
 
 
-def test_the_most_thorough_training_runs_both_stages(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly_cli.training.PROJECTION_STEPS", 20)
+def test_the_most_thorough_training_weighs_deviations_of_synthetic_anomalies(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[HeadData] = []
+
+    def learn(data: HeadData, seed: int) -> HeadWeights:
+        met.append(data)
+        channels = [torch.full((each.shape[1],), 2.0) for each in data.channels]
+        return HeadWeights(channels, torch.full((len(channels),), 3.0), 0.25)
+
+    monkeypatch.setattr("anomaly_cli.training.learn_head", learn)
     settings = [*SETTINGS[:4], "--effort", "thorough", "--model", "thorough.safetensors"]
 
     result = anomaly("train", "normal", *settings)
 
     assert result.exit_code == 0, result.stderr
+    images = len(met[0].anomalous) // 2
+    assert met[0].anomalous.tolist() == [False] * images + [True] * images
+    normal, changed = met[0].channels[0].sum(1).chunk(2)
+    assert changed.median() > normal.median()
     model = load_model(Path("thorough.safetensors"))
-    projection = model.detector.scale("8").projection
-    assert projection is not None
-    assert not torch.equal(projection, torch.eye(len(projection)))
+    scale = model.detector.scale("8")
+    assert model.provenance.head_gain == 0.25
+    assert (scale.channel_weights == 2).all()
+    assert scale.weight == 3
 
 
 def test_washers_with_defects_rank_above_normal_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
