@@ -103,11 +103,7 @@ def train_detector(
         detectors, measured = _cross_fit(cells, folds, backbone, held_out, run, "held-out-cleaned")
     head = run.processes.from_first(_learn_head(detectors, held_out, run))
     if head.gain:
-        for detector in detectors:
-            for name, channels in zip(names, head.channels, strict=True):
-                detector.scale(name).channel_weights.copy_(channels)
-            for name, weight in zip(names, head.scales, strict=True):
-                detector.scale(name).weight.copy_(weight)
+        _weigh(detectors, head)
         measured = measure_held_out(detectors, held_out, run, "held-out-weighed")
         set_cell_statistics(detectors, measured, run.config.seed)
     labelled = look_at_anomalies(detectors[0], anomalies, run)
@@ -266,6 +262,13 @@ def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: 
     shares = torch.tensor([1.0 if name in POOLED_SCALES else local for name in names])
     anomalous = torch.arange(len(items)) >= len(held_out)
     return learn_head(HeadData(channels, shares, anomalous), run.config.seed)
+
+
+def _weigh(detectors: list[AnomalyDetector], head: HeadWeights) -> None:
+    for detector in detectors:
+        for name, channels, weight in zip(detector.scale_names, head.channels, head.scales, strict=True):
+            detector.scale(name).channel_weights.copy_(channels)
+            detector.scale(name).weight.copy_(weight)
 
 
 def calibrate(
