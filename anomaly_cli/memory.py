@@ -16,7 +16,7 @@ SHRINKAGE = 1e-3  # enough to keep a whitening finite
 
 
 class Whitening(nn.Module):
-    """Affine map that gives normal embeddings zero mean and unit covariance, or unit variances only."""
+    """Affine map that gives normal embeddings zero mean and unit covariance (shrunk towards a sphere)."""
 
     mean: Tensor
     matrix: Tensor
@@ -52,17 +52,6 @@ class Whitening(nn.Module):
         spread = values.clamp(min=0) + (share + floor) * scale
         # In row order, as a model file gives it back: the product then has the same bits before and after.
         return cls(mean, (vectors / spread.sqrt()).float().contiguous())
-
-    @classmethod
-    def fit_diagonal(cls, cells: Tensor) -> Whitening:
-        """Estimate mean and variances from (M, D) normal cells, M ≥ 2; correlations are kept.
-
-        What the channels have in common then counts as often as they have it, and directions in which normal cells
-        hardly vary count little. On cells of maps that ranks better than `fit` (docs/method.md).
-        """
-        variance = cells.var(0, correction=0)
-        floor = SHRINKAGE * variance.mean().clamp(min=1e-12)
-        return cls(cells.mean(0), torch.diag((variance + floor).rsqrt()))
 
     @property
     def variation(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out
 from anomaly_cli.images import load_image
 from anomaly_cli.labelled import learn_known, look_at_anomalies
-from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
 from anomaly_cli.scoring import parallel_map
@@ -33,6 +32,7 @@ MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below
 MAP_WEIGHT = 1.5  # of the map of images that are all alike
 LEAST_MAP_WEIGHT = 0.5  # of that of images that have little in common
 VARIATION = 0.1  # of the image scale's cells, at which the map has half its weight; chosen on embedded features
+LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
 FOLDS_OF_FEW = 10
@@ -213,8 +213,8 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
         # As many prototypes from fewer images would cover their typical cells more closely than the detector in use
         # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
-        fit = Whitening.fit if name in POOLED_SCALES else Whitening.fit_diagonal
-        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, fit, run).cpu()
+        floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
+        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run).cpu()
 
     own = run.processes.share(jobs)
     scales: list[ScaleModel] = []
@@ -227,12 +227,12 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
     return learned
 
 
-def learn_scale(cells: Tensor, count: int, fit: Callable[[Tensor], Whitening], run: Run) -> ScaleModel:
+def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel:
     """Fit one scale on (M, D) normal cells: whitening, then a memory of `count` of them.
 
     The prototypes are a coreset, so every one is a real normal cell.
     """
-    scale = ScaleModel(fit(cells)).to(cells.device)
+    scale = ScaleModel(Whitening.fit(cells, floor)).to(cells.device)
     embeddings = scale.whitening(cells)
     scale.memory = PrototypeMemory.choose(embeddings, count, torch.Generator().manual_seed(run.config.seed))
     return scale

@@ -24,7 +24,7 @@ from anomaly_cli import calibration, contrast, detector, normals, training
 from anomaly_cli.backbone import EMBEDDED, SCRATCH, Backbone
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector import AnomalyDetector
-from anomaly_cli.memory import PrototypeMemory, Whitening
+from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Run
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES
 from benchmarks import quality
@@ -78,20 +78,29 @@ def k_means_memory(candidates: Tensor, count: int, generator: torch.Generator) -
     return PrototypeMemory(centres, PrototypeMemory(candidates).nearest(centres)[1].cpu())
 
 
-def no_whitening(cells: Tensor, *_: object) -> Whitening:
+def no_whitening(cells: Tensor) -> Whitening:
     """Centre (M, D) cells and divide them by one number."""
     D = cells.shape[1]
     return Whitening(cells.mean(0), torch.eye(D, device=cells.device) / cells.std(0).mean())
 
 
-def soft_whitening(cells: Tensor) -> Whitening:
-    """Whiten (M, D) cells with their covariance, a tenth of its mean eigenvalue added to each."""
-    return Whitening.fit(cells, floor=0.1)
+def diagonal_whitening(cells: Tensor) -> Whitening:
+    """Give (M, D) cells unit variances only, correlations kept."""
+    variance = cells.var(0, correction=0)
+    return Whitening(cells.mean(0), torch.diag((variance + SHRINKAGE * variance.mean()).rsqrt()))
 
 
-def diagonal_whitening(cells: Tensor, *_: object) -> Whitening:
-    """Give (M, D) cells unit variances only."""
-    return Whitening.fit_diagonal(cells)
+def whitened(
+    local: Callable[[Tensor], Whitening] | None = None, pooled: Callable[[Tensor], Whitening] | None = None
+) -> tuple[Any, str, Any]:
+    """Whiten the cells of local scales, of pooled ones, or of both otherwise than the product."""
+    fit = Whitening.fit
+
+    def either(cells: Tensor, floor: float = SHRINKAGE) -> Whitening:
+        other = local if floor == training.LOCAL_FLOOR else pooled
+        return fit(cells, floor) if other is None else other(cells)
+
+    return (Whitening, "fit", either)
 
 
 def mean_joined(standard: Floats, weights: Floats) -> Floats:
@@ -145,14 +154,6 @@ def _memory(choose: Choose) -> tuple[Any, str, Any]:
     return (PrototypeMemory, "choose", choose)
 
 
-def _pooled_whitening(fit: Callable[..., Whitening]) -> tuple[Any, str, Any]:
-    return (Whitening, "fit", fit)
-
-
-def _local_whitening(fit: Callable[..., Whitening]) -> tuple[Any, str, Any]:
-    return (Whitening, "fit_diagonal", fit)
-
-
 def _voices(heard: Callable[[str], bool]) -> tuple[Any, str, Any]:
     return (training, "score_weights", only_voices(heard))
 
@@ -173,20 +174,18 @@ VARIANTS: dict[str, Variant] = {
     "map of 4, 8 and 16": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (4, 8, 16))]),
     "pooled scales, no map": Variant(SCALES, replaced=[_voices(lambda name: name in POOLED_SCALES)]),
     "image scale alone": Variant(SCALES, replaced=[_voices(IMAGE_SCALE.__eq__)]),
-    "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory), _local_whitening(Whitening.fit)]),
-    "memory and whitening off": Variant(
-        MEMORY, replaced=[_memory(mean_memory), _local_whitening(no_whitening), _pooled_whitening(no_whitening)]
-    ),
+    "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory)]),
+    "memory and whitening off": Variant(MEMORY, replaced=[_memory(mean_memory), whitened(no_whitening, no_whitening)]),
     "random prototypes": Variant(MEMORY, replaced=[_memory(random_memory)]),
     "k-means prototypes": Variant(MEMORY, replaced=[_memory(k_means_memory)]),
     "1,000 prototypes of 20,000 cells": Variant(
         MEMORY, replaced=[(normals, "CANDIDATE_CELLS", 20_000)], prototypes=1_000
     ),
     "suspects shape the memory": Variant(MEMORY, replaced=[(training, "_suspects", no_suspects)]),
-    "no whitening": Variant(WHITENING, replaced=[_local_whitening(no_whitening), _pooled_whitening(no_whitening)]),
-    "full whitening of cells": Variant(WHITENING, replaced=[_local_whitening(Whitening.fit)]),
-    "full whitening of cells, softly": Variant(WHITENING, replaced=[_local_whitening(soft_whitening)]),
-    "diagonal whitening of the pooled scales": Variant(WHITENING, replaced=[_pooled_whitening(diagonal_whitening)]),
+    "no whitening": Variant(WHITENING, replaced=[whitened(no_whitening, no_whitening)]),
+    "local whitening as sharp as the pooled": Variant(WHITENING, replaced=[(training, "LOCAL_FLOOR", SHRINKAGE)]),
+    "diagonal whitening of cells": Variant(WHITENING, replaced=[whitened(local=diagonal_whitening)]),
+    "diagonal whitening of the pooled scales": Variant(WHITENING, replaced=[whitened(pooled=diagonal_whitening)]),
     "cells keep their length": Variant(WHITENING, replaced=[(torch.nn.functional, "normalize", unchanged)]),
     "stage 1 from the embedded weights": Variant(
         LEARNED, replaced=[(training, "sample_cells", taught_first), (contrast, "LEARNING_RATE", 1e-4)]
