@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from anomaly_cli.backbone import EMBEDDED, build_backbone
@@ -49,6 +50,7 @@ def patchcore(normal: list[Path], settings: Settings) -> Judge:
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
     torch.manual_seed(settings.seed)
+    np.random.seed(settings.seed)  # noqa: NPY002, its coreset draws a projection by the generator that all share
     model = PatchcoreModel(LAYERS[1:], _traceable(), pre_trained=False, num_neighbors=NEIGHBOURS)
     _show(model, normal, settings.image_size)
     model.subsample_embedding(settings.coreset_ratio)
