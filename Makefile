@@ -35,7 +35,7 @@ check: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate_cli.py
 
-# The picture of the review page in the README; needs Chromium, as test-browser does.
+# The pictures in the README; needs Chromium, as test-browser does.
 screenshots: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
 	$(BIN)/python docs/screenshots.py

@@ -1,4 +1,4 @@
-"""Picture of the review page for the README: `make screenshots` (needs Chromium)."""
+"""Pictures of overlays and of the review page for the README: `make screenshots` (needs Chromium)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from anomaly_cli.cli import app
 
 ROOT = Path(__file__).parent.parent
 DECIDED = "jnnnn"  # keys: one image chosen, four decided
+SHOWN = ("cam2_0625", "cam2_0738", "cam2_0611", "cam1_0524")  # a crack, rust, a chip, and a normal washer
+GAP = 8  # pixels between overlays
 
 
 def make_page(folder: Path) -> Path:
@@ -22,11 +24,22 @@ def make_page(folder: Path) -> Path:
     os.chdir(folder)
     for name in ("normal", "incoming"):
         Path(name).symlink_to(ROOT / "sample_data" / name)
-    for command in ("train normal", "score incoming", "report scores.csv"):
+    drawn = " ".join(f"incoming/{name}.jpg" for name in SHOWN)
+    for command in ("train normal", "score incoming", "report scores.csv", f"heatmap {drawn}"):
         result = CliRunner().invoke(app, [*command.split(), "-q"], catch_exceptions=False)
         if result.exit_code:
             raise SystemExit(result.stderr)
     return folder / "report.html"
+
+
+def join_overlays(overlays: list[Path], out: Path) -> None:
+    """Save overlays of one size side by side."""
+    images = [Image.open(path).convert("RGB") for path in overlays]
+    width, height = images[0].size
+    joined = Image.new("RGB", (len(images) * (width + GAP) - GAP, height), "white")
+    for i, image in enumerate(images):
+        joined.paste(image, (i * (width + GAP), 0))
+    joined.save(out, quality=82, optimize=True, progressive=True)
 
 
 def take_picture(page_file: Path, out: Path) -> None:
@@ -48,9 +61,12 @@ def take_picture(page_file: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Make docs/report.jpg."""
+    """Make docs/report.jpg and docs/demo.jpg."""
     with tempfile.TemporaryDirectory() as folder:
-        take_picture(make_page(Path(folder)), ROOT / "docs" / "report.jpg")
+        page = make_page(Path(folder))
+        take_picture(page, ROOT / "docs" / "report.jpg")
+        overlays = [next(Path(folder).glob(f"heatmaps/**/{name}*")) for name in SHOWN]
+        join_overlays(overlays, ROOT / "docs" / "demo.jpg")
 
 
 if __name__ == "__main__":
