@@ -49,21 +49,11 @@ class _Scale(NamedTuple):
     full: float  # map value of the last colour
 
 
-def colour_scale(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Colour values from dark violet over red and orange to light yellow, in even steps of lightness.
-
-    Args:
-        values: (...), 0 to 1; clipped beyond.
-
-    Returns:
-        (..., 3) RGB.
-    """
-    colours: NDArray[np.uint8] = _colours()[np.rint(np.clip(values, 0, 1) * (STEPS - 1)).astype(np.uint8)]
-    return colours
-
-
 def tints() -> NDArray[np.uint8]:
-    """Tabulate the tint of map values from 0 to `FULL_SCALE` limits of normal, in even steps: (256, 4) RGBA."""
+    """Tabulate the tint of map values from 0 to `FULL_SCALE` limits of normal, in even steps: (256, 4) RGBA.
+
+    The colours go from dark violet over red and orange to light yellow, in even steps of lightness.
+    """
     return np.concatenate([_colours(), _opacity(_Scale(1.0, FULL_SCALE))[:, None]], axis=1)
 
 
