@@ -226,6 +226,7 @@ def ablation(results: pd.DataFrame, page: Page) -> None:
 
 
 def _parts(results: pd.DataFrame, page: Page, table: str) -> None:
+    results = results.assign(set=results["set"].str.split("/").str[-1])  # a class, without the folder of the classes
     figures = grid(results, ["part", "variant"], AUROC)
     texts = figures.texts(100, 1)
     change = 100 * (figures.mean[MEAN] - figures.mean[MEAN].iloc[0])
@@ -243,13 +244,13 @@ def photographs(results: pd.DataFrame, page: Page) -> None:
         "seen photographs of these kinds: the rows tell what a part does, not what the tool reaches on photographs "
         "that are new to it."
     )
-    _parts(results.assign(set=results["set"].str.split("/").str[-1]), page, "photographs")
+    _parts(results, page, "photographs")
 
 
 def from_scratch(results: pd.DataFrame, page: Page) -> None:
     """Show what the parts of stage 1 are worth where it learns all features."""
     page.text("CIFAR-10 as above, features learned from the normal class alone; the change is against the first row.")
-    _parts(results.assign(set=results["set"].str.split("/").str[-1]), page, "from scratch")
+    _parts(results, page, "from scratch")
 
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {

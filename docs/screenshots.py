@@ -32,6 +32,11 @@ def make_page(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def save(image: Image.Image, out: Path) -> None:
+    """Save a picture small enough for a repository."""
+    image.save(out, quality=82, optimize=True, progressive=True)
+
+
 def join_overlays(overlays: list[Path], out: Path) -> None:
     """Save overlays of one size side by side."""
     images = [Image.open(path).convert("RGB") for path in overlays]
@@ -39,7 +44,7 @@ def join_overlays(overlays: list[Path], out: Path) -> None:
     joined = Image.new("RGB", (len(images) * (width + GAP) - GAP, height), "white")
     for i, image in enumerate(images):
         joined.paste(image, (i * (width + GAP), 0))
-    joined.save(out, quality=82, optimize=True, progressive=True)
+    save(joined, out)
 
 
 def take_picture(page_file: Path, out: Path) -> None:
@@ -57,7 +62,7 @@ def take_picture(page_file: Path, out: Path) -> None:
         page.screenshot(path=picture)
         browser.close()
     with Image.open(picture) as image:
-        image.convert("RGB").save(out, quality=82, optimize=True, progressive=True)
+        save(image.convert("RGB"), out)
 
 
 def main() -> None:
