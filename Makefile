@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check docs screenshots bench bench-patchcore bench-photographs bench-objects bench-page clean
+.PHONY: demo test test-browser check docs screenshots bench bench-patchcore bench-further bench-photographs bench-objects bench-page clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +53,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory_growth
 	$(if $(DATA),$(MAKE) $(addprefix bench-,$(TABLES)))
 	$(if $(DATA),$(MAKE) bench-patchcore)
+	$(if $(FURTHER),$(MAKE) bench-further)
 	$(if $(CIFAR),$(MAKE) bench-objects)
 	$(if $(PHOTOGRAPHS),$(MAKE) bench-photographs)
 	$(if $(DATA)$(CIFAR)$(PHOTOGRAPHS),$(MAKE) bench-page)
@@ -66,9 +67,14 @@ bench-patchcore: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
 
+# FURTHER is what `python -m benchmarks.further_sets` laid out.
+bench-further: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.peers --data $(patsubst %/,%,$(sort $(wildcard $(FURTHER)/*/))) --seeds 1 --max-train 100 --max-test 100 --methods ours prototypes prototypes_128 anomalib_padim anomalib_patchcore --out $(RESULTS)/further.csv $(BENCH_OPTIONS)
+
 # What the voices do on photographs.
 bench-photographs: $(INSTALLED)
-	$(BIN)/python -m benchmarks.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'map of 8 and 16, no pooled scale' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
 
 # Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
 bench-objects: $(INSTALLED)

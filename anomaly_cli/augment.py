@@ -1,9 +1,8 @@
-"""Views and synthetic anomalies made from normal images: what stage 1 contrasts and stage 2 learns from."""
+"""Views and planted defects made from normal images: what stage 1 contrasts and stage 2 learns from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +13,8 @@ Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 FREE_SHARE = (0.3, 1.0)  # of an image that a free view shows
 FREE_GREY = 0.2  # of the free views have no colour
+OPACITY = (0.25, 0.8)  # of a planted defect
 GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
-
-
-class SyntheticAnomaly(NamedTuple):
-    """A changed image and where it was changed.
-
-    Attributes:
-        pixels: (h, w, 3) uint8.
-        mask: (h, w) bool, all true for a change of style.
-        kind: name of the change.
-    """
-
-    pixels: Pixels
-    mask: Mask
-    kind: str
 
 
 def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
@@ -58,32 +44,30 @@ def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixe
     return _to_pixels((values - centre) * generator.uniform(0.6, 1.4) + centre * generator.uniform(0.6, 1.4) * tint)
 
 
-def synthetic_anomaly(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> SyntheticAnomaly:
-    """Change a normal image at object, style or local scale, near the boundary of what can be seen.
+def planted_defect(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Spoil a part of a normal image, near the boundary of what can be seen.
 
-    Strong changes teach the wrong thing (docs/method.md), so each one is blended in with low opacity.
+    A scar or a patch of 0.2 to 8 % of the picture is blended with another normal image, a stain, a blur or noise; no
+    more than that, since strong changes show at every scale and tell nothing (docs/method.md).
 
     Args:
         pixels: (h, w, 3) uint8 normal image.
-        other: (h2, w2, 3) uint8, another normal image to cut patches from.
+        other: (h2, w2, 3) uint8, another normal image to cut from.
         generator: source of every random number.
+
+    Returns:
+        (h, w, 3) uint8.
     """
-    kind = str(generator.choice(list(_CHANGES)))
-    change = _CHANGES[kind]
-    mask = _whole(pixels) if kind in _STYLES else _blob(pixels.shape[:2], generator)
-    changed = change(pixels.astype(np.float32), other, mask, generator)
-    opacity = generator.uniform(0.25, 0.8)
-    soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * opacity
-    return SyntheticAnomaly(_to_pixels(pixels * (1 - soft) + changed * soft), mask, kind)
+    kind = int(generator.integers(len(_CHANGES)))
+    mask = _blob(pixels.shape[:2], generator)
+    changed = _CHANGES[kind](pixels.astype(np.float32), other, generator)
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * generator.uniform(*OPACITY)
+    return _to_pixels(pixels * (1 - soft) + changed * soft)
 
 
 def _to_pixels(values: NDArray[np.floating]) -> Pixels:
     pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return pixels
-
-
-def _whole(pixels: Pixels) -> Mask:
-    return np.ones(pixels.shape[:2], bool)
 
 
 def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
@@ -104,7 +88,7 @@ def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
     return blob
 
 
-def _cut_paste(values: NDArray[np.float32], other: Pixels, _mask: Mask, generator: np.random.Generator) -> Pixels:
+def _cut_paste(values: NDArray[np.float32], other: Pixels, generator: np.random.Generator) -> Pixels:
     """Another normal image, turned and shifted, to be seen through the mask."""
     turned = np.rot90(other, int(generator.integers(4)))
     rows = (np.arange(values.shape[0]) + int(generator.integers(turned.shape[0]))) % turned.shape[0]
@@ -113,24 +97,18 @@ def _cut_paste(values: NDArray[np.float32], other: Pixels, _mask: Mask, generato
     return shifted
 
 
-def _stain(
-    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
-) -> NDArray[np.float32]:
+def _stain(values: NDArray[np.float32], _other: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
     shift = generator.uniform(-110, 110) + generator.uniform(-40, 40, 3)
     return values + shift.astype(np.float32)
 
 
-def _blur(
-    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
-) -> NDArray[np.float32]:
+def _blur(values: NDArray[np.float32], _other: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
     sigma = generator.uniform(1.5, 4)
     blurred: NDArray[np.float32] = ndimage.gaussian_filter(values, (sigma, sigma, 0))
     return blurred
 
 
-def _noise(
-    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
-) -> NDArray[np.float32]:
+def _noise(values: NDArray[np.float32], _other: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
     grain = ndimage.gaussian_filter(generator.normal(size=values.shape[:2]), generator.uniform(0, 3))
     noisy: NDArray[np.float32] = (values + (grain / grain.std() * generator.uniform(15, 50))[..., None]).astype(
         np.float32
@@ -138,24 +116,5 @@ def _noise(
     return noisy
 
 
-def _grey(
-    values: NDArray[np.float32], _other: Pixels, _mask: Mask, generator: np.random.Generator
-) -> NDArray[np.float32]:
-    level = generator.uniform(0.6, 1.5)
-    grey: NDArray[np.float32] = np.repeat((values @ GREY)[..., None] * level, 3, axis=2).astype(np.float32)
-    return grey
-
-
-_Change = Callable[[NDArray[np.float32], Pixels, Mask, np.random.Generator], NDArray[np.generic]]
-_CHANGES: dict[str, _Change] = {
-    "cut-paste": _cut_paste,
-    "stain": _stain,
-    "blur": _blur,
-    "noise": _noise,
-    "style blur": _blur,
-    "style noise": _noise,
-    "style light": _stain,
-    "style grey": _grey,
-    "object": _cut_paste,
-}
-_STYLES = {"style blur", "style noise", "style light", "style grey", "object"}
+_Change = Callable[[NDArray[np.float32], Pixels, np.random.Generator], NDArray[np.generic]]
+_CHANGES: tuple[_Change, ...] = (_cut_paste, _stain, _blur, _noise)

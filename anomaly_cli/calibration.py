@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp, ndtr, stdtrit
 
 LIMIT_QUANTILE = 0.99  # of held-out normal images lie below the limit of normal
+SOFTNESS = 2.0  # of the maximum that joins deviations: nearly their mean where all are usual, the largest far out
 STOREY_LAMBDA = 0.5
 SUSPECT_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
 MAD_EFFICIENCY = 0.37  # of the median absolute deviation: it knows the spread as well as so many values would
@@ -139,13 +140,13 @@ class Calibration:
 
 
 def joined(standard: Floats, weights: Floats) -> Floats:
-    """Join (N, E) standardised deviations to one value an image, their smooth maximum log Σ w exp(z): (N,).
+    """Join (N, E) standardised deviations to one value an image, their smooth maximum τ log Σ w exp(z / τ): (N,).
 
     One voice that is sure is enough, and several that are half sure add up; a mean would let those that see nothing
     outvote the one that does (docs/method.md).
     """
     heard = weights > 0
-    values: Floats = logsumexp(standard[:, heard], axis=1, b=weights[heard])
+    values: Floats = SOFTNESS * logsumexp(standard[:, heard] / SOFTNESS, axis=1, b=weights[heard])
     return values
 
 

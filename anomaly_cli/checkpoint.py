@@ -26,7 +26,7 @@ from anomaly_cli.memory import PrototypeMemory, Whitening
 from anomaly_cli.patches import Patches, pack, unpack
 from anomaly_cli.table import atomic_output
 
-FORMAT = 3
+FORMAT = 4
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `KnownAnomalies`
 PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector
@@ -40,7 +40,6 @@ class Provenance:
     Attributes:
         images: readable normal images it was trained on.
         anomalies: labelled anomalous images it was trained on.
-        head_gain: by how much stage 2 reduced the cross-validated loss of the plain distance, 0 if it is off.
         unreadable: files of the normal folder that could not be read.
         suspects: normal images that stood out and shaped no memory.
         training_set: SHA-256 over the contents of the normal images.
@@ -50,7 +49,6 @@ class Provenance:
 
     images: int
     anomalies: int
-    head_gain: float
     unreadable: int
     suspects: int
     training_set: str

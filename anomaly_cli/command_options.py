@@ -49,9 +49,7 @@ BackboneName = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights of a torchvision backbone, instead of a download.")
 ]
-EffortLevel = Annotated[
-    Effort, typer.Option("--effort", help="How long `scratch` learns; thorough also tries to weigh deviations.")
-]
+EffortLevel = Annotated[Effort, typer.Option("--effort", help="How long `scratch` learns its features.")]
 ImageSize = Annotated[
     int, typer.Option(metavar="PIXELS", help="Pixels squared to shrink images to, aspect kept; small ones stay small.")
 ]

@@ -15,7 +15,7 @@ MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
 
 
 class Effort(StrEnum):
-    """How long stage 1 of `scratch` runs; `THOROUGH` runs stage 2 too, on any backbone."""
+    """How long stage 1 of `scratch` runs."""
 
     QUICK = "quick"
     STANDARD = "standard"

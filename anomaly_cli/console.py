@@ -303,8 +303,6 @@ def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
     yield f"trained       {provenance['created']}"
     known = f"{provenance['anomalies']} known anomalous"
     yield f"on            {plural(provenance['images'], 'normal image')}, {known}"
-    gain = provenance["head_gain"]
-    yield f"stage 2       {f'on, cross-validated loss {gain:.0%} lower' if gain else 'off, plain distance'}"
     suspects = f"{provenance['suspects']} that stood out"
     yield f"left out      {plural(provenance['unreadable'], 'unreadable file')}, {suspects}"
     yield f"training set  sha256 {provenance['training_set']}"

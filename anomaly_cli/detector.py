@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor, nn
 from anomaly_cli.backbone import Backbone
 from anomaly_cli.known import KNOWN_NAME, KnownAnomalies
 from anomaly_cli.memory import PrototypeMemory, Whitening
-from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
+from anomaly_cli.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
 
 POOLED_STRIDES = (16, 32)  # whose maps the pooled scales take
-HOT_SHARE = 0.01  # of the cells of a map make up its deviation: the mean of the hottest
+HOT_SHARE = 0.005  # of the cells of a map make up its deviation: the mean of the hottest
 LOOK_SHARE = 0.02  # of its cells are remembered of a known anomaly: the mean of the hottest
-SOFTENED_STRIDE = 8  # pixels; cells of such a stride or a finer one are averaged with their neighbours
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
 
@@ -25,7 +23,8 @@ class Detection(NamedTuple):
     """What the detector measures on a batch, before calibration.
 
     Attributes:
-        anomaly_maps: (N, h, w) weighted mean of the standardised distances of the local scales, on the finest grid.
+        anomaly_maps: (N, h, w) > 0, weighted mean of the distances of the local scales on the finest grid, where 1 is
+            the mean of held-out normal images.
         deviations: (N, E) > 0, one per name in `deviation_names`.
         hottest: (N, L, 2) for each of the L local scales the number of the hottest cell, counted row by row, and of
             its nearest prototype; left out where only distances are known.
@@ -37,11 +36,9 @@ class Detection(NamedTuple):
 
 
 class ScaleModel(nn.Module):
-    """One scale: whitening of its cells, its memory and weights of the channels."""
+    """One scale: whitening of its cells, its memory, and what it counts in the fused map."""
 
     cell_mean: Tensor
-    cell_std: Tensor
-    channel_weights: Tensor
     weight: Tensor
 
     def __init__(self, whitening: Whitening) -> None:
@@ -54,20 +51,17 @@ class ScaleModel(nn.Module):
         D = whitening.matrix.shape[1]
         self.whitening = whitening
         self.memory = PrototypeMemory(torch.zeros(1, D))
-        self.register_buffer("channel_weights", torch.ones(D))
         self.register_buffer("weight", torch.ones(()))  # of the scale in the fused map
-        self.register_buffer("cell_mean", torch.zeros(()))
-        self.register_buffer("cell_std", torch.ones(()))
-
-    def deviations(self, cells: Tensor) -> Tensor:
-        """Squared difference of (M, D) backbone cells from what the memory retrieves, Δ of the paper: (M, D)."""
-        return self.compare(cells)[0]
+        self.register_buffer("cell_mean", torch.ones(()))  # distance of held-out normal cells
 
     def compare(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Compare (M, D) backbone cells with the memory: (M, D) deviations, (M,) indices of the nearest prototypes."""
-        embeddings: Tensor = self.whitening(cells)
-        nearest = self.memory.most_similar(embeddings)
-        return (embeddings - self.memory.prototypes[nearest]).square(), nearest
+        """Compare (M, D) backbone cells with the memory.
+
+        Returns:
+            (M,) distances √ΣΔ, where Δ is the squared difference from what the memory retrieves, and (M,) indices of
+            the nearest prototypes.
+        """
+        return self.memory.nearest(self.whitening(cells))
 
 
 class AnomalyDetector(nn.Module):
@@ -123,8 +117,11 @@ class AnomalyDetector(nn.Module):
     def _distance_maps(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
         """Compute the map of each scale, and what `Detection.hottest` holds."""
         maps, hottest = [], []
-        for name, (N, h, w), deviations, nearest in self._deviations(features):
-            distances = (deviations @ self.scale(name).channel_weights).sqrt().view(N, h * w)
+        for name in self.scale_names:
+            N, D, h, w = features[name].shape
+            cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
+            distances, nearest = self.scale(name).compare(cells)
+            distances = distances.view(N, h * w)
             maps.append(distances.view(N, h, w))
             if name not in POOLED_SCALES:
                 cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
@@ -159,30 +156,6 @@ class AnomalyDetector(nn.Module):
                 parts.append(cells.mean(dim=2))
         return torch.cat(parts, dim=1)
 
-    @torch.inference_mode()
-    def hot_deviations(self, images: Tensor) -> list[Tensor]:
-        """Mean deviation of the hottest cells of each image, channel by channel: what stage 2 weighs.
-
-        Args:
-            images: (N, 3, H, W) float RGB in [0, 1].
-
-        Returns:
-            One (N, D_s) a scale.
-        """
-        hot = []
-        for _, (N, h, w), deviations, _ in self._deviations(scale_features(self.backbone, images, self.scale_names)):
-            cells = deviations.view(N, h * w, -1)  # (N, h*w, D)
-            hottest = cells.sum(dim=2).topk(_hot_count(h * w, HOT_SHARE), dim=1).indices  # (N, count)
-            hot.append(cells.gather(1, hottest[..., None].expand(-1, -1, cells.shape[2])).mean(dim=1))
-        return hot
-
-    def _deviations(self, features: dict[str, Tensor]) -> Iterator[tuple[str, tuple[int, int, int], Tensor, Tensor]]:
-        """Yield, a scale: its name, the size (N, h, w) of its maps, and of their N*h*w cells what `compare` says."""
-        for name in self.scale_names:
-            N, D, h, w = features[name].shape
-            cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
-            yield name, (N, h, w), *self.scale(name).compare(cells)
-
     def combine(self, distance_maps: list[Tensor]) -> Detection:
         """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
@@ -190,10 +163,10 @@ class AnomalyDetector(nn.Module):
         fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
         for name in self.local_names:
             scale = self.scale(name)
-            standard = (by_name[name] - scale.cell_mean) / scale.cell_std
-            fused += scale.weight * F.interpolate(standard[:, None], size=grid, mode="bilinear")[:, 0]
+            relative = by_name[name] / scale.cell_mean
+            fused += scale.weight * F.interpolate(relative[:, None], size=grid, mode="bilinear")[:, 0]
         fused /= sum(self.scale(name).weight for name in self.local_names)
-        columns = [F.softplus(_hottest(fused))] + [_hottest(by_name[name]) for name in self.scale_names]
+        columns = [_hottest(fused)] + [_hottest(by_name[name]) for name in self.scale_names]
         return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
 
     @torch.inference_mode()
@@ -216,10 +189,9 @@ def scale_features(
 ) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
-    Fine local scales are averaged with the mean of their 3×3 neighbourhood, which makes them robust to small shifts
-    (Roth et al. 2022, who take that mean alone); a coarse cell sees its neighbourhood anyway. All are brought to length
-    one, so that a cell is told by what it shows and not by its contrast. A pooled scale joins the mean of the
-    coarse maps and the spread of the first of them: content and style.
+    Local scales are put on a grid by `on_grid` and brought to length one, so that a cell is told by what it shows and
+    not by its contrast. A pooled scale joins the mean of the coarse maps and the spread of the first of them: content
+    and style.
 
     Args:
         backbone: in eval mode for detection.
@@ -239,13 +211,24 @@ def scale_features(
         if name in POOLED_SCALES:
             features[name] = _pooled(maps if name == IMAGE_SCALE else of_small[0])
         else:
-            features[name] = F.normalize(_softened(maps[int(name)], int(name)), dim=1)
+            features[name] = F.normalize(on_grid(maps[int(name)], int(name)), dim=1)
     return features
 
 
-def _softened(feature_map: Tensor, stride: int) -> Tensor:
-    if stride > SOFTENED_STRIDE:
-        return feature_map
+def on_grid(feature_map: Tensor, stride: int) -> Tensor:
+    """Give a local scale its cells, robust to small shifts: (N, D, h, w) to (N, D, h', w').
+
+    Cells of a stride finer than `FINEST_STEP` are averaged to that step: what fine channels see, at the price of coarse
+    ones. Those of that step are averaged with the mean of their 3×3 neighbourhood (Roth et al. 2022 take that mean
+    alone). A coarser cell sees its neighbourhood anyway.
+    """
+    if stride < FINEST_STEP:
+        return F.avg_pool2d(feature_map, FINEST_STEP // stride)
+    return softened(feature_map) if stride == FINEST_STEP else feature_map
+
+
+def softened(feature_map: Tensor) -> Tensor:
+    """Average each cell with the mean of its 3×3 neighbourhood: (N, D, h, w), unchanged."""
     return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
 
 

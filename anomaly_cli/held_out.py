@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from anomaly_cli.augment import synthetic_anomaly
+from anomaly_cli.augment import planted_defect
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
@@ -22,17 +22,17 @@ class HeldOut:
 
     fold: int
     path: Path
-    synthetic_seed: int | None = None  # change the image with this seed first
-    other: Path | None = None  # normal image that the change takes patches from
+    defect_seed: int | None = None  # plant a defect with this seed first
+    other: Path | None = None  # normal image that the defect may be cut from
 
 
 def load_held_out(item: HeldOut, run: Run) -> Tensor:
-    """Read one image, changed where a synthetic anomaly is wanted: (1, 3, h, w)."""
+    """Read one image, with a planted defect where one is wanted: (1, 3, h, w)."""
     image = load_again(item.path, run)
-    if item.synthetic_seed is not None and item.other is not None:
+    if item.defect_seed is not None and item.other is not None:
         other = load_again(item.other, run)
-        changed = synthetic_anomaly(image.pixels, other.pixels, np.random.default_rng(item.synthetic_seed))
-        image = LoadedImage(changed.pixels, image.height, image.width)
+        changed = planted_defect(image.pixels, other.pixels, np.random.default_rng(item.defect_seed))
+        image = LoadedImage(changed, image.height, image.width)
     return to_tensor(image).to(run.device)
 
 
@@ -49,14 +49,18 @@ def load_again(path: Path, run: Run) -> LoadedImage:
 
 
 def measure_held_out(
-    detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run, step: str = "held-out"
+    detectors: list[AnomalyDetector],
+    held_out: list[HeldOut],
+    run: Run,
+    step: str = "held-out",
+    phase: str = "calibrating on held-out normal images",
 ) -> list[list[Tensor]]:
     """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU.
 
-    `step` is the name under which they are saved.
+    `step` is the name under which they are saved, `phase` what the progress says.
     """
 
     def measure(item: HeldOut) -> list[Tensor]:
         return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
 
-    return list(run.map_images(step, "calibrating on held-out normal images", measure, held_out))
+    return list(run.map_images(step, phase, measure, held_out))

@@ -53,13 +53,6 @@ class Whitening(nn.Module):
         # In row order, as a model file gives it back: the product then has the same bits before and after.
         return cls(mean, (vectors / spread.sqrt()).float().contiguous())
 
-    @property
-    def variation(self) -> float:
-        """How much the normal cells differ, in [0, 1]: the share of the variance in their mean square."""
-        # Columns of the matrix are eigenvectors over standard deviations.
-        variance = self.matrix.square().sum(0).reciprocal().sum()
-        return float(variance / (variance + self.mean.square().sum()))
-
     def forward(self, cells: Tensor) -> Tensor:
         """Whiten (..., D) cells."""
         return (cells - self.mean) @ self.matrix
@@ -197,10 +190,6 @@ class PrototypeMemory(nn.Module):
             (M,) Euclidean distances and (M,) indices of the prototypes.
         """
         return nearest_prototype(queries, self.prototypes, self._columns_for(queries))
-
-    def most_similar(self, queries: Tensor) -> Tensor:
-        """Find the (M,) indices alone of the nearest prototypes."""
-        return most_similar(queries, self.prototypes, self._columns_for(queries))
 
     def _columns_for(self, queries: Tensor) -> Tensor | None:
         if not _searches_bfloat16(queries):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from anomaly_cli.calibration import Unit
+from anomaly_cli.calibration import SOFTNESS, Unit
 from anomaly_cli.checkpoint import Model
 from anomaly_cli.detector import scale_features
 from anomaly_cli.errors import ConfigError
@@ -102,7 +102,7 @@ class CalibratedDetector(nn.Module):
         detector = self.detector
         detection = detector.detect(scale_features(detector.backbone, images, detector.scale_names, small))
         standard = (detection.deviations[:, self.heard].log() - self.location) / self.spread
-        joined = torch.logsumexp(standard + self.log_weights, dim=1)
+        joined = SOFTNESS * torch.logsumexp(standard / SOFTNESS + self.log_weights, dim=1)
         return in_unit(detection.anomaly_maps, self.map_unit), in_unit(joined, self.score_unit)
 
 

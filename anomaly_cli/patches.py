@@ -15,12 +15,12 @@ from torch import Tensor
 
 from anomaly_cli.held_out import load_again
 from anomaly_cli.normals import Origin, Run
-from anomaly_cli.scales import POOLED_SCALES
+from anomaly_cli.scales import POOLED_SCALES, cell_step
 from anomaly_cli.scoring import parallel_map
 
 Patches = dict[str, list[bytes]]  # a scale: one WebP a prototype
 
-CONTEXT = 6  # strides a side: what a cell sees most of, and enough for a person to tell where it is
+CONTEXT = 6  # cells a side: what a cell sees most of, and enough for a person to tell where it is
 PATCH_SIDE = 48  # pixels; a larger patch is reduced to it, or to a little less
 IMAGE_SIDE = 64  # pixels of the longer side of a whole image
 ENCODING: dict[str, Any] = {"format": "WEBP", "quality": 75, "method": 0}  # higher methods take twice as long for 10 %
@@ -78,21 +78,21 @@ def patch_box(height: int, width: int, scale: str, cell: int) -> tuple[int, int,
         cell: counted row by row.
 
     Returns:
-        Left, top, right and bottom of a square of `CONTEXT` strides around the cell, moved into the image where it
+        Left, top, right and bottom of a square of `CONTEXT` cells around the cell, moved into the image where it
         would stick out, and as small as the image where that is smaller.
     """
     if scale in POOLED_SCALES:
         return 0, 0, width, height
-    stride = int(scale)
-    row, column = divmod(cell, width // stride)
-    left, right = _span(column, stride, width)
-    top, bottom = _span(row, stride, height)
+    step = cell_step(scale)
+    row, column = divmod(cell, width // step)
+    left, right = _span(column, step, width)
+    top, bottom = _span(row, step, height)
     return left, top, right, bottom
 
 
-def _span(place: int, stride: int, length: int) -> tuple[int, int]:
-    side = min(CONTEXT * stride, length)
-    start = (2 * place + 1) * stride // 2 - side // 2
+def _span(place: int, step: int, length: int) -> tuple[int, int]:
+    side = min(CONTEXT * step, length)
+    start = (2 * place + 1) * step // 2 - side // 2
     start = min(max(start, 0), length - side)
     return start, start + side
 

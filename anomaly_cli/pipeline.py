@@ -158,7 +158,6 @@ def _save(trained: TrainedDetector, path: Path, run: Run, *, thumbnails: bool) -
     provenance = Provenance(
         images=len(trained.normals.paths),
         anomalies=trained.anomalies,
-        head_gain=trained.head_gain,
         unreadable=len(trained.normals.unreadable),
         suspects=len(trained.suspects),
         training_set=trained.normals.digest,

@@ -1,4 +1,4 @@
-"""Names of the scales: a stride for those with a map, and two that see the picture as a whole."""
+"""Names and grids of the scales: a stride for those with a map, and two that see the picture as a whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ IMAGE_SCALE = "image"  # globally pooled maps of the image
 SMALL_SCALE = "small"  # of a copy of it of about `SMALL_SIDE` pixels squared: coarse form, which a large image hides
 POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE)
 SMALL_SIDE = 64  # pixels
+FINEST_STEP = 8  # pixels from one cell of a map to the next; a finer stride's cells are averaged to such a step
 SHORTEST_SIDE = 32  # pixels; a copy is not made smaller, for the coarsest maps to have a cell
 
 
@@ -19,6 +20,11 @@ def reduction(height: int, width: int) -> int:
 def has_small_scale(image_size: int) -> bool:
     """Whether the small copy of an image of so many pixels squared is another picture than the image itself."""
     return reduction(image_size, image_size) > 1
+
+
+def cell_step(name: str) -> int:
+    """Tell how many pixels lie from one cell of the local scale of that name to the next."""
+    return max(int(name), FINEST_STEP)
 
 
 def scale_title(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.backbone import SCRATCH, Backbone
-from anomaly_cli.calibration import Calibration, Unit
+from anomaly_cli.calibration import MIN_SPREAD, Calibration, Unit
 from anomaly_cli.config import MIN_NORMALS, Effort
 from anomaly_cli.contrast import Schedule, learn_backbone
 from anomaly_cli.detector import AnomalyDetector, Detection, ScaleModel
-from anomaly_cli.distance_head import HeadData, HeadWeights, learn_head
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.held_out import HeldOut, load_held_out, measure_held_out
+from anomaly_cli.held_out import HeldOut, measure_held_out
 from anomaly_cli.images import load_image
 from anomaly_cli.labelled import learn_known, look_at_anomalies
 from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
@@ -25,13 +24,15 @@ from anomaly_cli.normals import Cells, NormalSet, Origin, Run, sample_cells
 from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
 from anomaly_cli.scoring import parallel_map
 
-LOCAL_STRIDES = (8, 16)  # finer ones have most cells and rank worst, coarser ones add nothing (docs/method.md)
+LOCAL_STRIDES = (4, 8, 16)  # a coarser one adds nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
 SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
 MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below where the image scale has 1
-MAP_WEIGHT = 1.5  # of the map of images that are all alike
-LEAST_MAP_WEIGHT = 0.5  # of that of images that have little in common
-VARIATION = 0.1  # of the image scale's cells, at which the map has half its weight; chosen on embedded features
+MAP_WEIGHT = 0.5  # of a map on which planted defects stand out by one spread of normal images
+LEAST_MAP_WEIGHT = 0.5  # of a map on which they do not show
+PLANTED = 128  # defects that tell how well each scale shows one
+USUAL_SENSITIVITY = 2.0  # taken for granted before defects are planted
+MAX_SENSITIVITY = 5.0  # spreads of normal images that are hardly different are not to be counted
 LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
@@ -48,7 +49,6 @@ class TrainedDetector:
     Attributes:
         anomalies: labelled anomalous images that could be read.
         unreadable_anomalies: path and reason of the others.
-        head_gain: what stage 2 gained over the plain distance, 0 if it is off.
         fold_detectors: one a fold, learned from the others.
         folds: (images,) fold of each normal image.
         suspects: normal images that stand out and shaped no memory.
@@ -61,7 +61,6 @@ class TrainedDetector:
     normals: NormalSet
     anomalies: int
     unreadable_anomalies: list[tuple[Path, str]]
-    head_gain: float
     fold_detectors: list[AnomalyDetector]
     folds: Tensor
     suspects: list[Path]
@@ -96,23 +95,22 @@ def train_detector(
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
     detectors, measured = _cross_fit(cells, folds, backbone, held_out, run, "held-out")
-    suspects = run.processes.from_first(_suspects(detectors[0], measured, run.config.image_size))
+    # Defects are planted once it is known which images may be anomalous themselves.
+    weights = voice_weights(detectors[0], run.config.image_size, USUAL_SENSITIVITY)
+    suspects = run.processes.from_first(_suspects(detectors[0], measured, weights))
     if suspects:
         left_out = torch.tensor([numbers[i] for i in suspects])
         cells = {name: each.without(left_out) for name, each in cells.items()}
         detectors, measured = _cross_fit(cells, folds, backbone, held_out, run, "held-out-cleaned")
-    head = run.processes.from_first(_learn_head(detectors, held_out, run))
-    if head.gain:
-        _weigh(detectors, head)
-        measured = measure_held_out(detectors, held_out, run, "held-out-weighed")
-        set_cell_statistics(detectors, measured, run.config.seed)
+    sensitivity = weigh_scales(detectors, held_out, measured, suspects, run)
     labelled = look_at_anomalies(detectors[0], anomalies, run)
     known = learn_known(detectors, held_out, labelled.looks, run, suspects=suspects)
     if not clean:
         kept = [i for i in range(len(measured)) if i not in set(suspects)]
         measured, known = [measured[i] for i in kept], known[kept]
-        set_cell_statistics(detectors, measured, run.config.seed)
-    calibration, map_unit = calibrate(detectors[0], measured, run.config.image_size, known)
+        set_cell_means(detectors, measured, run.config.seed)
+    weights = voice_weights(detectors[0], run.config.image_size, sensitivity)
+    calibration, map_unit = calibrate(detectors[0], measured, weights, known)
     return TrainedDetector(
         detector=detectors[0],
         calibration=calibration,
@@ -120,7 +118,6 @@ def train_detector(
         normals=normals,
         anomalies=len(anomalies) - len(labelled.unreadable),
         unreadable_anomalies=labelled.unreadable,
-        head_gain=head.gain,
         fold_detectors=detectors[1:],
         folds=folds,
         suspects=[held_out[i].path for i in suspects],
@@ -135,17 +132,17 @@ def _cross_fit(
     learned = learn_scales(cells, folds, run)
     detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
     measured = measure_held_out(detectors, held_out, run, step)
-    set_cell_statistics(detectors, measured, run.config.seed)
+    set_cell_means(detectors, measured, run.config.seed)
     return detectors, measured
 
 
-def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], image_size: int) -> list[int]:
+def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], weights: NDArray[np.float64]) -> list[int]:
     """Number the held-out images that stand so far out that no memory should learn from them.
 
     A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
     in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
     """
-    calibration, _ = calibrate(detector, measured, image_size)
+    calibration, _ = calibrate(detector, measured, weights)
     standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
     return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
@@ -238,43 +235,49 @@ def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel
     return scale
 
 
-def _learn_head(detectors: list[AnomalyDetector], held_out: list[HeldOut], run: Run) -> HeadWeights:
-    """Run stage 2 on synthetic anomalies, where time allows.
+def weigh_scales(
+    detectors: list[AnomalyDetector],
+    held_out: list[HeldOut],
+    measured: list[list[Tensor]],
+    suspects: list[int],
+    run: Run,
+) -> float:
+    """Stage 2: weigh the local scales, in all detectors, by how well each shows defects planted in normal images.
 
-    They are measured by the detectors of the folds too, so that they meet memories of the same size.
+    The sensitivity d of a scale is by how much a planted defect raises the logarithm of the deviation, in spreads of
+    held-out normal images; each image is measured by the detector of its fold, with and without the defect. A scale
+    weighs 1 + d² in the fused map: alike where none shows anything, and else by the power of its signal.
+
+    Returns:
+        The sensitivity of the fused map.
     """
-    known = []
-    if run.config.effort is Effort.THOROUGH:
-        known = [
-            HeldOut(item.fold, item.path, run.config.seed + i, held_out[i - 1].path) for i, item in enumerate(held_out)
-        ]
-    items = [*held_out, *known] if known else []
+    left_out = set(suspects)
+    numbers = [i for i in range(len(held_out)) if i not in left_out]
+    spoiled = [numbers[i % len(numbers)] for i in range(PLANTED)]
+    items = [
+        replace(held_out[number], defect_seed=run.config.seed + i, other=held_out[numbers[(i + 1) % len(numbers)]].path)
+        for i, number in enumerate(spoiled)
+    ]
+    planted = measure_held_out(detectors, items, run, "planted", "planting defects (stage 2)")
+    rows = [0, *(1 + i for i, name in enumerate(detectors[0].scale_names) if name not in POOLED_SCALES)]
 
-    def measure(item: HeldOut) -> list[Tensor]:
-        return [hot.cpu() for hot in detectors[item.fold + 1].hot_deviations(load_held_out(item, run))]
+    def sensitivities() -> NDArray[np.float64]:
+        normal, odd = (np.log(deviations_of(detectors[0], each)[:, rows]) for each in (measured, planted))
+        spread = np.maximum(normal[numbers].std(axis=0), MIN_SPREAD)
+        raised: NDArray[np.float64] = ((odd - normal[spoiled]) / spread).mean(axis=0)
+        return raised.clip(0, MAX_SENSITIVITY)
 
-    results = list(run.map_images("head", "weighing deviations (stage 2)", measure, items))
-    names = detectors[0].scale_names
-    if not results:
-        return HeadWeights([torch.ones(1)] * len(names), torch.ones(len(names)), 0.0)
-    channels = [torch.cat(each).clone() for each in zip(*results, strict=True)]
-    local = 1 / len(detectors[0].local_names)  # the local scales share one vote
-    shares = torch.tensor([1.0 if name in POOLED_SCALES else local for name in names])
-    anomalous = torch.arange(len(items)) >= len(held_out)
-    return learn_head(HeadData(channels, shares, anomalous), run.config.seed)
-
-
-def _weigh(detectors: list[AnomalyDetector], head: HeadWeights) -> None:
+    weights = run.processes.from_first((1 + sensitivities()[1:] ** 2).tolist())
     for detector in detectors:
-        for name, channels, weight in zip(detector.scale_names, head.channels, head.scales, strict=True):
-            detector.scale(name).channel_weights.copy_(channels)
-            detector.scale(name).weight.copy_(weight)
+        for name, weight in zip(detector.local_names, weights, strict=True):
+            detector.scale(name).weight.fill_(weight)
+    return float(run.processes.from_first(float(sensitivities()[0])))
 
 
 def calibrate(
     detector: AnomalyDetector,
     measured: list[list[Tensor]],
-    image_size: int,
+    weights: NDArray[np.float64],
     known: Tensor | None = None,
 ) -> tuple[Calibration, Unit]:
     """Set every unit from the distance maps of held-out normal images.
@@ -282,37 +285,41 @@ def calibrate(
     Args:
         detector: with its cell statistics and weights set.
         measured: one map a scale, for every image.
-        image_size: pixels.
+        weights: (E,) of the deviations in the image score.
         known: (images, 1) deviations from the known anomalies where the detector has some.
     """
     detections = _combine(detector, measured)
     hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
     typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
     deviations = deviations_of(detector, measured, known)
-    weights = score_weights(detector, image_size)
     return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
 
 
-def score_weights(detector: AnomalyDetector, image_size: int) -> NDArray[np.float64]:
+def voice_weights(detector: AnomalyDetector, image_size: int, sensitivity: float) -> NDArray[np.float64]:
     """Weigh the deviations in the image score.
 
-    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. Where
-    normal images are alike, parts on a line, a cell that no memory knows is a defect; where they have little in common,
-    photographs of a subject, each of them has such cells, and the map has less to say. The map of a small picture is
-    few cells, each of which sees most of the picture, so its voice grows with the side. The small copy adds a softer
-    one, and known anomalies one that grows with their number.
+    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
+    has the more to say the better it shows planted defects: on parts of a line an unknown cell is a defect, in
+    photographs of a subject there are always some. The map of a small picture is few cells, each of which sees most of
+    the picture, so its voice grows with the side. The small copy adds a softer voice, and known anomalies one that
+    grows with their number.
+
+    Args:
+        detector: with its known anomalies.
+        image_size: pixels.
+        sensitivity: of the fused map, from `weigh_scales`.
     """
-    weights = np.zeros(len(detector.deviation_names))
-    local = np.mean([float(detector.scale(name).weight) for name in detector.local_names])
-    variation = detector.scale(IMAGE_SCALE).whitening.variation
-    alike = max(LEAST_MAP_WEIGHT, MAP_WEIGHT / (1 + (variation / VARIATION) ** 2))
-    weights[0] = local * alike * image_size / MAP_SIDE
-    for i, name in enumerate(detector.deviation_names):
-        if name in POOLED_SCALES:
-            weights[i] = float(detector.scale(name).weight) * (SMALL_WEIGHT if name == SMALL_SCALE else 1)
-    if detector.known_anomalies is not None:
-        weights[-1] = detector.known_anomalies.weight * weights.sum()
-    return weights
+    weight_of = {IMAGE_SCALE: 1.0, SMALL_SCALE: SMALL_WEIGHT}
+    weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
+    weights[0] = max(LEAST_MAP_WEIGHT, MAP_WEIGHT * sensitivity) * image_size / MAP_SIDE
+    return with_known(weights, detector)
+
+
+def with_known(weights: NDArray[np.float64], detector: AnomalyDetector) -> NDArray[np.float64]:
+    """Add the weight of the known anomalies, where there are some, to those of map and scales."""
+    if detector.known_anomalies is None:
+        return weights
+    return np.append(weights, detector.known_anomalies.weight * weights.sum())
 
 
 def deviations_of(
@@ -329,13 +336,12 @@ def _combine(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[De
     return [detector.combine([m.to(device) for m in maps]) for maps in measured]
 
 
-def set_cell_statistics(detectors: list[AnomalyDetector], measured: list[list[Tensor]], seed: int) -> None:
-    """Set location and spread of the distances of a cell, a scale, from held-out normal images, in all detectors."""
+def set_cell_means(detectors: list[AnomalyDetector], measured: list[list[Tensor]], seed: int) -> None:
+    """Set the mean distance of a cell, a scale, from held-out normal images, in all detectors."""
     generator = torch.Generator().manual_seed(seed)
     for i, name in enumerate(detectors[0].scale_names):
         cells = torch.cat([maps[i].flatten() for maps in measured])
         if len(cells) > CELL_SAMPLE:
             cells = cells[torch.randint(0, len(cells), (CELL_SAMPLE,), generator=generator)]
         for detector in detectors:
-            detector.scale(name).cell_mean.copy_(cells.mean())
-            detector.scale(name).cell_std.copy_(cells.std().clamp(min=1e-6))
+            detector.scale(name).cell_mean.copy_(cells.mean().clamp(min=1e-6))

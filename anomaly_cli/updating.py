@@ -25,7 +25,7 @@ from anomaly_cli.normals import Cells, Run, sample_cells
 from anomaly_cli.patches import Patches, cut_patches
 from anomaly_cli.pipeline import check_writable, collect
 from anomaly_cli.scoring import Progress, worker_count
-from anomaly_cli.training import deal_folds, deviations_of, score_weights
+from anomaly_cli.training import deal_folds, deviations_of, with_known
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def update(
     deviations = deviations_of(detectors[0], measured, answers)
     if not known:
         deviations = np.concatenate([old.calibration.normal_deviations, deviations])
-    calibration = Calibration.fit(deviations, score_weights(detectors[0], run.config.image_size))
+    weights = old.calibration.weights[: 1 + len(names)]  # without known anomalies
+    calibration = Calibration.fit(deviations, with_known(weights, detectors[0]))
     count = len(known) - len(labelled.unreadable)
     provenance = replace(
         old.provenance,
@@ -112,7 +113,7 @@ def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run
 
 def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
     copy = ScaleModel(scale.whitening).to(memory.prototypes.device)
-    for name in ("channel_weights", "weight", "cell_mean", "cell_std"):
+    for name in ("weight", "cell_mean"):
         getattr(copy, name).copy_(getattr(scale, name))
     copy.memory = memory
     return copy

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from anomaly_cli import calibration, contrast, detector, normals, training
 from anomaly_cli.backbone import EMBEDDED, SCRATCH, Backbone
-from anomaly_cli.config import DetectorConfig, Effort
+from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector import AnomalyDetector
 from anomaly_cli.memory import SHRINKAGE, PrototypeMemory, Whitening
 from anomaly_cli.normals import Cells, NormalSet, Run
-from anomaly_cli.scales import IMAGE_SCALE, POOLED_SCALES
+from anomaly_cli.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES
 from benchmarks import quality
 from benchmarks.datasets import AnomalySet, subsample
 from benchmarks.jobs import Row, print_means, run_table, set_options
@@ -38,10 +38,9 @@ PRODUCT = "product"
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the product: an effort, and what stands for names of its modules or classes."""
+    """What differs from the product: what stands for names of its modules or classes."""
 
     part: str
-    effort: Effort = Effort.STANDARD
     replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
     prototypes: int = DetectorConfig.prototypes
     backbone: str = EMBEDDED
@@ -122,9 +121,24 @@ def unchanged(cells: Tensor, dim: int) -> Tensor:
 
 
 def neighbourhood_mean(feature_map: Tensor, stride: int) -> Tensor:
-    """Average (N, D, h, w) cells over 3×3, as Roth et al. 2022 do."""
-    del stride
-    return torch.nn.functional.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False)
+    """Average (N, D, h, w) cells over 3×3, as Roth et al. 2022 do, at any stride."""
+    mean = torch.nn.functional.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False)
+    return torch.nn.functional.avg_pool2d(mean, FINEST_STEP // stride) if stride < FINEST_STEP else mean
+
+
+def own_grid(feature_map: Tensor, stride: int) -> Tensor:
+    """Leave (N, D, h, w) cells of stride 4 on the grid of that stride, softened as those of stride 8."""
+    return detector.softened(feature_map) if stride <= FINEST_STEP else feature_map
+
+
+def cell_alone(feature_map: Tensor) -> Tensor:
+    """Leave the (N, D, h, w) cells of stride 8 as they are."""
+    return feature_map
+
+
+def nothing_planted(*_: object) -> float:
+    """Let all scales weigh alike and the map as usual."""
+    return training.USUAL_SENSITIVITY
 
 
 def no_learning(*_: object) -> None:
@@ -155,7 +169,7 @@ def _memory(choose: Choose) -> tuple[Any, str, Any]:
 
 
 def _voices(heard: Callable[[str], bool]) -> tuple[Any, str, Any]:
-    return (training, "score_weights", only_voices(heard))
+    return (training, "voice_weights", only_voices(heard))
 
 
 SCALES, MEMORY, WHITENING, LEARNED, FUSION, AGGREGATION = (
@@ -170,8 +184,10 @@ VARIANTS: dict[str, Variant] = {
     PRODUCT: Variant("–"),
     "stride 8 alone": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (8,)), _voices("map".__eq__)]),
     "stride 16 alone": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (16,)), _voices("map".__eq__)]),
-    "map of 8 and 16, no pooled scale": Variant(SCALES, replaced=[_voices("map".__eq__)]),
-    "map of 4, 8 and 16": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (4, 8, 16))]),
+    "stride 4 alone": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (4,)), _voices("map".__eq__)]),
+    "map of 8 and 16": Variant(SCALES, replaced=[(training, "LOCAL_STRIDES", (8, 16))]),
+    "stride 4 on its own grid": Variant(SCALES, replaced=[(detector, "on_grid", own_grid)]),
+    "map alone, no pooled scale": Variant(SCALES, replaced=[_voices("map".__eq__)]),
     "pooled scales, no map": Variant(SCALES, replaced=[_voices(lambda name: name in POOLED_SCALES)]),
     "image scale alone": Variant(SCALES, replaced=[_voices(IMAGE_SCALE.__eq__)]),
     "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory)]),
@@ -190,17 +206,18 @@ VARIANTS: dict[str, Variant] = {
     "stage 1 from the embedded weights": Variant(
         LEARNED, replaced=[(training, "sample_cells", taught_first), (contrast, "LEARNING_RATE", 1e-4)]
     ),
-    "stage 2 on synthetic anomalies (thorough)": Variant(LEARNED, Effort.THOROUGH),
-    "every cell alone": Variant(SCALES, replaced=[(detector, "SOFTENED_STRIDE", 0)]),
-    "mean of 3×3 cells at both strides": Variant(SCALES, replaced=[(detector, "_softened", neighbourhood_mean)]),
+    "no planted defects (stage 2)": Variant(LEARNED, replaced=[(training, "weigh_scales", nothing_planted)]),
+    "every cell of stride 8 alone": Variant(SCALES, replaced=[(detector, "softened", cell_alone)]),
+    "mean of 3×3 cells at all strides": Variant(SCALES, replaced=[(detector, "on_grid", neighbourhood_mean)]),
     "as much map whatever the images": Variant(
         FUSION, replaced=[(training, "MAP_WEIGHT", 0.0), (training, "LEAST_MAP_WEIGHT", 1.0)]
     ),
+    "sharper maximum of the voices": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
     "no small copy": Variant(FUSION, replaced=[(training, "SMALL_WEIGHT", 0.0)]),
     "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
     "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),
     "hottest cell": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 1e-6)]),
-    "hottest 0.5 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.005)]),
+    "hottest 1 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.01)]),
     "hottest 5 %": Variant(AGGREGATION, replaced=[(detector, "HOT_SHARE", 0.05)]),
 }
 
@@ -227,9 +244,7 @@ class Job:
 def measure(job: Job) -> list[Row]:
     """Run the product's pipeline with the variant's names replaced: one row."""
     variant = (VARIANTS | FROM_SCRATCH)[job.variant]
-    config = DetectorConfig(
-        backbone=variant.backbone, seed=job.seed, effort=variant.effort, prototypes=variant.prototypes
-    )
+    config = DetectorConfig(backbone=variant.backbone, seed=job.seed, prototypes=variant.prototypes)
     with ExitStack() as stack:
         for owner, name, substitute in variant.replaced:
             stack.enter_context(mock.patch.object(owner, name, substitute))

@@ -30,12 +30,12 @@ from anomaly_cli import pipeline
 from anomaly_cli.backbone import EMBEDDED, Backbone, build_backbone
 from anomaly_cli.calibration import Calibration
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import scale_features
+from anomaly_cli.detector import scale_features, softened
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images import LoadedImage, load_image
 from anomaly_cli.memory import Whitening, nearest_prototype, select_coreset
 from anomaly_cli.metrics import Map
-from anomaly_cli.scales import IMAGE_SCALE
+from anomaly_cli.scales import FINEST_STEP, IMAGE_SCALE
 from anomaly_cli.scoring import measure_images, parallel_map, to_tensor, worker_count
 from benchmarks.quality import quiet
 
@@ -139,7 +139,7 @@ def nearest_prototypes(normal: list[Path], settings: Settings, side: int | None 
         side: pixels; images are resized to about its square instead of that of the settings.
     """
     backbone = build_backbone(EMBEDDED)
-    look = partial(_features, backbone, side or settings.image_size, tuple(map(str, STRIDES)))
+    look = partial(_plain_cells, backbone, side or settings.image_size)
     scales = _learn_scales(normal, look, settings.seed)
 
     def judge_one(path: Path) -> Judgement:
@@ -151,6 +151,18 @@ def nearest_prototypes(normal: list[Path], settings: Settings, side: int | None 
         return Judgement(score, fused.numpy(), image.height, image.width)
 
     return lambda paths: parallel_map(judge_one, paths, worker_count())
+
+
+def _plain_cells(backbone: Backbone, side: int, path: Path) -> tuple[LoadedImage, dict[str, Tensor]]:
+    """Compute the cells of one image at the strides of the protocol, one a stride: (1, D, h, w) by name.
+
+    Those of stride 4 and 8 are averaged with their neighbours and all are brought to length one, as ours are.
+    """
+    image = load_image(path, side)
+    with torch.inference_mode():
+        maps = dict(zip(backbone.strides, backbone(to_tensor(image)), strict=True))
+        cells = {stride: softened(maps[stride]) if stride <= FINEST_STEP else maps[stride] for stride in STRIDES}
+        return image, {str(stride): F.normalize(each, dim=1) for stride, each in cells.items()}
 
 
 def _features(

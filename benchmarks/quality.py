@@ -53,7 +53,6 @@ def measure(job: Job) -> Row:
     anomalous = {str(image.path): image.anomalous for image in job.data.test}
     row: Row = {"set": job.data.name, "seed": job.config.seed}
     row |= {"normals": len(job.data.normal), "tested": len(job.data.test)}
-    row |= {"head_gain": trained.model.provenance.head_gain}
     row |= _ranking(report, anomalous)
     row |= _localisation(trained, job.data.test)._asdict() if job.data.has_masks else {}
     row |= {"train_s": between - start, "score_s": end - between, "peak_mb": peak}

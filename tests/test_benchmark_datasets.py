@@ -18,6 +18,7 @@ from benchmarks.datasets import (
     read_set,
     subsample,
 )
+from benchmarks.further_sets import lay_out
 
 
 def write_image(path: Path, side: int = 8) -> Path:
@@ -134,3 +135,39 @@ def test_packed_pictures_become_class_folders(tmp_path: Path) -> None:
 
     assert [path.name for path in data.normal] == ["00001.jpg", "00004.jpg"]
     assert [image.kind for image in data.test] == ["ant", "good", "cow"]
+
+
+def empty_files(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_further_sets_are_dealt_the_same_way_and_link_every_file_once(tmp_path: Path) -> None:
+    clones = tmp_path / "clones"
+    empty_files(clones / "brain-tumor-model" / "no", [f"{i} no.jpg" for i in range(70)])
+    empty_files(clones / "brain-tumor-model" / "yes", ["Y1.jpg", "Y2.jpg"])
+
+    made, again = (lay_out(clones, tmp_path / out) for out in ("first", "again"))
+
+    assert made == again == ["brain"]
+    data, same = (read_mvtec(tmp_path / out / "brain") for out in ("first", "again"))
+    assert [path.name for path in data.normal] == [path.name for path in same.normal]
+    assert (len(data.normal), len(data.test)) == (60, 12)
+    every = [*data.normal, *(image.path for image in data.test)]
+    assert len({path.resolve() for path in every}) == 72
+    assert {image.path.name for image in data.test if image.anomalous} == {"Y1.jpg", "Y2.jpg"}
+
+
+def test_a_place_on_the_boards_is_learned_or_tested_never_both(tmp_path: Path) -> None:
+    folder = tmp_path / "clones" / "DeepPCB" / "PCBData" / "group20085" / "20085"
+    empty_files(folder, [f"{i}_{kind}.jpg" for i in range(200) for kind in ("temp", "test")])
+
+    lay_out(tmp_path / "clones", tmp_path / "out")
+
+    data = read_mvtec(tmp_path / "out" / "pcb")
+    learned = {path.name.partition("_")[0] for path in data.normal}
+    tested = [image.path.name.partition("_")[0] for image in data.test]
+    assert (len(learned), len(tested)) == (160, 80)
+    assert not learned & {*tested}
+    assert sum(image.anomalous for image in data.test) == 40

@@ -65,6 +65,7 @@ def write_tables(folder: Path) -> None:
     conditions: dict[str, list[dict[str, object]]] = {
         "peers": [{"method": name} for name in write_report.METHOD_NAMES],
         "patchcore": [{"method": name} for name in ("ours", "anomalib_patchcore")],
+        "further": [{"method": name} for name in ("ours", "prototypes")],
         "style": [{"look": look, "method": "ours"} for look in ("blur", "noise")],
         "unbalanced": [
             {"setting": setting, "tested": tested, "rate": rate}

@@ -57,7 +57,7 @@ def slow_step_up(p_values: list[float], fdr: float) -> set[int]:
 
 
 def slow_joined(standard: list[float], weights: list[float]) -> float:
-    return math.log(sum(w * math.exp(z) for z, w in zip(standard, weights, strict=True)))
+    return 2 * math.log(sum(w * math.exp(z / 2) for z, w in zip(standard, weights, strict=True)))
 
 
 @given(st.lists(st.tuples(st.floats(-6, 60), st.floats(0, 1)), min_size=1, max_size=6))
@@ -78,7 +78,7 @@ def test_a_voice_without_weight_is_not_heard() -> None:
 
 def test_one_sure_voice_outweighs_two_that_see_nothing() -> None:
     weights = np.full(3, 1 / 3)
-    sure, spread = joined(np.array([[6.0, 0.0, 0.0], [2.0, 2.0, 2.0]]), weights)
+    sure, spread = joined(np.array([[9.0, 0.0, 0.0], [3.0, 3.0, 3.0]]), weights)
 
     assert sure > spread
 

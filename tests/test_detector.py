@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,19 +66,24 @@ def tiny_detector(names: tuple[str, ...] = NAMES) -> AnomalyDetector:
     detector = AnomalyDetector(backbone, scales).eval()
     for i, name in enumerate(names, start=1):
         detector.scale(name).cell_mean.fill_(0.3 * i)
-        detector.scale(name).cell_std.fill_(0.5 + 0.1 * i)
+        detector.scale(name).weight.fill_(1 + i)
     return detector
 
 
 def slow_local_cell(feature_map: Tensor, y: int, x: int, stride: int) -> Tensor:
+    """Cell of row y and column x of the grid on which maps are: 8 pixels a cell, or the stride where it is coarser."""
     _, h, w = feature_map.shape
-    own = feature_map[:, y, x]
-    around = [
-        feature_map[:, row, column]
-        for row in range(max(0, y - 1), min(h, y + 2))
-        for column in range(max(0, x - 1), min(w, x + 2))
-    ]
-    cell = (own + torch.stack(around).mean(0)) / 2 if stride <= 8 else own
+    if stride == 4:
+        cell = torch.stack([feature_map[:, 2 * y + i, 2 * x + j] for i in (0, 1) for j in (0, 1)]).mean(0)
+    elif stride == 8:
+        around = [
+            feature_map[:, row, column]
+            for row in range(max(0, y - 1), min(h, y + 2))
+            for column in range(max(0, x - 1), min(w, x + 2))
+        ]
+        cell = (feature_map[:, y, x] + torch.stack(around).mean(0)) / 2
+    else:
+        cell = feature_map[:, y, x]
     unit: Tensor = cell / cell.norm()
     return unit
 
@@ -136,10 +139,10 @@ def slow_box_average(image: Tensor, by: int) -> Tensor:
     return torch.stack([reduced[:, :, x : x + by].mean(2) for x in range(0, width, by)], dim=2)
 
 
-def test_each_distance_map_has_the_grid_of_its_stride() -> None:
+def test_each_distance_map_has_a_cell_every_8_pixels_or_every_stride_where_that_is_more() -> None:
     maps = tiny_detector().distance_maps(random_images(2, 64, 96))
 
-    assert [tuple(m.shape) for m in maps] == [(2, 16, 24), (2, 8, 12), (2, 4, 6), (2, 1, 1)]
+    assert [tuple(m.shape) for m in maps] == [(2, 8, 12), (2, 8, 12), (2, 4, 6), (2, 1, 1)]
     assert all((m >= 0).all() for m in maps)
 
 
@@ -188,55 +191,17 @@ def test_a_change_of_some_pixels_leaves_distant_cells_alone() -> None:
     torch.testing.assert_close(before[:, 2:], after[:, 2:], rtol=0, atol=1e-5)
 
 
-def test_a_deviation_is_the_squared_difference_from_the_nearest_prototype_channel_by_channel() -> None:
-    cells = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    scale = trained_scale(cells)
-
-    deviations = scale.deviations(cells)
-
-    for cell, deviation in zip(scale.whitening(cells), deviations, strict=True):
-        nearest = min(scale.memory.prototypes, key=lambda prototype: float((cell - prototype).norm()))
-        torch.testing.assert_close(deviation, (cell - nearest).square())
-
-
-def test_channel_weights_scale_the_squared_deviation_of_their_channel() -> None:
-    detector, images = tiny_detector(), random_images(2)
-    scale = detector.scale("8")
-    with torch.inference_mode():
-        features = scale_features(detector.backbone, images, ("8",))["8"]
-    squares = scale.deviations(features.permute(0, 2, 3, 1).flatten(0, 2)).view(2, 8, 8, 4)
-    weights = torch.tensor([0.0, 1.0, 4.0, 0.5])
-
-    scale.channel_weights.copy_(weights)
-
-    torch.testing.assert_close(detector.distance_maps(images)[1], (squares * weights).sum(3).sqrt())
-
-
-def test_hot_deviations_average_the_hottest_cells_channel_by_channel() -> None:
-    detector, images = tiny_detector(), random_images(2, 64, 96)
-    with torch.inference_mode():
-        features = scale_features(detector.backbone, images, NAMES)
-
-    hot = dict(zip(NAMES, detector.hot_deviations(images), strict=True))
-
-    for name in NAMES:
-        for n in range(2):
-            deviations = detector.scale(name).deviations(features[name][n].flatten(1).T)  # (h*w, D)
-            count = max(1, round(HOT_SHARE * len(deviations)))
-            order = sorted(range(len(deviations)), key=lambda i: -float(deviations[i].sum()))
-            torch.testing.assert_close(hot[name][n], deviations[order[:count]].mean(0))
-
-
-def test_fusion_is_the_mean_of_standardised_maps_on_the_finest_grid() -> None:
+def test_fusion_is_the_weighted_mean_of_maps_relative_to_normal_cells_on_the_finest_grid() -> None:
     detector = tiny_detector()
     maps = detector.distance_maps(random_images(2, 64, 96))
 
     fused = detector.combine(maps).anomaly_maps
 
-    expected = torch.zeros(2, 16, 24)
-    for name, distances in zip(NAMES[:3], maps[:3], strict=True):
-        standard = (distances - detector.scale(name).cell_mean) / detector.scale(name).cell_std
-        expected += F.interpolate(standard[:, None], (16, 24), mode="bilinear", align_corners=False)[:, 0] / 3
+    expected = torch.zeros(2, 8, 12)
+    for name, distances, mean, weight in zip(NAMES[:3], maps[:3], (0.3, 0.6, 0.9), (2, 3, 4), strict=True):
+        assert detector.scale(name).weight == weight
+        enlarged = F.interpolate(distances[:, None] / mean, (8, 12), mode="bilinear", align_corners=False)[:, 0]
+        expected += weight / 9 * enlarged
     torch.testing.assert_close(fused, expected)
 
 
@@ -247,14 +212,13 @@ def test_deviations_are_the_mean_of_the_hottest_cells() -> None:
     detection = detector.combine(maps)
 
     for n in range(3):
-        fused = math.log1p(math.exp(slow_hottest(detection.anomaly_maps[n])))
-        expected = [fused, *(slow_hottest(distances[n]) for distances in maps)]
+        expected = [slow_hottest(detection.anomaly_maps[n]), *(slow_hottest(distances[n]) for distances in maps)]
         torch.testing.assert_close(detection.deviations[n], torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_there_is_one_deviation_a_name_and_each_is_positive() -> None:
     detector = tiny_detector()
-    maps = [torch.zeros(2, 16, 16), torch.zeros(2, 8, 8), torch.zeros(2, 4, 4), torch.zeros(2, 1, 1)]
+    maps = [torch.zeros(2, 8, 8), torch.zeros(2, 8, 8), torch.zeros(2, 4, 4), torch.zeros(2, 1, 1)]
 
     deviations = detector.combine(maps).deviations
 
@@ -266,7 +230,7 @@ def test_there_is_one_deviation_a_name_and_each_is_positive() -> None:
 @pytest.mark.parametrize("names", [("4",), ("16", "4"), ("8", IMAGE_SCALE)])
 def test_any_choice_of_scales_gives_a_map_on_its_finest_grid(names: tuple[str, ...]) -> None:
     detector = tiny_detector(names)
-    finest = 64 // min(int(name) for name in detector.local_names)
+    finest = 64 // max(8, min(int(name) for name in detector.local_names))
 
     detection = detector(random_images(2))
 
@@ -283,7 +247,7 @@ def test_a_hotter_cell_raises_map_and_deviations_of_its_image_only() -> None:
     before, after = detector.combine(maps), detector.combine(hotter)
 
     assert (after.deviations[0, [0, 2]] > before.deviations[0, [0, 2]]).all()
-    assert after.anomaly_maps[0].max() == after.anomaly_maps[0, 6:8, 6:8].max()
+    assert after.anomaly_maps[0].max() == after.anomaly_maps[0, 3, 3]
     assert torch.equal(after.anomaly_maps[1], before.anomaly_maps[1])
     assert torch.equal(after.deviations[1], before.deviations[1])
 
@@ -293,7 +257,7 @@ def test_scale_features_have_the_shapes_of_their_strides() -> None:
     features = scale_features(tiny_backbone(), random_images(2, 64, 96), NAMES)
 
     assert {name: tuple(f.shape) for name, f in features.items()} == {
-        "4": (2, 3, 16, 24),
+        "4": (2, 3, 8, 12),
         "8": (2, 4, 8, 12),
         "16": (2, 5, 4, 6),
         IMAGE_SCALE: (2, 5 + 6 + 5, 1, 1),
@@ -302,14 +266,14 @@ def test_scale_features_have_the_shapes_of_their_strides() -> None:
 
 @pytest.mark.parametrize("stride", [4, 8, 16])
 @torch.inference_mode()
-def test_fine_local_features_are_averaged_with_neighbours_inside_the_map_and_all_have_length_one(stride: int) -> None:
+def test_fine_local_cells_are_averaged_inside_the_map_and_all_have_length_one(stride: int) -> None:
     backbone, images = tiny_backbone(), random_images(1)
     raw = dict(zip(WIDTHS, backbone(images), strict=True))[stride][0]
 
     cells = scale_features(backbone, images, (str(stride),))[str(stride)][0]
 
-    for y in range(64 // stride):
-        for x in range(64 // stride):
+    for y in range(64 // max(8, stride)):
+        for x in range(64 // max(8, stride)):
             torch.testing.assert_close(cells[:, y, x], slow_local_cell(raw, y, x, stride))
 
 

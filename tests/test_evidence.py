@@ -65,17 +65,17 @@ def test_the_evidence_is_of_the_scale_that_fired_most(loaded: Model, measured: d
     scales = set()
     for each in measured.values():
         fired = dict(
-            zip(["map", "8", "16", "image"], loaded.calibration.scores(each.deviations[None])[1][0], strict=True)
+            zip(["map", "4", "8", "16", "image"], loaded.calibration.scores(each.deviations[None])[1][0], strict=True)
         )
         evidence = find_evidence(loaded, each)
 
         assert evidence is not None
-        assert evidence.scale == ("8" if fired["8"] > fired["16"] else "16")
-        cell, prototype = each.hottest[["8", "16"].index(evidence.scale)].tolist()
+        assert evidence.scale == max(("4", "8", "16"), key=fired.__getitem__)
+        cell, prototype = each.hottest[["4", "8", "16"].index(evidence.scale)].tolist()
         assert evidence.hot == cut_patch(each.pixels, evidence.scale, cell)
         assert evidence.normal == loaded.patches[evidence.scale][prototype]
         scales.add(evidence.scale)
-    assert scales == {"8", "16"}
+    assert len(scales) > 1
 
 
 @pytest.mark.parametrize("name", ["bad0.jpg", "bad1.jpg", "bad2.jpg"])
@@ -83,7 +83,7 @@ def test_the_hottest_cell_of_a_spoiled_image_is_at_the_coloured_patch(measured: 
     pixels = measured[name].pixels.astype(float)
     colourful = np.argwhere(np.ptp(pixels, axis=2) > 100)  # normal images are gray, but for the noise
 
-    for scale, (cell, _) in zip(("8", "16"), measured[name].hottest.tolist(), strict=True):
+    for scale, (cell, _) in zip(("4", "8", "16"), measured[name].hottest.tolist(), strict=True):
         left, top, right, bottom = patch_box(64, 64, scale, cell)
         y, x = colourful.mean(axis=0)
         assert left <= x < right

@@ -21,7 +21,7 @@ LEVEL_NAMES = [
     "listing labels curves report_table quality bombs libtiff images thumbnails augment "
     "devices distributed compact_resnet packed_resnet backbone memory known",
     "detector",
-    "journal scoring normals contrast distance_head held_out patches labelled training checkpoint normal_audit "
+    "journal scoring normals contrast held_out patches labelled training checkpoint normal_audit "
     "cluster onnx_graph saved_steps resuming",
     "streaming pipeline drawing auditing updating evidence evaluation prototypes report export",
     "console command_options api",

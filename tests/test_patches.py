@@ -137,7 +137,7 @@ def test_private_images_leave_no_thumbnail_and_the_model_scores_the_same(here: P
     assert [key for key in state if key.startswith(PATCHES)] == []
     assert [key for key, value in state.items() if value.dtype == torch.uint8] == []
     assert {key for key in load_file("with.safetensors") if key.startswith(PATCHES)} == {
-        f"{PATCHES}{scale}.{part}" for scale in ("8", "16", IMAGE_SCALE) for part in ("content", "ends")
+        f"{PATCHES}{scale}.{part}" for scale in ("4", "8", "16", IMAGE_SCALE) for part in ("content", "ends")
     }
     assert tables[0] == tables[1]
     assert load_model(Path("without.safetensors")).patches == {}

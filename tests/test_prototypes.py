@@ -29,7 +29,8 @@ def test_every_prototype_is_drawn_scale_by_scale_with_alike_ones_side_by_side(he
 
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == (
-        f"prototypes drawn: 50 at stride 8, 50 at stride 16, {NORMALS} at image level\npicture: prototypes.png\n"
+        f"prototypes drawn: 50 at stride 4, 50 at stride 8, 50 at stride 16, {NORMALS} at image level\n"
+        "picture: prototypes.png\n"
     )
     sheet = np.asarray(Image.open("prototypes.png"))
     assert sheet.shape[1] == 2 * MARGIN + COLUMNS * STEP - GAP
@@ -47,11 +48,13 @@ def test_every_prototype_is_drawn_scale_by_scale_with_alike_ones_side_by_side(he
 def test_only_the_first_prototypes_of_each_memory_are_drawn_on_request(here: Path, loaded: Model) -> None:
     result = anomaly("prototypes", "--top", "5", "--out", "few.PNG")
 
-    assert result.stderr == ("prototypes drawn: 5 at stride 8, 5 at stride 16, 5 at image level\npicture: few.PNG\n")
+    assert result.stderr == (
+        "prototypes drawn: 5 at stride 4, 5 at stride 8, 5 at stride 16, 5 at image level\npicture: few.PNG\n"
+    )
     sheet = np.asarray(Image.open("few.PNG"))
     top = 2 * (TITLE + 2 * MARGIN)
     drawn = [sheet[top : top + TILE, left : left + TILE].tobytes() for left in range(MARGIN, MARGIN + 5 * STEP, STEP)]
-    assert set(drawn) == {tile_of(thumbnail).tobytes() for thumbnail in loaded.patches["8"][:5]}
+    assert set(drawn) == {tile_of(thumbnail).tobytes() for thumbnail in loaded.patches["4"][:5]}
     assert (sheet[top : top + TILE, MARGIN + 5 * STEP :] == PAPER).all()
 
 

@@ -1,4 +1,4 @@
-"""The learned parts through the command line: scratch, known anomalies, more effort; and the quality they must keep."""
+"""The learned parts: scratch, planted defects, known anomalies; and the quality they must keep."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 from command_line import anomaly, rows_of
-from conftest import SETTINGS, spoiled, texture
+from conftest import CONFIG, SETTINGS, spoiled, texture
 from PIL import Image
+from torch import Tensor
 
 from anomaly_cli.backbone import EMBEDDED, empty_backbone
 from anomaly_cli.checkpoint import load_model
 from anomaly_cli.detector import AnomalyDetector, ScaleModel
-from anomaly_cli.distance_head import HeadData, HeadWeights
+from anomaly_cli.held_out import HeldOut
 from anomaly_cli.known import KnownAnomalies
 from anomaly_cli.memory import Whitening
+from anomaly_cli.normals import Run
 from anomaly_cli.scales import IMAGE_SCALE, SMALL_SCALE
-from anomaly_cli.training import FOLDS_OF_FEW, deal_folds, score_weights
+from anomaly_cli.training import FOLDS_OF_FEW, MAX_SENSITIVITY, PLANTED, deal_folds, voice_weights, weigh_scales
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,29 +42,63 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "side", "expected"),
-    [(100.0, 256, 3.0), (3.0, 256, 1.5), (2.0, 256, 1.0), (100.0, 64, 0.75)],
-    ids=["alike", "half way", "little in common", "small pictures"],
+    ("sensitivity", "side", "expected"),
+    [(3.0, 256, 3.0), (1.5, 256, 1.5), (0.0, 256, 1.0), (3.0, 64, 0.75)],
+    ids=["defects show", "half as much", "they do not", "small pictures"],
 )
-def test_the_map_weighs_more_where_images_are_alike_and_large(mean: float, side: int, expected: float) -> None:
-    scales = {
-        name: ScaleModel(Whitening(torch.full((3,), mean), torch.eye(3)))
-        for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE)
-    }
+def test_the_map_weighs_more_where_planted_defects_show_and_pictures_are_large(
+    sensitivity: float, side: int, expected: float
+) -> None:
+    whitening = Whitening(torch.zeros(3), torch.eye(3))
+    scales = {name: ScaleModel(whitening) for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE)}
 
-    weights = score_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side)
+    weights = voice_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, sensitivity)
 
-    assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5], rel=0.001)
+    assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5])
+
+
+@pytest.mark.parametrize(("shown", "expected"), [((0.0, 2.0), (1.0, 5.0)), ((-1.0, 9.0), (1.0, 26.0))])
+def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
+    shown: tuple[float, float], expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = [{name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16")} for _ in range(3)]
+    detectors = [AnomalyDetector(empty_backbone(EMBEDDED), each) for each in scales]
+    held_out = [HeldOut(i % 2, Path(f"{i}.png")) for i in range(5)]
+    logs = torch.tensor([-1.0, 1.0, -1.0, 1.0, 70.0])  # spread 1 without the last, a suspect
+
+    def maps(log: float, raised: tuple[float, float]) -> list[Tensor]:
+        return [torch.full((1, side, side), log + more).exp() for side, more in zip((8, 4), raised, strict=True)]
+
+    planted: list[HeldOut] = []
+
+    def measure(_detectors: object, items: list[HeldOut], *_: object) -> list[list[Tensor]]:
+        planted.extend(items)
+        return [maps(float(logs[int(item.path.stem)]), shown) for item in items]
+
+    monkeypatch.setattr("anomaly_cli.training.measure_held_out", measure)
+    run = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+    sensitivity = weigh_scales(detectors, held_out, [maps(float(log), (0.0, 0.0)) for log in logs], [4], run)
+
+    assert {item.path.name for item in planted} == {"0.png", "1.png", "2.png", "3.png"}
+    assert all(item.other not in (None, item.path) for item in planted)
+    assert len({item.defect_seed for item in planted}) == len(planted) == PLANTED
+    assert all(item.fold == int(item.path.stem) % 2 for item in planted)
+    for detector in detectors:
+        weights = [float(detector.scale(name).weight) for name in ("8", "16")]
+        assert weights == pytest.approx(expected, rel=1e-5)
+    low, high = ((np.exp(s) * w) for s, w in zip(shown, expected, strict=True))
+    raised = np.log((low + high) / sum(expected))  # of the fused map, whose spread is 1 too
+    assert sensitivity == pytest.approx(min(raised, MAX_SENSITIVITY), rel=1e-5)
 
 
 def test_known_anomalies_weigh_a_share_of_all_other_voices() -> None:
-    scales = {name: ScaleModel(Whitening(torch.full((3,), 3.0), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
+    scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
     looks = torch.zeros(4, 2)
     known = KnownAnomalies(looks, looks, torch.zeros(2), torch.tensor(0.0))
 
-    weights = score_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256)
+    weights = voice_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, 1.5)
 
-    assert weights.tolist() == pytest.approx([1.5, 0, 0, 1, 2.5 * 2 / 7], rel=0.001)
+    assert weights.tolist() == pytest.approx([1.5, 0, 0, 1, 2.5 * 2 / 7])
 
 
 def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:
@@ -85,33 +121,6 @@ def test_known_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) ->
     assert result.exit_code == 0, result.stderr
     assert load_model(Path("known.safetensors")).provenance.anomalies == 6
     assert all("bad" in path for path in list(scores("incoming", "known.safetensors"))[:3])
-
-
-def test_the_most_thorough_training_weighs_deviations_of_synthetic_anomalies(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    met: list[HeadData] = []
-
-    def learn(data: HeadData, seed: int) -> HeadWeights:
-        met.append(data)
-        channels = [torch.full((each.shape[1],), 2.0) for each in data.channels]
-        return HeadWeights(channels, torch.full((len(channels),), 3.0), 0.25)
-
-    monkeypatch.setattr("anomaly_cli.training.learn_head", learn)
-    settings = [*SETTINGS[:4], "--effort", "thorough", "--model", "thorough.safetensors"]
-
-    result = anomaly("train", "normal", *settings)
-
-    assert result.exit_code == 0, result.stderr
-    images = len(met[0].anomalous) // 2
-    assert met[0].anomalous.tolist() == [False] * images + [True] * images
-    normal, changed = met[0].channels[0].sum(1).chunk(2)
-    assert changed.median() > normal.median()
-    model = load_model(Path("thorough.safetensors"))
-    scale = model.detector.scale("8")
-    assert model.provenance.head_gain == 0.25
-    assert (scale.channel_weights == 2).all()
-    assert scale.weight == 3
 
 
 def test_washers_with_defects_rank_above_normal_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
