@@ -41,15 +41,15 @@ PEER_FIGURES = {  # column: title, factor, digits
 }
 HEAD = """# Benchmarks
 
-Made by `make bench DATA=BENCH CIFAR=BENCH/cifar10 PHOTOGRAPHS=BENCH/imagenette`; the page itself by
-`python -m benchmarks.write_report`. Do not edit: the next run replaces it. All figures in one file:
-[benchmarks.csv](benchmarks.csv).
+Made by `make bench DATA=BENCH FURTHER=BENCH CIFAR=BENCH/cifar10 PHOTOGRAPHS=BENCH/imagenette`, each path that of its
+own sets; the page itself by `python -m benchmarks.write_report`. Do not edit: the next run replaces it. All figures in
+one file: [benchmarks.csv](benchmarks.csv).
 
 `BENCH` is a folder of sets in MVTec layout: subsets of screw and transistor (MVTec AD), magnetic_tile and elpv_mono
-(solar cells); of a packed subset of CIFAR-10; and of the photographs of Imagenette. Figures are in percent, image AUROC
-where nothing else is said, mean ± standard deviation over the seeds; a seed draws the images and is the seed of the
-training. The mean over the sets takes those only that have every row of a table; where these are fewer than half, rows
-that a set lacks have no mean.
+(solar cells); what `benchmarks.further_sets` laid out; a packed subset of CIFAR-10; and the photographs of Imagenette.
+Figures are in percent, image AUROC where nothing else is said, mean ± standard deviation over the seeds; a seed draws
+the images and is the seed of the training. The mean over the sets takes those only that have every row of a table;
+where these are fewer than half, rows that a set lacks have no mean.
 """
 
 
@@ -284,11 +284,11 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
 
 
 def quoted_command(facts: Path) -> str:
-    """Quote the command that made a table, with the machine it ran on."""
+    """Quote the command that made a table, with the machine it ran on and what was noted by hand (`note`)."""
     recorded = json.loads(facts.read_text("utf-8"))
     versions = recorded["versions"]
     machine = f"Cores: {recorded['cores']}, torch {versions['torch']}, Python {versions['python']}."
-    return f"    {recorded['command']}\n\n{machine}"
+    return f"    {recorded['command']}\n\n{machine} {recorded.get('note', '')}".rstrip()
 
 
 def costs_of(rows: pd.DataFrame) -> str:

@@ -117,6 +117,17 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
     assert set(figures["table"]) >= {"peers", "style", "contamination", "ablation", "photographs", "from scratch"}
 
 
+def test_what_was_noted_of_a_table_stands_beside_its_command(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    facts = tmp_path / "style.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"note": "Of an older version."}))
+
+    write_report.write(tmp_path, tmp_path / "page.md")
+
+    page = (tmp_path / "page.md").read_text("utf-8")
+    assert page.count("Python 3.12. Of an older version.\n") == 1
+
+
 def test_the_error_is_compared_with_each_method() -> None:
     names = write_report.METHOD_NAMES
     means = pd.Series({names["ours"]: 0.9, names["lof"]: 0.8, names["gaussian"]: 0.92})

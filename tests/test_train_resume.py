@@ -26,7 +26,7 @@ from anomaly_cli.saved_steps import SavedSteps, pack, unpack
 MODEL = Path("mine.safetensors")
 STEPS = Path("mine.safetensors.steps")
 FILES = 14  # in the folder `normal`, twelve of which can be read
-SAVED_STEPS = 3 + 4 + 3  # in stage 1, of images read, of images measured
+SAVED_STEPS = 3 + 4 + 3 + 2  # in stage 1, of images read, of images measured, of planted defects
 RANDOM_KILLS = 6
 EMBEDDED = ("train", "mine", "--model", str(MODEL), *SETTINGS)
 SCRATCH = (*EMBEDDED, "--backbone", "scratch")
@@ -41,6 +41,7 @@ class StoppedClock:
 def small_steps(patch: pytest.MonkeyPatch) -> None:
     """Save often, learn little, and write the same date into every model."""
     patch.setattr(normals, "BLOCK", 4)
+    patch.setattr(training, "PLANTED", 8)
     patch.setattr(contrast, "STEPS_BETWEEN_SAVES", 2)
     patch.setitem(training.SCRATCH_STEPS, Effort.QUICK, 6)
     patch.setattr(pipeline, "datetime", StoppedClock)
