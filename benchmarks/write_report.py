@@ -88,9 +88,7 @@ def peers(results: pd.DataFrame, page: Page) -> None:
         "(scikit-learn) see the pooled features of our image scale. anomalib's PatchCore (strides 8 and 16) and "
         "PaDiM (4, 8, 16) run by its own torch models with our network as their backbone."
     )
-    results = results.assign(method=results["method"].map(METHOD_NAMES))
-    ranking = page.table(results, "peers", ["method"], ["method"])
-    page.text(errors_against(ranking.mean[MEAN]))
+    results, ranking = ranked(results, page, "peers")
     plot_bars(100 * ranking.mean, page.picture("peers", "Image AUROC of all methods on all sets"))
     columns = {}
     for figure, (title, factor, digits) in PEER_FIGURES.items():
@@ -102,6 +100,14 @@ def peers(results: pd.DataFrame, page: Page) -> None:
     page.text(markdown(pd.DataFrame(columns).loc[ranking.mean.index].fillna("–"), ["method"]))
 
 
+def ranked(results: pd.DataFrame, page: Page, table: str) -> tuple[pd.DataFrame, Grid]:
+    """Add a table of methods and their errors; return the results with titles of methods, and the figures."""
+    results = results.assign(method=results["method"].map(METHOD_NAMES))
+    ranking = page.table(results, table, ["method"], ["method"])
+    page.text(errors_against(ranking.mean[MEAN]))
+    return results, ranking
+
+
 def further(results: pd.DataFrame, page: Page) -> None:
     """Compare methods on sets from elsewhere."""
     page.text(
@@ -111,9 +117,7 @@ def further(results: pd.DataFrame, page: Page) -> None:
         "chosen with all of them in view but the eyegrounds, which were looked at once, when nothing was changed "
         "any more. Test sets are small (20 to 100 normal images): a difference of 3 points is often chance."
     )
-    results = results.assign(method=results["method"].map(METHOD_NAMES))
-    ranking = page.table(results, "further sets", ["method"], ["method"])
-    page.text(errors_against(ranking.mean[MEAN]))
+    ranked(results, page, "further sets")
 
 
 def patchcore(results: pd.DataFrame, page: Page) -> None:
