@@ -56,7 +56,7 @@ bench: $(INSTALLED)
 	$(if $(FURTHER),$(MAKE) bench-further)
 	$(if $(CIFAR),$(MAKE) bench-objects)
 	$(if $(PHOTOGRAPHS),$(MAKE) bench-photographs)
-	$(if $(DATA)$(CIFAR)$(PHOTOGRAPHS),$(MAKE) bench-page)
+	$(if $(DATA)$(FURTHER)$(CIFAR)$(PHOTOGRAPHS),$(MAKE) bench-page)
 
 $(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
 	$(if $(filter peers,$*),$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]')

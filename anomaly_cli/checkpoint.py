@@ -284,7 +284,7 @@ def _unit_from_json(values: dict[str, Any]) -> Unit:
 def _provenance_from_json(values: dict[str, Any]) -> Provenance:
     provenance = Provenance(**values)
     for each in fields(provenance):
-        kind = {"int": int, "float": int | float, "str": str, "dict[str, str]": dict}.get(str(each.type), object)
+        kind = {"int": int, "str": str, "dict[str, str]": dict}.get(str(each.type), object)
         if not isinstance(getattr(provenance, each.name), kind):
             raise ValueError(f"{each.name} is no {each.type}")
     return provenance

@@ -37,7 +37,7 @@ LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
 FEW_IMAGES = 50  # below, a fifth is too much to leave out
 FOLDS_OF_FEW = 10
-CELL_SAMPLE = 200_000  # distances a scale that location and spread are taken from
+CELL_SAMPLE = 200_000  # distances a scale that the mean is taken from
 SCRATCH_IMAGES = 1_000  # at most so many are kept in memory while `scratch` learns its backbone
 SCRATCH_STEPS = {Effort.QUICK: 60, Effort.STANDARD: 200, Effort.THOROUGH: 3_000}
 
@@ -283,7 +283,7 @@ def calibrate(
     """Set every unit from the distance maps of held-out normal images.
 
     Args:
-        detector: with its cell statistics and weights set.
+        detector: with its cell means and weights set.
         measured: one map a scale, for every image.
         weights: (E,) of the deviations in the image score.
         known: (images, 1) deviations from the known anomalies where the detector has some.

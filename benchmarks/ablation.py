@@ -30,6 +30,7 @@ from anomaly_cli.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES
 from benchmarks import quality
 from benchmarks.datasets import AnomalySet, subsample
 from benchmarks.jobs import Row, print_means, run_table, set_options
+from benchmarks.methods import own_grid
 
 Floats = NDArray[np.float64]
 Choose = Callable[[Tensor, int, torch.Generator], PrototypeMemory]
@@ -124,11 +125,6 @@ def neighbourhood_mean(feature_map: Tensor, stride: int) -> Tensor:
     """Average (N, D, h, w) cells over 3×3, as Roth et al. 2022 do, at any stride."""
     mean = torch.nn.functional.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False)
     return torch.nn.functional.avg_pool2d(mean, FINEST_STEP // stride) if stride < FINEST_STEP else mean
-
-
-def own_grid(feature_map: Tensor, stride: int) -> Tensor:
-    """Leave (N, D, h, w) cells of stride 4 on the grid of that stride, softened as those of stride 8."""
-    return detector.softened(feature_map) if stride <= FINEST_STEP else feature_map
 
 
 def cell_alone(feature_map: Tensor) -> Tensor:

@@ -161,8 +161,12 @@ def _plain_cells(backbone: Backbone, side: int, path: Path) -> tuple[LoadedImage
     image = load_image(path, side)
     with torch.inference_mode():
         maps = dict(zip(backbone.strides, backbone(to_tensor(image)), strict=True))
-        cells = {stride: softened(maps[stride]) if stride <= FINEST_STEP else maps[stride] for stride in STRIDES}
-        return image, {str(stride): F.normalize(each, dim=1) for stride, each in cells.items()}
+        return image, {str(stride): F.normalize(own_grid(maps[stride], stride), dim=1) for stride in STRIDES}
+
+
+def own_grid(feature_map: Tensor, stride: int) -> Tensor:
+    """Leave (N, D, h, w) cells of stride 4 on the grid of that stride, softened as those of stride 8."""
+    return softened(feature_map) if stride <= FINEST_STEP else feature_map
 
 
 def _features(

@@ -343,7 +343,7 @@ HOSTILE: dict[str, Callable[[Header], object]] = {
     "no spread": _set("calibration", "spread", 0, to=0.0),
     "a location that is no number": _set("calibration", "location", 0, to=float("nan")),
     "a negative weight": _set("calibration", "weights", 0, to=-1.0),
-    "an origin of another kind": _set("provenance", "head_gain", to=[]),
+    "an origin of another kind": _set("provenance", "suspects", to=[]),
     "origin incomplete": lambda header: header["provenance"].pop("images"),
 }
 
