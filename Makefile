@@ -24,7 +24,7 @@ test: $(INSTALLED)
 # The review page in a real browser: the system's Chromium, or the one that ANOMALY_CHROMIUM names.
 test-browser: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest tests/review/browser
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -49,8 +49,8 @@ TABLES := peers style unbalanced contamination few_normals ablation
 SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.memory_growth
+	$(BIN)/python -m benchmarks.speed.speed
+	$(BIN)/python -m benchmarks.speed.memory_growth
 	$(if $(DATA),$(MAKE) $(addprefix bench-,$(TABLES)))
 	$(if $(DATA),$(MAKE) bench-patchcore)
 	$(if $(FURTHER),$(MAKE) bench-further)
@@ -60,30 +60,30 @@ bench: $(INSTALLED)
 
 $(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
 	$(if $(filter peers,$*),$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]')
-	$(BIN)/python -m benchmarks.$* --data $(SETS) $(if $(filter style,$*),sample_data) --out $(RESULTS)/$*.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.$* --data $(SETS) $(if $(filter style,$*),sample_data) --out $(RESULTS)/$*.csv $(BENCH_OPTIONS)
 
 # PatchCore with anomalib's own share of cells, as it comes.
 bench-patchcore: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
-	$(BIN)/python -m benchmarks.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
 
-# FURTHER is what `python -m benchmarks.further_sets` laid out.
+# FURTHER is what `python -m benchmarks.accuracy.further_sets` laid out.
 bench-further: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
-	$(BIN)/python -m benchmarks.peers --data $(patsubst %/,%,$(sort $(wildcard $(FURTHER)/*/))) --seeds 1 --max-train 100 --max-test 100 --methods ours prototypes prototypes_128 anomalib_padim anomalib_patchcore --out $(RESULTS)/further.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.peers --data $(patsubst %/,%,$(sort $(wildcard $(FURTHER)/*/))) --seeds 1 --max-train 100 --max-test 100 --methods ours prototypes prototypes_128 anomalib_padim anomalib_patchcore --out $(RESULTS)/further.csv $(BENCH_OPTIONS)
 
 # What the voices do on photographs.
 bench-photographs: $(INSTALLED)
-	$(BIN)/python -m benchmarks.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
 
 # Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
 bench-objects: $(INSTALLED)
-	$(BIN)/python -m benchmarks.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --out $(RESULTS)/objects_embedded.csv $(BENCH_OPTIONS)
-	$(BIN)/python -m benchmarks.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --backbone scratch --out $(RESULTS)/objects_scratch.csv $(BENCH_OPTIONS)
-	$(BIN)/python -m benchmarks.ablation --cifar $(CIFAR) --max-train 500 --out $(RESULTS)/ablation_scratch.csv --variants scratch 'scratch, no stage 1' 'scratch, no memory in stage 1' 'scratch, no variance term' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --out $(RESULTS)/objects_embedded.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --backbone scratch --out $(RESULTS)/objects_scratch.csv $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.ablation --cifar $(CIFAR) --max-train 500 --out $(RESULTS)/ablation_scratch.csv --variants scratch 'scratch, no stage 1' 'scratch, no memory in stage 1' 'scratch, no variance term' $(BENCH_OPTIONS)
 
 bench-page: $(INSTALLED)
-	$(BIN)/python -m benchmarks.write_report --results $(RESULTS)
+	$(BIN)/python -m benchmarks.page.write_report --results $(RESULTS)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from anomaly_cli import pipeline
-from anomaly_cli.checkpoint import Model, load_model
 from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Effort
-from anomaly_cli.devices import choose_device
+from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import ConfigError, InputError, UnreadableImageError
-from anomaly_cli.images import read_pixels
-from anomaly_cli.overlay import draw_overlay
-from anomaly_cli.remote import path_of
-from anomaly_cli.scoring import flag_rows, measure_images, to_row
-from anomaly_cli.table import to_frame
+from anomaly_cli.images import find
+from anomaly_cli.images.decode import read_pixels
+from anomaly_cli.paths import path_of
+from anomaly_cli.review.overlay import draw_overlay
+from anomaly_cli.scoring import score as scoring
+from anomaly_cli.scoring.measure import measure_images
+from anomaly_cli.scoring.rows import flag_rows, to_row
+from anomaly_cli.tables.writer import to_frame
+from anomaly_cli.training import train as training
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 Name = str | os.PathLike[str]
+
+
 Names = Name | Iterable[Name]
 
 
@@ -50,7 +56,7 @@ def train(
     # Through a file in any case: only what was read back scores like `anomaly score` to the last digit.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors") if model is None else Path(model)
-        pipeline.train(_paths(normal), path, config, anomalies=_paths(anomalies), device=device, progress=_silent)
+        training.train(_paths(normal), path, config, anomalies=_paths(anomalies), device=device, progress=_silent)
         return load_model(path, choose_device(device))
 
 
@@ -70,7 +76,7 @@ def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.Dat
     """
     chosen = choose_device(device)
     loaded = _loaded(model, device)
-    rows = pipeline.rank(pipeline.collect(_paths(inputs)), loaded, chosen, _silent)
+    rows = scoring.rank(find.collect(_paths(inputs)), loaded, chosen, _silent)
     return to_frame(rows, loaded.detector.column_names, with_quality=True)
 
 

@@ -13,7 +13,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from anomaly_cli import console, review_commands, score_commands, standard_streams, table_commands, train_commands
+from anomaly_cli import streams
+from anomaly_cli.commands import audit, console, evaluate, export, heatmap, info, list_paths, prototypes, report, update
+from anomaly_cli.commands import score as commands_score
+from anomaly_cli.commands import train as commands_train
 from anomaly_cli.errors import AnomalyError, ConfigError
 
 ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -52,7 +55,7 @@ class _ReportingGroup(TyperGroup):
     """Turn an `AnomalyError` from any subcommand into one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        standard_streams.replace_closed_streams()
+        streams.replace_closed_streams()
         try:
             with _ending_cleanly():
                 return super().invoke(ctx)
@@ -60,7 +63,7 @@ class _ReportingGroup(TyperGroup):
             console.say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:
-            standard_streams.let_go_of_stdout()
+            streams.let_go_of_stdout()
             raise typer.Exit(0) from error
 
 
@@ -141,19 +144,22 @@ def _root(
 
 
 for command in (
-    train_commands.train,
-    train_commands.update,
-    score_commands.score,
-    score_commands.audit,
-    score_commands.heatmap,
-    review_commands.report,
-    review_commands.evaluate,
-    review_commands.prototypes,
-    train_commands.info,
-    train_commands.export,
+    commands_train.train,
+    update.update,
+    commands_score.score,
+    audit.audit,
+    heatmap.heatmap,
+    report.report,
+    evaluate.evaluate,
+    prototypes.prototypes,
+    info.info,
+    export.export,
 ):
     app.command(cls=_Command)(command)
-app.command("list", cls=_Command)(table_commands.list_paths)
+
+
+app.command("list", cls=_Command)(list_paths.list_paths)
+
 
 if __name__ == "__main__":
     app()

@@ -11,6 +11,8 @@ AnomalyError                exit 1
 └── ConfigError             exit 2: an option or setting is out of its range
 """
 
+from __future__ import annotations
+
 
 class AnomalyError(Exception):
     """Base of every error that is shown to the user as one line."""

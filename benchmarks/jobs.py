@@ -1,6 +1,6 @@
 """What the tables share: options that name the sets, a fresh process a job, a CSV that is complete after each job.
 
-Beside the CSV lies a JSON file with the command that made it and the machine, for `benchmarks.write_report`.
+Beside the CSV lies a JSON file with the command that made it and the machine, for `benchmarks.page.write_report`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import TypeVar
 
 import pandas as pd
 
-from anomaly_cli.checkpoint import library_versions
-from anomaly_cli.scoring import worker_count
-from benchmarks.datasets import AnomalySet, read_classes, read_packed, read_set
+from anomaly_cli.detector.checkpoint import library_versions
+from anomaly_cli.scoring.parallel import worker_count
+from benchmarks.accuracy.datasets import AnomalySet, read_classes, read_packed, read_set
 
 Job = TypeVar("Job")
 Row = dict[str, str | int | float]
@@ -109,7 +109,8 @@ def record_command(out: Path) -> None:
 
 def command_line(arguments: list[str]) -> str:
     """Write a command as the page quotes it: the module, inputs of other folders below `DATA_WORD`, output by name."""
-    words = ["python -m", f"benchmarks.{Path(arguments[0]).stem}"]
+    script = Path(arguments[0])
+    words = ["python -m", f"benchmarks.{script.parent.name}.{script.stem}"]
     for before, word in pairwise(arguments):
         name = Path(word).name
         shown = name if before == "--out" else f"{DATA_WORD}/{name}" if "/" in word else word

@@ -13,7 +13,7 @@ from anomaly_cli.cli import app
 
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = """\
-<!-- Made from the code by `make docs`: edit the help texts in anomaly_cli/*_commands.py instead. -->
+<!-- Made from the code by `make docs`: edit the help texts in anomaly_cli/commands/ instead. -->
 
 This is what `anomaly COMMAND --help` says, on one page. Recipes for shell scripts: [recipes.md](recipes.md).
 

@@ -24,10 +24,13 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from anomaly_cli.backbone import EMBEDDED, Backbone, build_backbone
-from anomaly_cli.compact_resnet import STRIDES, CompactResNet
-from anomaly_cli.memory import PrototypeMemory, Whitening, select_coreset
-from benchmarks.datasets import AnomalySet, PackedImages, read_mvtec, read_packed, subsample
+from anomaly_cli.detector.backbones.backbone import EMBEDDED, Backbone
+from anomaly_cli.detector.backbones.build import build_backbone
+from anomaly_cli.detector.backbones.compact_resnet import STRIDES, CompactResNet
+from anomaly_cli.detector.coreset import select_coreset
+from anomaly_cli.detector.memory import PrototypeMemory
+from anomaly_cli.detector.whitening import Whitening
+from benchmarks.accuracy.datasets import AnomalySet, PackedImages, read_mvtec, read_packed, subsample
 from pretraining.teacher import RecordedTeacher
 
 LOCAL_STRIDES = ("4", "8", "16")

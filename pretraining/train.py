@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from anomaly_cli.compact_resnet import WIDTHS, CompactResNet
+from anomaly_cli.detector.backbones.compact_resnet import WIDTHS, CompactResNet
 from pretraining.pictures import SHARP_SIZE, Pictures, load_pictures
 from pretraining.teacher import RecordedTeacher
 from pretraining.views import random_views

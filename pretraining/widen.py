@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anomaly_cli.compact_resnet import DEPTHS, STEM_WIDTH, WIDTHS
+from anomaly_cli.detector.backbones.compact_resnet import DEPTHS, STEM_WIDTH, WIDTHS
 
 NOISE = 0.05  # of the spread of a kernel's weights; without it the copies of a channel would never part
 

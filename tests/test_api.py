@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import anomaly, rows_of
-from conftest import CONFIG
 from PIL import Image
+from shared_run import CONFIG
 
 import anomaly_cli
-from anomaly_cli.checkpoint import Model
+from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.errors import AnomalyError
 
 PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import spoiled, texture
 from PIL import Image
+from shared_run import spoiled, texture
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = dict(re.findall(r"## ([^\n]+)\n(?:(?!## ).)*?```sh\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S))

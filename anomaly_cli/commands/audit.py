@@ -1,0 +1,80 @@
+"""`anomaly audit`: rank one folder by how rare each image is in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomaly_cli.commands import console
+from anomaly_cli.commands.console import list_worst, plural, say
+from anomaly_cli.commands.inputs import gather, patterns_of
+from anomaly_cli.commands.options import (
+    DEFAULTS,
+    BackboneName,
+    Device,
+    Exclude,
+    FilesFrom,
+    Format,
+    ImageSize,
+    Include,
+    Inputs,
+    NulSeparated,
+    Out,
+    Prototypes,
+    Quiet,
+    Seed,
+    Weights,
+)
+from anomaly_cli.config import DetectorConfig
+
+if TYPE_CHECKING:
+    from anomaly_cli.training.audit import AuditReport
+
+
+def summarise_audit(report: AuditReport, out: str) -> None:
+    """Say how many images stand out, and what the table can and cannot tell."""
+    readable = [row for row in report.rows if row.status == "ok"]
+    say(
+        f"{plural(len(report.rows), 'file')}: {len(report.flagged)} flagged (beyond the limit of the bulk), "
+        f"{len(report.unreadable)} unreadable"
+    )
+    say(
+        "without a normal folder this ranks how rare an image is among the others; "
+        "for p- and q-values train on images that were looked at"
+    )
+    list_worst(readable, report.unreadable)
+    say(f"table: {out}")
+
+
+def audit(
+    inputs: Inputs = None,
+    out: Out = Path("audit.csv"),
+    table_format: Format = None,
+    backbone: BackboneName = DEFAULTS.backbone,
+    weights: Weights = None,
+    image_size: ImageSize = DEFAULTS.image_size,
+    prototypes: Prototypes = DEFAULTS.prototypes,
+    seed: Seed = DEFAULTS.seed,
+    files_from: FilesFrom = None,
+    null: NulSeparated = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Rank the images of one folder by how rare they are in it: no normal folder, no model needed."""
+    paths = gather(inputs, files_from, null)
+    patterns = patterns_of(include, exclude)
+    config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, seed=seed)
+    from anomaly_cli.tables import formats
+    from anomaly_cli.training.audit import audit as audit_images
+    from anomaly_cli.training.audit import write_audit
+
+    target = None if out == Path("-") else out
+    chosen_format = formats.check_output(target, table_format)
+    with console.progress(quiet) as progress:
+        report = audit_images(paths, config, weights=weights, patterns=patterns, device=device, progress=progress)
+    write_audit(report, target, chosen_format)
+    if not quiet:
+        summarise_audit(report, "stdout" if target is None else os.fspath(target))

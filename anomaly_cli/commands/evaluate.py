@@ -1,0 +1,108 @@
+"""`anomaly evaluate`: what a table is worth where labels are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomaly_cli.commands import console
+from anomaly_cli.commands.console import plural, say
+from anomaly_cli.commands.options import Device, ModelFile, Quiet
+from anomaly_cli.commands.report import STDOUT
+
+if TYPE_CHECKING:
+    from anomaly_cli.review.evaluation import Evaluation, Figure
+
+
+FIGURES_IN_WORDS = {
+    "image_auroc": "image AUROC",
+    "f1_max": "best F1 of any cut",
+    "fpr_at_95_recall": "false alarms at 95 % recall",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO up to FPR 0.3",
+}
+
+
+def summarise_evaluation(evaluation: Evaluation) -> None:
+    """Say what was compared, every figure with its interval, and what the flags of the table are worth."""
+    normal, anomalous = evaluation.normal, evaluation.anomalous
+    say(f"{plural(normal + anomalous, 'labelled image')}: {normal} normal, {anomalous} anomalous")
+    for count, noun, what in (
+        (evaluation.unreadable, "file", " unreadable, in no figure"),
+        (evaluation.unlabelled, "file", " without a label, in no figure"),
+        (evaluation.unused, "label", " without a file in the table"),
+        (evaluation.without_mask or 0, "anomalous image", " without a mask, in no figure of the maps"),
+    ):
+        if count:
+            say(f"{plural(count, noun)}{what}")
+    say(f"{'':<28}value   95 % interval")
+    for name, figure in evaluation.figures.items():
+        words = FIGURES_IN_WORDS.get(name, name.replace("_", " "))
+        say(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
+    if any(figure.low == figure.high for figure in evaluation.figures.values()):
+        say(
+            "an interval of one value says that drawing the images anew changed nothing, not that the figure is certain"
+        )
+    _judge_flags(evaluation)
+
+
+def _judge_flags(evaluation: Evaluation) -> None:
+    """Say how many of the flagged are anomalous, how many anomalies are missed, how many alarms are false."""
+    found = evaluation.confusion
+    hits, alarms = found.flagged_anomalous, found.flagged_normal
+    if found.precision is None:
+        say("the table flags none of them")
+        return
+    missed = found.missed_anomalous
+    say(f"of {hits + alarms} flagged, {hits} anomalous: {_in_percent(found.precision)}")
+    say(f"of {evaluation.anomalous} anomalous, {hits} flagged: {_in_percent(found.recall)}; {missed} missed")
+    say(f"of {evaluation.normal} normal, {alarms} flagged: {_in_percent(found.false_alarms)}")
+
+
+def _in_percent(share: Figure) -> str:
+    return f"{100 * share.value:.0f} % (95 %: {100 * share.low:.0f} to {100 * share.high:.0f} %)"
+
+
+def evaluate(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of `score` or `audit`.")],
+    labels: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|folders",
+            help="Table with the columns path and label (normal or anomalous), such as the review page exports; or "
+            "the word folders: images in folders called good or normal are normal, all others anomalous.",
+        ),
+    ],
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Masks called like the images, white where anomalous: the maps are evaluated, too."
+        ),
+    ] = None,
+    model: ModelFile = Path("anomaly.safetensors"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE|-", help="Also write the figures as JSON; - for stdout.")
+    ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw ROC, precision and recall, and the scores: .png, .pdf or .svg."),
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compare a table with labels: how good is the ranking, what are the flags worth."""
+    from anomaly_cli import files
+    from anomaly_cli.review import evaluation
+
+    target = None if out == STDOUT else out
+    files.check_target(target)
+    with console.progress(quiet) as progress:
+        result = evaluation.evaluate(
+            table, labels, masks=masks, model_path=model, curves=curves, device=device, progress=progress
+        )
+    if out is not None:
+        evaluation.write_evaluation(result, target)
+    if not quiet:
+        summarise_evaluation(result)

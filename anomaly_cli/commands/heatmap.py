@@ -1,0 +1,60 @@
+"""`anomaly heatmap`: draw where images deviate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomaly_cli.commands import console
+from anomaly_cli.commands.console import plural, say, warn_unreadable
+from anomaly_cli.commands.inputs import gather, patterns_of
+from anomaly_cli.commands.options import Device, Exclude, FilesFrom, Include, Inputs, ModelFile, NulSeparated, Quiet
+from anomaly_cli.config import RawMap
+
+if TYPE_CHECKING:
+    from anomaly_cli.review.heatmaps import HeatmapReport
+
+
+def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:
+    """Say how many overlays were drawn and where."""
+    warn_unreadable(report.unreadable)
+    say(f"{plural(len(report.written), 'overlay')} in {out}")
+
+
+def heatmap(
+    inputs: Inputs = None,
+    model: ModelFile = Path("anomaly.safetensors"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.")] = Path(
+        "heatmaps"
+    ),
+    top: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the N most anomalous; all if not given.")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="Table of `score`: draw what it lists, score nothing again."),
+    ] = None,
+    raw: Annotated[
+        RawMap | None, typer.Option(help="Also save the map itself: png16 (1000 = limit of normal) or npy.")
+    ] = None,
+    files_from: FilesFrom = None,
+    null: NulSeparated = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Draw where images deviate: an overlay a file, one colour scale for all."""
+    paths = gather(inputs, files_from, null, required=scores is None)
+    patterns = patterns_of(include, exclude)
+
+    from anomaly_cli.review import heatmaps
+
+    with console.progress(quiet) as progress:
+        report = heatmaps.heatmap(
+            paths, model, out, top=top, scores=scores, raw=raw, patterns=patterns, device=device, progress=progress
+        )
+    if not quiet:
+        summarise_heatmaps(report, out)

@@ -1,0 +1,83 @@
+"""The files that a command reads: folders, files, URLs and lists of paths, gathered or one by one."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anomaly_cli.errors import ConfigError, InputError
+from anomaly_cli.images.patterns import PathPatterns
+from anomaly_cli.paths import RemotePath, path_of, paths_of
+
+CHUNK_BYTES = 65536  # of a list of paths; one read gives what is there
+
+
+def patterns_of(include: list[str] | None, exclude: list[str] | None) -> PathPatterns:
+    """Join the patterns of the command line."""
+    return PathPatterns(tuple(include or ()), tuple(exclude or ()))
+
+
+def check_local(paths: list[Path]) -> None:
+    """Refuse URLs with `--resume`, which must be able to tell whether a file is still the same.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if remote := next((path for path in paths if isinstance(path, RemotePath)), None):
+        raise ConfigError(f"--resume goes with files of this machine, not with {remote}")
+
+
+def gather(inputs: list[str] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
+    """Join the paths of the command line with those of `--files-from`."""
+    paths = paths_of(inputs)
+    if files_from is not None:
+        paths += _listed(files_from, b"\0" if null else b"\n")
+    elif null:
+        raise ConfigError("-0 goes with --files-from")
+    if required and not paths:
+        if files_from is None:
+            raise ConfigError("name a folder or file to read, or use --files-from")
+        raise InputError(f"{'stdin' if files_from == '-' else files_from} lists no path")
+    return paths
+
+
+def arriving(source: str, null: bool) -> Iterator[Path]:
+    """Read the paths of `--files-from` one by one, each as soon as it is there.
+
+    Raises:
+        InputError: the file cannot be opened, at once, or read.
+    """
+    # Unbuffered: `sys.stdin` would wait for more, and a thread that waits in it keeps the interpreter from ending.
+    with _os_errors_as_input_error(source):
+        file = io.FileIO(sys.stdin.fileno(), closefd=False) if source == "-" else io.FileIO(source)
+    return _arriving(file, source, b"\0" if null else b"\n")
+
+
+def _arriving(file: io.FileIO, source: str, separator: bytes) -> Iterator[Path]:
+    rest = b""
+    with file, _os_errors_as_input_error(source):
+        while chunk := file.read(CHUNK_BYTES):
+            *names, rest = (rest + chunk).split(separator)
+            yield from (path_of(os.fsdecode(name)) for name in names if name)
+    if rest:
+        yield path_of(os.fsdecode(rest))
+
+
+@contextmanager
+def _os_errors_as_input_error(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {'stdin' if source == '-' else source}: {error.strerror}") from error
+
+
+def _listed(source: str, separator: bytes) -> list[Path]:
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from error
+    return [path_of(os.fsdecode(name)) for name in content.split(separator) if name]

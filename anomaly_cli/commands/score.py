@@ -1,0 +1,309 @@
+"""The commands that measure images with a model: parse, call the pipeline, print, choose the exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomaly_cli import streams
+from anomaly_cli.commands import console
+from anomaly_cli.commands.console import list_worst, plural, say
+from anomaly_cli.commands.inputs import check_local, gather, patterns_of
+from anomaly_cli.commands.options import (
+    Device,
+    Exclude,
+    FilesFrom,
+    Format,
+    Include,
+    Inputs,
+    ModelFile,
+    NulSeparated,
+    Quiet,
+)
+from anomaly_cli.commands.score_stream import Sources, check_whole, stream_scores
+from anomaly_cli.config import DEFAULT_FDR, MIN_BATCH, Engine, FlagRule, Rule
+from anomaly_cli.detector.scales import scale_title
+from anomaly_cli.errors import ConfigError
+from anomaly_cli.files import is_written_directly
+
+if TYPE_CHECKING:
+    from anomaly_cli.scoring.journal import Journal
+    from anomaly_cli.scoring.score import ScoreReport
+    from anomaly_cli.scoring.verdict import Gate, Verdict
+    from anomaly_cli.tables.formats import TableFormat
+
+
+GATE_TRIPPED = 3
+STDOUT = Path("-")
+
+
+Fdr = Annotated[
+    float | None,
+    typer.Option(
+        metavar="RATE",
+        help="Flag so that at most this share of the flagged is normal.",
+        show_default=f"{DEFAULT_FDR}, where no other rule is given",
+    ),
+]
+
+
+Threshold = Annotated[
+    float | None, typer.Option(metavar="SCORE", help="Flag scores from here on instead; 1 = limit of normal.")
+]
+
+
+FlagTop = Annotated[int | None, typer.Option("--top", metavar="N", help="Flag the N most anomalous instead.")]
+
+
+MaxFalseAlarms = Annotated[
+    float | None,
+    typer.Option(metavar="N", help="Flag so that at most N normal images of this run are expected among the flagged."),
+]
+
+
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GATE",
+        help="Exit with 3 if this holds: flagged, flagged>N, flagged>N%, the same with unreadable, or drift; "
+        "may be repeated.",
+    ),
+]
+
+
+NoQuality = Annotated[
+    bool,
+    typer.Option("--no-quality", help="Leave out the columns on brightness, sharpness and copies, and do not measure."),
+]
+
+
+Summary = Annotated[
+    Path | None, typer.Option(metavar="FILE|-", help="Also write the verdict on the batch as JSON; - for stdout.")
+]
+
+
+ScoreOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE|-",
+        help="Table to write; - for stdout.",
+        show_default="scores.csv, - with --stream",
+    ),
+]
+
+
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Write each row as soon as it is known, as JSON Lines in the order of arrival, without rank and q_value; "
+        "flagged is score ≥ --threshold (1). With --files-from - a live filter.",
+    ),
+]
+
+
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Keep a journal beside the table, so that the same command goes on where it was killed."
+    ),
+]
+
+
+EngineName = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="Measure on this machine, or with ray on all machines of a Ray cluster: the one of RAY_ADDRESS or "
+        "`ray start`, else a local one. Every machine must reach the images by the same paths or URLs.",
+    ),
+]
+
+
+def score(
+    inputs: Inputs = None,
+    model: ModelFile = Path("anomaly.safetensors"),
+    out: ScoreOut = None,
+    table_format: Format = None,
+    fdr: Fdr = None,
+    threshold: Threshold = None,
+    top: FlagTop = None,
+    max_false_alarms: MaxFalseAlarms = None,
+    no_quality: NoQuality = False,
+    summary: Summary = None,
+    fail_on: FailOn = None,
+    files_from: FilesFrom = None,
+    null: NulSeparated = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    stream: Stream = False,
+    resume: Resume = False,
+    engine: EngineName = Engine.LOCAL,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Rank images by how far they deviate from normal and write the table."""
+    patterns = patterns_of(include, exclude)
+    if stream:
+        if engine is not Engine.LOCAL:
+            raise ConfigError(f"--stream scores on this machine as names arrive, it does not go with --engine {engine}")
+        whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
+        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, table_format)
+        limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
+        sources = Sources(inputs, files_from, null, patterns)
+        stream_scores(sources, model, None if out in (None, STDOUT) else out, limit, device=device, quiet=quiet)
+        return
+    out = out or Path("scores.csv")
+    rule = FlagRule.choose(
+        {Rule.FDR: fdr, Rule.THRESHOLD: threshold, Rule.TOP: top, Rule.MAX_FALSE_ALARMS: max_false_alarms}
+    )
+    if out == summary == STDOUT:
+        raise ConfigError("--out - and --summary - cannot both go to stdout")
+    paths = gather(inputs, files_from, null)
+    from anomaly_cli import files
+    from anomaly_cli.scoring import verdict
+    from anomaly_cli.scoring.score import score as score_files
+    from anomaly_cli.tables import formats
+
+    gates = [verdict.Gate.parse(text) for text in fail_on or []]
+    target = None if out == STDOUT else out
+    chosen_format = formats.check_output(target, table_format)
+    files.check_target(None if summary == STDOUT else summary)
+    if resume:
+        check_local(paths)
+    with _journal(resume, target, model, device, engine, with_quality=not no_quality) as journal:
+        with console.progress(quiet) as progress:
+            report = score_files(
+                paths,
+                model,
+                rule=rule,
+                patterns=patterns,
+                journal=journal,
+                with_quality=not no_quality,
+                device=device,
+                engine=engine,
+                progress=progress,
+            )
+        _write(report, target, chosen_format, summary)
+        if journal is not None:
+            journal.remove()
+    if not quiet:
+        if journal is not None and journal.resumed:
+            console.say(f"resumed: {journal.resumed} of {console.plural(len(report.rows), 'file')} were done already")
+        summarise_scores(report, "stdout" if target is None else os.fspath(target))
+    _check_gates(gates, report.verdict)
+
+
+def _write(report: ScoreReport, target: Path | None, table_format: TableFormat, summary: Path | None) -> None:
+    from anomaly_cli.scoring import verdict
+    from anomaly_cli.scoring.score import write_scores
+
+    try:
+        write_scores(report, target, table_format)
+        if summary is not None:
+            verdict.write_verdict(report.verdict, None if summary == STDOUT else summary)
+    except BrokenPipeError:  # a reader such as `head` has seen enough; the gates are judged all the same
+        streams.let_go_of_stdout()
+
+
+@contextmanager
+def _journal(
+    resume: bool, target: Path | None, model: Path, device: str, engine: Engine, *, with_quality: bool
+) -> Iterator[Journal | None]:
+    if not resume:
+        yield None
+        return
+    if target is None or is_written_directly(target):
+        raise ConfigError("--resume keeps its journal beside the table: name a file with --out")
+    from anomaly_cli.scoring.score import open_journal_of
+
+    with open_journal_of(target, model, device, with_quality=with_quality, engine=engine) as journal:
+        if journal.discarded:
+            console.say(
+                f"warning: {journal.path} is of another model, version or machine: starting over, "
+                f"{console.plural(journal.discarded, 'finished file')} given up"
+            )
+        yield journal
+
+
+def _check_gates(gates: list[Gate], verdict: Verdict) -> None:
+    """Exit with 3 where a gate trips, and say which."""
+    tripped = [(gate, why) for gate in gates if (why := gate.tripped_by(verdict))]
+    for gate, why in tripped:
+        console.say(f"gate tripped: {gate.text} ({why})")
+    if tripped:
+        raise typer.Exit(GATE_TRIPPED)
+
+
+def summarise_scores(report: ScoreReport, out: str) -> None:
+    """Say how many files, how many flagged and what to expect of them, the verdict, the worst, where the table is."""
+    verdict, rule = report.verdict, report.rule
+    say(
+        f"{plural(verdict.files, 'file')}: {verdict.flagged} flagged ({_in_words(rule)}){_expectation(verdict)}; "
+        f"{verdict.unreadable} unreadable"
+    )
+    above = sum(1 for row in report.readable if row.score is not None and row.score >= 1)
+    if rule.kind in (Rule.FDR, Rule.MAX_FALSE_ALARMS) and verdict.flagged < above:
+        say(
+            f"{above} score{'s' if above == 1 else ''} above the limit of normal: {verdict.normal_images} normal "
+            f"images give p-values no smaller than {verdict.smallest_p:.2g}, too few to be sure at this rate; "
+            "to flag them all the same use --threshold 1"
+        )
+    _judge_batch(verdict)
+    list_worst(report.readable, report.unreadable)
+    if report.copies:
+        say(f"{plural(len(report.copies), 'file')} are copies or near-copies of another (column duplicate_group)")
+    say(f"table: {out}")
+
+
+def _in_words(rule: FlagRule) -> str:
+    words = {
+        Rule.FDR: "false discovery rate {:g}",
+        Rule.THRESHOLD: "score ≥ {:g}",
+        Rule.TOP: "the {:g} most anomalous",
+        Rule.MAX_FALSE_ALARMS: "at most {:g} false alarms expected",
+    }
+    return words[rule.kind].format(rule.value)
+
+
+def _expectation(verdict: Verdict) -> str:
+    if not verdict.flagged:
+        return ""
+    expected = round(verdict.expected_false_alarms)
+    return f"; expect {f'about {expected}' if expected else 'fewer than 1'} of them to be normal"
+
+
+def _judge_batch(verdict: Verdict) -> None:
+    """Say how much of the batch is anomalous, and whether it is another batch altogether."""
+    share, low, high = verdict.anomaly_share, verdict.anomaly_share_low, verdict.anomaly_share_high
+    drift_scale, drift_p_value = verdict.drift_scale, verdict.drift_p_value
+    if share is None or low is None or high is None or drift_scale is None or drift_p_value is None:
+        say(
+            f"too few to judge the batch as a whole: {plural(verdict.readable, 'readable image')} and "
+            f"{plural(verdict.normal_images, 'normal image')}, {MIN_BATCH} of each are needed"
+        )
+        return
+    say(f"about {100 * share:.0f} % of the batch is anomalous (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
+    if verdict.drift:
+        say(
+            "warning: the batch as a whole differs from the normal images (drift, "
+            f"{_p_in_words(drift_p_value)}, mostly at {scale_title(drift_scale)}): {_why_drifted(verdict)}? "
+            "The figures above hold for new images from the same source only"
+        )
+
+
+def _why_drifted(verdict: Verdict) -> str:
+    if verdict.drift_nearer:
+        return "nearer than new images can be; was the model trained on these, or are they blurred"
+    return "another camera, light, focus or compression"
+
+
+def _p_in_words(p: float) -> str:
+    return f"p = {p:.1g}" if p >= 1e-4 else "p < 0.0001"

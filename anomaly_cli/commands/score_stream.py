@@ -1,0 +1,68 @@
+"""`anomaly score --stream`: a row a file as soon as it is known; parse, call, print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from anomaly_cli.commands import console
+from anomaly_cli.commands.inputs import arriving, gather
+from anomaly_cli.config import FlagRule
+from anomaly_cli.errors import ConfigError
+from anomaly_cli.images.patterns import PathPatterns
+from anomaly_cli.tables.formats import TableFormat
+from anomaly_cli.tables.writer import to_json_line
+
+
+def check_whole(of_a_whole_run: dict[str, object], table_format: TableFormat | None) -> None:
+    """Refuse the options that a stream cannot serve.
+
+    Raises:
+        ConfigError: one of them was given, or another format.
+    """
+    for option, value in of_a_whole_run.items():
+        if value is not None:
+            raise ConfigError(f"{option} needs the whole run, --stream writes rows before that is known")
+    if table_format not in (None, TableFormat.JSONL):
+        raise ConfigError(f"--stream writes JSON Lines, not {table_format}")
+
+
+class Sources(NamedTuple):
+    """Where a stream takes its paths from."""
+
+    inputs: list[str] | None
+    files_from: str | None
+    null: bool
+    patterns: PathPatterns
+
+
+def stream_scores(
+    sources: Sources, model: Path, out: Path | None, limit: FlagRule, *, device: str, quiet: bool
+) -> None:
+    """Write a row a file as soon as it is known."""
+    listed = sources.files_from is not None
+    inputs = gather(sources.inputs, None, sources.null and not listed, required=not listed)
+    later = () if sources.files_from is None else arriving(sources.files_from, sources.null)
+    from anomaly_cli import files
+    from anomaly_cli.scoring import stream
+
+    files.check_target(out)
+    rows, scale_names = stream.open_stream(
+        inputs, later, model, threshold=limit.value, patterns=sources.patterns, device=device
+    )
+    counts = dict.fromkeys(("files", "flagged", "unreadable"), 0)
+
+    def lines() -> Iterator[bytes]:
+        for row in rows:
+            counts["files"] += 1
+            counts["flagged"] += row.flagged
+            counts["unreadable"] += row.status != "ok"
+            yield to_json_line(row, scale_names)
+
+    stream.append_lines(lines(), out)
+    if not quiet:
+        console.say(
+            f"{console.plural(counts['files'], 'file')}: {counts['flagged']} flagged (score ≥ {limit.value:g}); "
+            f"{counts['unreadable']} unreadable"
+        )

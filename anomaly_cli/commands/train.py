@@ -1,0 +1,156 @@
+"""The commands that make or describe a model: parse, call the pipeline, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anomaly_cli.commands import console
+from anomaly_cli.commands.console import NAMES_SHOWN, by_scale, plural, say, warn_unreadable
+from anomaly_cli.commands.inputs import check_local, patterns_of
+from anomaly_cli.commands.options import (
+    DEFAULTS,
+    BackboneName,
+    Device,
+    EffortLevel,
+    Exclude,
+    ImageSize,
+    Include,
+    ModelFile,
+    Prototypes,
+    Quiet,
+    Seed,
+    Weights,
+)
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.paths import paths_of
+
+if TYPE_CHECKING:
+    from anomaly_cli.training.saved_steps import SavedSteps
+    from anomaly_cli.training.train import TrainReport
+
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
+]
+
+
+def train(
+    normal: Annotated[list[str], typer.Argument(metavar="NORMAL_DIR...", help="Folders or files of normal images.")],
+    model: ModelFile = Path("anomaly.safetensors"),
+    anomalies: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="Known anomalous images; they shape the distance, never the memory."),
+    ] = None,
+    audit_normals: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a table of the normal images, each scored as if unseen."),
+    ] = None,
+    backbone: BackboneName = DEFAULTS.backbone,
+    weights: Weights = None,
+    effort: EffortLevel = DEFAULTS.effort,
+    image_size: ImageSize = DEFAULTS.image_size,
+    prototypes: Prototypes = DEFAULTS.prototypes,
+    seed: Seed = DEFAULTS.seed,
+    include: Include = None,
+    exclude: Exclude = None,
+    no_thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--no-thumbnails", help="Keep no small pictures of parts of the normal images in the model: private data."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Save what is done beside the model, so that the same command goes on where it was killed."
+        ),
+    ] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Learn what normal looks like from a folder of normal images."""
+    config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, effort=effort, seed=seed)
+    images, known = paths_of(normal), paths_of(anomalies)
+    if resume:
+        check_local([*images, *known])
+    from anomaly_cli.training import distributed
+    from anomaly_cli.training.train import train as train_model
+
+    quiet = quiet or distributed.rank_of_environment() > 0
+    with console.progress(quiet) as progress:
+        report = train_model(
+            images,
+            model,
+            config,
+            anomalies=known,
+            weights=weights,
+            audit_normals=audit_normals,
+            patterns=patterns_of(include, exclude),
+            thumbnails=not no_thumbnails,
+            resume=warn_discarded if resume else None,
+            device=device,
+            progress=progress,
+        )
+    if not quiet:
+        summarise_training(report, audit_normals)
+
+
+def warn_discarded(steps: SavedSteps) -> None:
+    """Say that what an earlier training run had done is of no use to this one."""
+    if steps.discarded:
+        say(
+            f"warning: {steps.folder} is of other images, settings, version or machine: starting over, "
+            f"{plural(steps.discarded, 'finished step')} given up"
+        )
+
+
+def summarise_training(report: TrainReport, audited: Path | None) -> None:
+    """Say what was learned, which normal images to look at, and what to type next."""
+    for phase, (done, total) in report.reused.items():
+        say(f"resumed: {phase}, {done} of {total} were done already")
+    warn_unreadable(report.unreadable)
+    _warn_copies(report)
+    _warn_suspects(report, audited)
+    model = report.model
+    detector = model.detector
+    memories = by_scale({name: len(detector.scale(name).memory.prototypes) for name in detector.scale_names})
+    normals = model.calibration.normal_scores
+    images, size = plural(model.provenance.images, "image"), model.config.image_size
+    say(f"learned normal from {images} at {size} px with the {model.config.backbone} backbone")
+    say(f"prototypes: {memories}")
+    say(
+        f"held-out normal images score {normals[0]:.2f} to {normals[-1]:.2f}, median {normals[len(normals) // 2]:.2f}; "
+        "1 is the limit of normal (99 %)"
+    )
+    say(f"saved {report.model_path}; next: anomaly score DIR --out scores.csv")
+
+
+def _warn_copies(report: TrainReport) -> None:
+    if not report.copies:
+        return
+    told = f"{report.copies} of the {plural(report.model.provenance.images, 'normal image')} are copies or near-copies"
+    if report.copies_together == report.copies:
+        say(f"warning: {told} of others; they were kept together so that the calibration stays honest")
+    else:
+        say(f"warning: {told} of others, most of them of one image: p-values will be too small for other images")
+
+
+def _warn_suspects(report: TrainReport, audited: Path | None) -> None:
+    suspects, images = report.suspects, report.model.provenance.images
+    if not suspects:
+        return
+    stands = "stands" if len(suspects) == 1 else "stand"
+    say(
+        f"warning: {len(suspects)} of the {plural(images, 'normal image')} {stands} out and shaped no memory; "
+        f"if {'it is' if len(suspects) == 1 else 'they are'} not normal, take {'it' if len(suspects) == 1 else 'them'} "
+        "out and train again:"
+    )
+    for path in suspects[:NAMES_SHOWN]:
+        say(f"  {path}")
+    where = "flagged in" if audited else "to see all: --audit-normals FILE"
+    more = len(suspects) - NAMES_SHOWN
+    if more > 0 or audited:
+        say(f"  {f'and {more} more, ' if more > 0 else ''}{where}{f' {audited}' if audited else ''}")

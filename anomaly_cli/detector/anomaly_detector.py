@@ -1,0 +1,197 @@
+"""The detector: backbone, one prototype memory a scale, and the distance maps and deviations made from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.labelled_anomalies import KNOWN_NAME, KnownAnomalies
+from anomaly_cli.detector.memory import PrototypeMemory
+from anomaly_cli.detector.scales import POOLED_SCALES
+from anomaly_cli.detector.whitening import Whitening
+
+HOT_SHARE = 0.005  # of the cells of a map make up its deviation: the mean of the hottest
+LOOK_SHARE = 0.02  # of its cells are remembered of a known anomaly: the mean of the hottest
+MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
+
+
+class Detection(NamedTuple):
+    """What the detector measures on a batch, before calibration.
+
+    Attributes:
+        anomaly_maps: (N, h, w) > 0, weighted mean of the distances of the local scales on the finest grid, where 1 is
+            the mean of held-out normal images.
+        deviations: (N, E) > 0, one per name in `deviation_names`.
+        hottest: (N, L, 2) for each of the L local scales the number of the hottest cell, counted row by row, and of
+            its nearest prototype; left out where only distances are known.
+    """
+
+    anomaly_maps: Tensor
+    deviations: Tensor
+    hottest: Tensor | None = None
+
+
+class ScaleModel(nn.Module):
+    """One scale: whitening of its cells, its memory, and what it counts in the fused map."""
+
+    cell_mean: Tensor
+    weight: Tensor
+
+    def __init__(self, whitening: Whitening) -> None:
+        """Start with an empty memory.
+
+        Args:
+            whitening: fitted on normal cells of D channels.
+        """
+        super().__init__()
+        D = whitening.matrix.shape[1]
+        self.whitening = whitening
+        self.memory = PrototypeMemory(torch.zeros(1, D))
+        self.register_buffer("weight", torch.ones(()))  # of the scale in the fused map
+        self.register_buffer("cell_mean", torch.ones(()))  # distance of held-out normal cells
+
+    def compare(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare (M, D) backbone cells with the memory.
+
+        Returns:
+            (M,) distances √ΣΔ, where Δ is the squared difference from what the memory retrieves, and (M,) indices of
+            the nearest prototypes.
+        """
+        return self.memory.nearest(self.whitening(cells))
+
+
+class AnomalyDetector(nn.Module):
+    """Feature maps → distance to what was normal, a map and a number a scale."""
+
+    def __init__(
+        self, backbone: Backbone, scales: dict[str, ScaleModel], known_anomalies: KnownAnomalies | None = None
+    ) -> None:
+        """Assemble a detector.
+
+        Args:
+            backbone: in eval mode.
+            scales: by name: the strides of the local scales, finest first, then some of `POOLED_SCALES`.
+            known_anomalies: fitted where there are labelled anomalies.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.known_anomalies = known_anomalies
+        self.scale_names = tuple(scales)
+        self.scales = nn.ModuleDict({f"stride_{name}": scale for name, scale in scales.items()})
+
+    def scale(self, name: str) -> ScaleModel:
+        """Return the model of one scale."""
+        return cast(ScaleModel, self.scales[f"stride_{name}"])
+
+    @property
+    def local_names(self) -> tuple[str, ...]:
+        """Names of the scales that have a map."""
+        return tuple(name for name in self.scale_names if name not in POOLED_SCALES)
+
+    @property
+    def deviation_names(self) -> tuple[str, ...]:
+        """Names of the columns of `Detection.deviations`: the fused map, every scale, then the known anomalies."""
+        return ("map", *self.scale_names, *(() if self.known_anomalies is None else (KNOWN_NAME,)))
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of what the table shows beside the score: all deviations but the fused map."""
+        return self.deviation_names[1:]
+
+    @torch.inference_mode()
+    def distance_maps(self, images: Tensor) -> list[Tensor]:
+        """Measure every cell of every scale.
+
+        Args:
+            images: (N, 3, H, W) float RGB in [0, 1].
+
+        Returns:
+            One (N, h_s, w_s) map of distances ≥ 0 a scale; a pooled scale's has one cell.
+        """
+        return self._distance_maps(scale_features(self.backbone, images, self.scale_names))[0]
+
+    def _distance_maps(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Compute the map of each scale, and what `Detection.hottest` holds."""
+        maps, hottest = [], []
+        for name in self.scale_names:
+            N, D, h, w = features[name].shape
+            cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
+            distances, nearest = self.scale(name).compare(cells)
+            distances = distances.view(N, h * w)
+            maps.append(distances.view(N, h, w))
+            if name not in POOLED_SCALES:
+                cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
+                hottest.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
+        return maps, torch.stack(hottest, dim=1)
+
+    @property
+    def look_width(self) -> int:
+        """D of what `looks` gives."""
+        widths = [len(self.scale(name).whitening.mean) for name in self.local_names]
+        return 2 * widths[-1] + sum(widths)
+
+    @torch.inference_mode()
+    def looks(self, images: Tensor) -> Tensor:
+        """Take from (N, 3, H, W) images what known anomalies are told by: (N, D).
+
+        The mean and the spread of the cells of the coarsest local scale say what the image shows, the mean of the
+        hottest cells of each local scale what is odd about it.
+        """
+        features = scale_features(self.backbone, images, self.scale_names)
+        return self._looks(features, self._distance_maps(features)[0])
+
+    def _looks(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
+        coarsest = features[self.local_names[-1]].flatten(2)
+        mean = coarsest.mean(dim=2, keepdim=True)
+        parts = [mean[..., 0], (coarsest - mean).square().mean(dim=2).sqrt()]
+        for name, distances in zip(self.scale_names, distance_maps, strict=True):
+            if name not in POOLED_SCALES:
+                _, D, h, w = features[name].shape
+                hottest = distances.flatten(1).topk(_hot_count(h * w, LOOK_SHARE), dim=1).indices  # (N, count)
+                cells = features[name].flatten(2).gather(2, hottest[:, None].expand(-1, D, -1))
+                parts.append(cells.mean(dim=2))
+        return torch.cat(parts, dim=1)
+
+    def combine(self, distance_maps: list[Tensor]) -> Detection:
+        """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
+        by_name = dict(zip(self.scale_names, distance_maps, strict=True))
+        grid = by_name[min(self.local_names, key=int)].shape[-2:]
+        fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
+        for name in self.local_names:
+            scale = self.scale(name)
+            relative = by_name[name] / scale.cell_mean
+            fused += scale.weight * F.interpolate(relative[:, None], size=grid, mode="bilinear")[:, 0]
+        fused /= sum(self.scale(name).weight for name in self.local_names)
+        columns = [_hottest(fused)] + [_hottest(by_name[name]) for name in self.scale_names]
+        return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Detection:
+        """Measure (N, 3, H, W) float RGB images in [0, 1]."""
+        return self.detect(scale_features(self.backbone, images, self.scale_names))
+
+    def detect(self, features: dict[str, Tensor]) -> Detection:
+        """Measure images by what `scale_features` gives for them; also what `export` makes a graph of."""
+        distance_maps, hottest = self._distance_maps(features)
+        anomaly_maps, deviations, _ = self.combine(distance_maps)
+        if self.known_anomalies is not None:
+            known = self.known_anomalies(self._looks(features, distance_maps))
+            deviations = torch.cat([deviations, known], dim=1)
+        return Detection(anomaly_maps, deviations, hottest)
+
+
+def _hottest(maps: Tensor) -> Tensor:
+    """Mean of the hottest `HOT_SHARE` of the cells, at least one: (N, h, w) to (N,)."""
+    cells = maps.flatten(1)
+    return cells.topk(_hot_count(cells.shape[1], HOT_SHARE), dim=1).values.mean(dim=1)
+
+
+def _hot_count(cells: int, share: float) -> int:
+    """Round a share of the cells; by integers and `sym_max`, for in an exported graph their number is a symbol."""
+    one_of = round(1 / share)
+    return cast(int, torch.sym_max(1, (cells + one_of // 2) // one_of))

@@ -1,0 +1,120 @@
+"""Stage 2: how much each scale and component weighs in the image score, and the calibration that follows from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, Detection
+from anomaly_cli.detector.calibration import Calibration, Unit
+from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
+from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
+
+Floats = NDArray[np.float64]
+
+SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
+MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below where the image scale has 1
+MAP_WEIGHT = 0.5  # of a map on which planted defects stand out by one spread of normal images
+LEAST_MAP_WEIGHT = 0.5  # of a map on which they do not show
+USUAL_SENSITIVITY = 2.0  # taken for granted before defects are planted
+MAX_SENSITIVITY = 5.0  # spreads of normal images that are hardly different are not to be counted
+CELL_SAMPLE = 200_000  # distances a scale that the mean is taken from
+
+
+def calibrate(
+    detector: AnomalyDetector,
+    measured: list[list[Tensor]],
+    weights: Floats,
+    known: Tensor | None = None,
+) -> tuple[Calibration, Unit]:
+    """Set every unit from the distance maps of held-out normal images.
+
+    Args:
+        detector: with its cell means and weights set.
+        measured: one map a scale, for every image.
+        weights: (E,) of the deviations in the image score.
+        known: (images, 1) deviations from the known anomalies where the detector has some.
+    """
+    detections = _combine(detector, measured)
+    hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
+    typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
+    deviations = deviations_of(detector, measured, known)
+    return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
+
+
+def sensitivities(normal_logs: Floats, defect_logs: Floats, numbers: list[int], planted_in: list[int]) -> Floats:
+    """Measure how well each deviation shows a synthetic defect.
+
+    Args:
+        normal_logs: (images, E) logarithms of deviations of held-out normal images.
+        defect_logs: (defects, E) those of the same images with a defect.
+        numbers: normal images that the spread is taken from.
+        planted_in: (defects,) number of the normal image that each defect was put in.
+
+    Returns:
+        (E,) d = how much a defect raises the logarithm, in standard deviations of normal images, in [0, 5].
+    """
+    spread = np.maximum(normal_logs[numbers].std(axis=0), MIN_SPREAD)
+    raised: Floats = ((defect_logs - normal_logs[planted_in]) / spread).mean(axis=0)
+    return raised.clip(0, MAX_SENSITIVITY)
+
+
+def scale_weights(normal_logs: Floats, defect_logs: Floats, numbers: list[int], planted_in: list[int]) -> Floats:
+    """Weigh each local scale 1 + d² in the fused map: alike where none shows anything, else by the power of its signal.
+
+    Arguments as in `sensitivities`; column 0 is the fused map. Returns (E − 1,) weights of the local scales.
+    """
+    weights: Floats = 1 + sensitivities(normal_logs, defect_logs, numbers, planted_in)[1:] ** 2
+    return weights
+
+
+def voice_weights(detector: AnomalyDetector, image_size: int, sensitivity: float) -> Floats:
+    """Weigh the deviations in the image score.
+
+    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
+    has the more to say the better it shows planted defects: on parts of a line an unknown cell is a defect, in
+    photographs of a subject there are always some. The map of a small picture is few cells, each of which sees most of
+    the picture, so its voice grows with the side. The small copy adds a softer voice, and known anomalies one that
+    grows with their number.
+
+    Args:
+        detector: with its known anomalies.
+        image_size: pixels.
+        sensitivity: of the fused map, from `weigh_scales`.
+    """
+    weight_of = {IMAGE_SCALE: 1.0, SMALL_SCALE: SMALL_WEIGHT}
+    weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
+    weights[0] = max(LEAST_MAP_WEIGHT, MAP_WEIGHT * sensitivity) * image_size / MAP_SIDE
+    return with_known(weights, detector)
+
+
+def with_known(weights: Floats, detector: AnomalyDetector) -> Floats:
+    """Add the weight of the known anomalies, where there are some, to those of map and scales."""
+    if detector.known_anomalies is None:
+        return weights
+    return np.append(weights, detector.known_anomalies.weight * weights.sum())
+
+
+def deviations_of(detector: AnomalyDetector, measured: list[list[Tensor]], known: Tensor | None = None) -> Floats:
+    """Join the deviations of maps and scales with those from the known anomalies: (images, E)."""
+    columns = torch.cat([detection.deviations for detection in _combine(detector, measured)]).cpu()
+    joined: Floats = torch.cat([columns] if known is None else [columns, known], dim=1).double().numpy()
+    return joined
+
+
+def _combine(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[Detection]:
+    device = next(detector.buffers()).device
+    return [detector.combine([m.to(device) for m in maps]) for maps in measured]
+
+
+def set_cell_means(detectors: list[AnomalyDetector], measured: list[list[Tensor]], seed: int) -> None:
+    """Set the mean distance of a cell, a scale, from held-out normal images, in all detectors."""
+    generator = torch.Generator().manual_seed(seed)
+    for i, name in enumerate(detectors[0].scale_names):
+        cells = torch.cat([maps[i].flatten() for maps in measured])
+        if len(cells) > CELL_SAMPLE:
+            cells = cells[torch.randint(0, len(cells), (CELL_SAMPLE,), generator=generator)]
+        for detector in detectors:
+            detector.scale(name).cell_mean.copy_(cells.mean().clamp(min=1e-6))

@@ -1,0 +1,1 @@
+"""Backbones: a batch of images in, feature maps at several strides out."""

@@ -1,0 +1,71 @@
+"""Build a backbone by its name: `embedded`, `scratch` or a torchvision network."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, Backbone
+from anomaly_cli.detector.backbones.compact_resnet import STRIDES, CompactResNet
+from anomaly_cli.detector.backbones.torchvision_networks import torchvision_backbone, torchvision_network, with_taps
+from anomaly_cli.errors import ConfigError, WeightsError
+
+
+def build_backbone(name: str, weights: Path | None = None, seed: int = 0) -> Backbone:
+    """Build a backbone in eval mode with its starting weights.
+
+    Args:
+        name: `embedded`, `scratch` or a torchvision model name.
+        weights: file with the pretrained weights of a torchvision model (safetensors, or a state dict of torch).
+        seed: of the random weights of `scratch`.
+
+    Raises:
+        ConfigError: the name is unknown, or weights are given to a kind that takes none.
+        WeightsError: the weights cannot be found, read or do not fit.
+    """
+    if name in (EMBEDDED, SCRATCH):
+        if weights is not None:
+            raise ConfigError(f"the {name} backbone takes no weights file; name a torchvision model with --backbone")
+        network = _scratch_network(seed) if name == SCRATCH else _embedded_network()
+        backbone = Backbone(name, network, STRIDES)
+    else:
+        backbone = torchvision_backbone(name, weights)
+    backbone = backbone.to(memory_format=torch.channels_last).eval()
+    return backbone if name == SCRATCH else backbone.freeze()
+
+
+def empty_backbone(name: str) -> Backbone:
+    """Build a backbone whose weights a checkpoint is about to fill: nothing is read or downloaded.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name in (EMBEDDED, SCRATCH):
+        backbone = Backbone(name, CompactResNet().eval().fuse(), STRIDES)
+    else:
+        backbone = with_taps(name, torchvision_network(name))
+    return backbone.to(memory_format=torch.channels_last).eval()
+
+
+def _scratch_network(seed: int) -> CompactResNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CompactResNet()
+
+
+def _embedded_network() -> CompactResNet:
+    file = resources.files("anomaly_cli.detector.backbones") / "weights" / "embedded.safetensors"
+    network = CompactResNet()
+    try:
+        state = load(file.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"the embedded weights are damaged, install the package again: {error}") from error
+    counters = {name for name in network.state_dict() if name.endswith("num_batches_tracked")}
+    missing, unexpected = network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    if set(missing) - counters or unexpected:
+        raise WeightsError("the embedded weights are of another version, install the package again")
+    return network.eval().fuse()

@@ -1,0 +1,133 @@
+"""Turn raw deviations into scores in units of the limit of normal, and scores into p- and q-values (NumPy only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp, ndtr, stdtrit
+
+from anomaly_cli.statistics.conformal import conformal_p_values
+from anomaly_cli.statistics.prediction_limit import MIN_SPREAD, normal_limit
+
+Floats = NDArray[np.float64]
+
+
+SOFTNESS = 2.0  # of the maximum that joins deviations: nearly their mean where all are usual, the largest far out
+SUSPECT_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
+MAD_EFFICIENCY = 0.37  # of the median absolute deviation: it knows the spread as well as so many values would
+MAD_TO_STD = 1.4826  # of a normal distribution
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A scale on which 0.5 is the median of normal and 1.0 its limit; linear above the median, positive below."""
+
+    median: float
+    limit: float
+
+    @classmethod
+    def fit(cls, values: ArrayLike) -> Unit:
+        """Place the unit on (n,) values of held-out normal images."""
+        median = float(np.median(np.asarray(values, np.float64)))
+        return cls(median, max(normal_limit(values), median + MIN_SPREAD))
+
+    def apply(self, values: ArrayLike) -> Floats:
+        """Convert raw values of any shape: ≥ 0, increasing, unbounded above, smooth at the median."""
+        t = (np.asarray(values, np.float64) - self.median) / (self.limit - self.median)
+        return np.where(t >= 0, 0.5 + 0.5 * t, 0.5 * np.exp(np.minimum(t, 0)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What held-out normal images look like: how each scale varies among them, and the scores they get.
+
+    Attributes:
+        location: (E,) mean of each scale's log deviation.
+        spread: (E,) its standard deviation.
+        weights: (E,) ≥ 0, of each scale's voice in the image score, sum 1.
+        scale_units: unit of each scale's own standardised deviation.
+        score_unit: unit of what `joined` makes of them.
+        normal_deviations: (n, E) raw deviations of the held-out normal images, in ascending order of their scores.
+    """
+
+    location: Floats
+    spread: Floats
+    weights: Floats
+    scale_units: tuple[Unit, ...]
+    score_unit: Unit
+    normal_deviations: Floats
+
+    @classmethod
+    def fit(cls, deviations: Floats, weights: Floats) -> Calibration:
+        """Learn from (n, E) deviations > 0 of images that did not shape what they are measured against."""
+        logs = np.log(deviations)
+        location = logs.mean(axis=0)
+        spread = np.maximum(logs.std(axis=0, ddof=1), MIN_SPREAD)
+        standard = (logs - location) / spread
+        units = tuple(Unit.fit(column) for column in standard.T)
+        weights = weights / weights.sum()
+        values = joined(standard, weights)
+        order = np.argsort(values, kind="stable")
+        return cls(location, spread, weights, units, Unit.fit(values), deviations[order])
+
+    @cached_property
+    def normal_scores(self) -> Floats:
+        """(n,) ascending scores of the held-out normal images."""
+        return np.sort(self.scores(self.normal_deviations)[0])
+
+    def scores(self, deviations: Floats) -> tuple[Floats, Floats]:
+        """Score images.
+
+        Args:
+            deviations: (N, E), > 0.
+
+        Returns:
+            (N,) image scores and (N, E) scores of each scale alone, all in units of the limit of normal.
+        """
+        standard = (np.log(deviations) - self.location) / self.spread
+        each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
+        return self.score_unit.apply(joined(standard, self.weights)), each
+
+    def outlyingness(self, deviations: Floats) -> Floats:
+        """Tell how far (N, E) deviations lie above the median of the held-out normal images, in robust spreads.
+
+        Median and median absolute deviation, which anomalies among the normal images hardly move: (N,).
+        """
+        normal, values = (
+            joined((np.log(each) - self.location) / self.spread, self.weights)
+            for each in (self.normal_deviations, deviations)
+        )
+        centre = np.median(normal)
+        spread = MAD_TO_STD * np.median(np.abs(normal - centre))
+        outlying: Floats = (values - centre) / max(spread, MIN_SPREAD)
+        return outlying
+
+    def suspects(self, deviations: Floats) -> NDArray[np.bool_]:
+        """Tell which of (N, E) deviations stand so far out that their images may be no normal ones: (N,).
+
+        The limit is `SUSPECT_LIMIT` where normal images are many, and the prediction limit of Student's t for the same
+        probability where few of them tell the spread.
+        """
+        n = len(self.normal_deviations)
+        freedom = max(1.0, MAD_EFFICIENCY * (n - 1))
+        limit = stdtrit(freedom, ndtr(SUSPECT_LIMIT)) * np.sqrt(1 + 1 / n)
+        standing_out: NDArray[np.bool_] = self.outlyingness(deviations) > limit
+        return standing_out
+
+    def p_values(self, scores: ArrayLike) -> Floats:
+        """Conformal p-values of (N,) scores against the held-out normal images."""
+        return conformal_p_values(self.normal_scores, scores)
+
+
+def joined(standard: Floats, weights: Floats) -> Floats:
+    """Join (N, E) standardised deviations to one value an image, their smooth maximum τ log Σ w exp(z / τ): (N,).
+
+    One voice that is sure is enough, and several that are half sure add up; a mean would let those that see nothing
+    outvote the one that does (docs/method.md).
+    """
+    heard = weights > 0
+    values: Floats = SOFTNESS * logsumexp(standard[:, heard] / SOFTNESS, axis=1, b=weights[heard])
+    return values

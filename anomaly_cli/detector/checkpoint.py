@@ -1,0 +1,291 @@
+"""Model files: one safetensors file with a JSON header, whole or not there, checked before anything is believed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from anomaly_cli.config import DetectorConfig, Effort
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
+from anomaly_cli.detector.backbones.build import empty_backbone
+from anomaly_cli.detector.calibration import Calibration, Unit
+from anomaly_cli.detector.labelled_anomalies import KnownAnomalies
+from anomaly_cli.detector.memory import PrototypeMemory
+from anomaly_cli.detector.prototype_patches import Patches, pack, unpack
+from anomaly_cli.detector.whitening import Whitening
+from anomaly_cli.errors import AnomalyError, CheckpointError
+from anomaly_cli.files import atomic_output
+
+FORMAT = 4
+KEY = "anomaly"  # of the JSON document among the file's metadata
+KNOWN = "known_anomalies."  # prefix of the tensors of `KnownAnomalies`
+PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector
+DAMAGED = "is damaged or was edited; train the detector again"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from, for `anomaly info` and for whoever finds the file in a year.
+
+    Attributes:
+        images: readable normal images it was trained on.
+        anomalies: labelled anomalous images it was trained on.
+        unreadable: files of the normal folder that could not be read.
+        suspects: normal images that stood out and shaped no memory.
+        training_set: SHA-256 over the contents of the normal images.
+        versions: of Python, torch, torchvision and this package.
+        created: ISO 8601, UTC.
+    """
+
+    images: int
+    anomalies: int
+    unreadable: int
+    suspects: int
+    training_set: str
+    versions: dict[str, str]
+    created: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that a model file holds.
+
+    Attributes:
+        patches: thumbnails of where the prototypes come from; empty where they were not kept.
+    """
+
+    detector: AnomalyDetector
+    calibration: Calibration
+    map_unit: Unit
+    config: DetectorConfig
+    provenance: Provenance
+    patches: Patches = field(default_factory=dict, repr=False)
+
+
+def save_model(model: Model, path: Path) -> None:
+    """Write the model file whole: an interrupted run leaves the old file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    # A clone, because a 1×1 convolution in channels-last order calls itself contiguous with strides that are not.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.detector.state_dict().items()
+    }
+    for name, pictures in model.patches.items():
+        state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = pack(pictures)
+    header = {
+        "format": FORMAT,
+        "config": asdict(model.config),
+        "scales": list(model.detector.scale_names),
+        "calibration": _calibration_to_json(model.calibration),
+        "map_unit": asdict(model.map_unit),
+        "provenance": asdict(model.provenance),
+    }
+    header["digest"] = _digest(header, state)
+    content = save(state, {KEY: json.dumps(header)})
+    with atomic_output(path) as file:
+        file.write(content)
+
+
+def library_versions() -> dict[str, str]:
+    """Name the versions that a model or a score may depend on."""
+    names = ("anomaly-cli", "torch", "torchvision", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def load_model(path: Path, device: torch.device | None = None) -> Model:
+    """Read a model file.
+
+    Raises:
+        CheckpointError: it is missing, no model of ours, of another format, cut, edited or damaged.
+    """
+    return parse_model(read_content(path), path, device)
+
+
+def parse_model(content: bytes, path: Path, device: torch.device | None = None) -> Model:
+    """Make a model of the content of its file; the path is for errors only.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    header, state = _parse(content, path)
+    try:
+        config = DetectorConfig(**{**header["config"], "effort": Effort(header["config"]["effort"])})
+        patches = _take_patches(header["scales"], state)
+        detector = _assemble(config, header["scales"], state)
+        calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
+        map_unit = _unit_from_json(header["map_unit"])
+        provenance = _provenance_from_json(header["provenance"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
+        raise CheckpointError(f"{path} {DAMAGED}") from error
+    detector = detector.to(device or torch.device("cpu"))
+    detector = detector.to(memory_format=torch.channels_last).eval()
+    detector.backbone.freeze()
+    return Model(detector, calibration, map_unit, config, provenance, patches)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the checked header of a model file, with the size of each memory and the scores of held-out normals.
+
+    Raises:
+        CheckpointError: as `load_model`.
+    """
+    header, state = _parse(read_content(path), path)
+    try:
+        sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
+        header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
+        header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
+        voices = 1 + len(sizes) + (KNOWN + "looks" in state)
+        header["normal_scores"] = _calibration_from_json(header["calibration"], voices).normal_scores.tolist()
+        header["config"] = dict(header["config"])
+        _provenance_from_json(header["provenance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} {DAMAGED}") from error
+    return header
+
+
+def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # In memory, not through safetensors' own file reader, which takes no path that is not UTF-8.
+    try:
+        state = load(content)
+        length = int.from_bytes(content[:8], "little")
+        text = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(KEY)
+        if text is None:
+            raise CheckpointError(f"{path} is not a model of `anomaly train`")
+        header = json.loads(text)
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a model file, or was cut short") from error
+    number = header.get("format") if isinstance(header, dict) else None
+    if number != FORMAT:
+        raise CheckpointError(
+            f"{path} has model format {number!s:.20}, this version reads {FORMAT}; train the detector again"
+        )
+    if header.pop("digest", None) != _digest(header, state):
+        raise CheckpointError(f"{path} {DAMAGED}")
+    return header, state
+
+
+def fingerprint(path: Path) -> str:
+    """Hash a model file: SHA-256 in hexadecimal.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return hashlib.sha256(read_content(path)).hexdigest()
+
+
+def read_content(path: Path) -> bytes:
+    """Read a model file without looking into it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a model file")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"no model file at {path}: make one with `anomaly train NORMAL_DIR`") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _digest(header: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """Hash header and tensors, so that a flipped bit or an edited number is noticed."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(state):
+        value = state[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _take_patches(names: list[str], state: dict[str, Tensor]) -> Patches:
+    """Take the thumbnails out of the tensors of a file: those of all scales, or none."""
+    if not any(key.startswith(PATCHES) for key in state):
+        return {}
+    sizes = {name: len(state[f"scales.stride_{name}.memory.prototypes"]) for name in names}
+    return {
+        name: unpack(state.pop(f"{PATCHES}{name}.content"), state.pop(f"{PATCHES}{name}.ends"), count)
+        for name, count in sizes.items()
+    }
+
+
+def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]) -> AnomalyDetector:
+    scales = {}
+    for name in names:
+        prefix = f"scales.stride_{name}."
+        matrix = state[prefix + "whitening.matrix"]
+        whitening = Whitening(torch.zeros(len(matrix)), torch.zeros_like(matrix))
+        scale = ScaleModel(whitening)
+        prototypes = state[prefix + "memory.prototypes"]
+        if not len(prototypes) or prototypes.shape[1:] != matrix.shape[1:]:
+            raise ValueError(f"prototypes of shape {tuple(prototypes.shape)} at scale {name}")
+        scale.memory = PrototypeMemory(torch.zeros_like(prototypes))
+        scales[name] = scale
+    known = None
+    if KNOWN + "looks" in state:
+        tensors = ("normal", "looks", "look_weights", "look_offset")
+        known = KnownAnomalies(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
+    detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
+    if known is not None:
+        widths = {known.normal.shape[1:], known.looks.shape[1:], known.look_weights.shape}
+        if widths != {(detector.look_width,)} or known.look_offset.shape:
+            raise ValueError(f"known anomalies of width {widths}, where the detector has {detector.look_width}")
+    detector.load_state_dict(state)
+    return detector
+
+
+def _calibration_to_json(calibration: Calibration) -> dict[str, Any]:
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(calibration).items()
+    }
+
+
+def _calibration_from_json(values: dict[str, Any], length: int) -> Calibration:
+    names = ("location", "spread", "weights", "normal_deviations")
+    arrays = {name: np.array(values[name], np.float64) for name in names}
+    units = tuple(_unit_from_json(unit) for unit in values["scale_units"])
+    lengths = {len(each) for each in (arrays["location"], arrays["spread"], arrays["weights"], units)}
+    spread, weights, normal = arrays["spread"], arrays["weights"], arrays["normal_deviations"]
+    sound = (spread > 0).all() and (weights >= 0).all() and weights.any() and (normal > 0).all()
+    finite = all(np.isfinite(each).all() for each in arrays.values())
+    if (
+        lengths != {length}
+        or normal.ndim != 2
+        or normal.shape[1] != length
+        or not len(normal)
+        or not sound
+        or not finite
+    ):
+        raise ValueError("the calibration is not one of this detector")
+    return Calibration(**arrays, scale_units=units, score_unit=_unit_from_json(values["score_unit"]))
+
+
+def _unit_from_json(values: dict[str, Any]) -> Unit:
+    median, limit = float(values["median"]), float(values["limit"])
+    if not -np.inf < median < limit < np.inf:
+        raise ValueError(f"a unit from {median} to {limit}")
+    return Unit(median, limit)
+
+
+def _provenance_from_json(values: dict[str, Any]) -> Provenance:
+    provenance = Provenance(**values)
+    for each in fields(provenance):
+        kind = {"int": int, "str": str, "dict[str, str]": dict}.get(str(each.type), object)
+        if not isinstance(getattr(provenance, each.name), kind):
+            raise ValueError(f"{each.name} is no {each.type}")
+    return provenance

@@ -1,0 +1,69 @@
+"""From feature maps of a backbone to the embeddings of each scale."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
+
+POOLED_STRIDES = (16, 32)  # whose maps the pooled scales take
+
+
+def scale_features(
+    backbone: Backbone, images: Tensor, names: tuple[str, ...], small: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Compute the raw cells of the named scales.
+
+    Local scales are put on a grid by `on_grid` and brought to length one, so that a cell is told by what it shows and
+    not by its contrast. A pooled scale joins the mean of the coarse maps and the spread of the first of them: content
+    and style.
+
+    Args:
+        backbone: in eval mode for detection.
+        images: (N, 3, H, W) float RGB in [0, 1].
+        names: strides, and some of `POOLED_SCALES`.
+        small: (N, 3, h', w') the copies that the small scale sees, where the caller made them.
+
+    Returns:
+        (N, D, h, w) by name; h = w = 1 for the pooled scales.
+    """
+    batches = [images]
+    if SMALL_SCALE in names:
+        batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
+    maps, *of_small = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.side_by_side(batches)]
+    features = {}
+    for name in names:
+        if name in POOLED_SCALES:
+            features[name] = _pooled(maps if name == IMAGE_SCALE else of_small[0])
+        else:
+            features[name] = F.normalize(on_grid(maps[int(name)], int(name)), dim=1)
+    return features
+
+
+def on_grid(feature_map: Tensor, stride: int) -> Tensor:
+    """Give a local scale its cells, robust to small shifts: (N, D, h, w) to (N, D, h', w').
+
+    Cells of a stride finer than `FINEST_STEP` are averaged to that step: what fine channels see, at the price of coarse
+    ones. Those of that step are averaged with the mean of their 3×3 neighbourhood (Roth et al. 2022 take that mean
+    alone). A coarser cell sees its neighbourhood anyway.
+    """
+    if stride < FINEST_STEP:
+        return F.avg_pool2d(feature_map, FINEST_STEP // stride)
+    return softened(feature_map) if stride == FINEST_STEP else feature_map
+
+
+def softened(feature_map: Tensor) -> Tensor:
+    """Average each cell with the mean of its 3×3 neighbourhood: (N, D, h, w), unchanged."""
+    return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
+
+
+def _pooled(maps: dict[int, Tensor]) -> Tensor:
+    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell an image: (N, D, 1, 1)."""
+    coarse = [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
+    means = [m.mean(dim=(2, 3), keepdim=True) for m in coarse]
+    # Not `Tensor.std`, which takes seven times as long here.
+    spread = (coarse[0] - means[0]).square().mean(dim=(2, 3), keepdim=True).sqrt()
+    return torch.cat([*means, spread], dim=1)

@@ -1,0 +1,266 @@
+"""Make an ONNX graph of a whole model: pixels in, anomaly map and image score out, both in limits of normal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomaly_cli.config import ExportFormat
+from anomaly_cli.detector.calibration import SOFTNESS, Unit
+from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.scales import SHORTEST_SIDE, SMALL_SCALE, SMALL_SIDE
+from anomaly_cli.errors import ConfigError
+from anomaly_cli.files import atomic_output, check_writable
+from anomaly_cli.images.network_size import SIZE_STEP, landscape_sizes
+
+if TYPE_CHECKING:
+    import onnx
+
+
+KEY = "anomaly"  # of the JSON document among the file's metadata
+OUTPUTS = ("anomaly_map", "score")
+OPSET = 18  # what torch's exporter writes without converting; runtimes know it since 2023
+EXAMPLE_SIZE, EXAMPLE_SMALL_SIZE = (128, 192), (40, 56)  # pixels; no two sides alike, for none to be taken for another
+# Average pooling by a factor that depends on the size of the image is no ONNX operator. Here each side is multiplied by
+# the matrix that averages: row i holds 1 / factor where column // factor is i. The factor is that of `reduction`.
+SMALL_COPY = f"""
+<ir_version: 8, opset_import: ["": {OPSET}]>
+small_copy (float[N, 3, H, W] images) => (float[N, 3, h, w] small) {{
+    zero = Constant <value_int: int = 0> ()
+    one = Constant <value_int: int = 1> ()
+    small_side = Constant <value_float: float = {SMALL_SIDE}.0> ()
+    shortest = Constant <value_int: int = {SHORTEST_SIDE}> ()
+    rows_axis = Constant <value_ints: ints = [1]> ()
+    sides = Shape <start: int = 2> (images)
+    float_sides = Cast <to: int = 1> (sides)
+    area = ReduceProd <keepdims: int = 0> (float_sides)
+    side = Sqrt (area)
+    side_in_small = Div (side, small_side)
+    rounded = Round (side_in_small)
+    wanted = Cast <to: int = 7> (rounded)
+    shorter = ReduceMin <keepdims: int = 0> (sides)
+    possible = Div (shorter, shortest)
+    at_most = Min (wanted, possible)
+    factor = Max (one, at_most)
+    float_factor = Cast <to: int = 1> (factor)
+    height_1, width_1 = Split <num_outputs: int = 2> (sides)
+    height = Squeeze (height_1)
+    width = Squeeze (width_1)
+    rows = Div (height, factor)
+    columns = Div (width, factor)
+    row_numbers = Range (zero, rows, one)
+    row_column = Unsqueeze (row_numbers, rows_axis)
+    pixel_rows = Range (zero, height, one)
+    row_of_pixel = Div (pixel_rows, factor)
+    row_is_ours = Equal (row_of_pixel, row_column)
+    row_ones = Cast <to: int = 1> (row_is_ours)
+    row_means = Div (row_ones, float_factor)
+    column_numbers = Range (zero, columns, one)
+    pixel_columns = Range (zero, width, one)
+    column_of_pixel = Div (pixel_columns, factor)
+    pixel_column = Unsqueeze (column_of_pixel, rows_axis)
+    column_is_ours = Equal (pixel_column, column_numbers)
+    column_ones = Cast <to: int = 1> (column_is_ours)
+    column_means = Div (column_ones, float_factor)
+    low = MatMul (row_means, images)
+    small = MatMul (low, column_means)
+}}
+"""
+
+
+class CalibratedDetector(nn.Module):
+    """What `score` and `heatmap` compute from pixels, calibration included, in float32."""
+
+    location: Tensor
+    spread: Tensor
+    log_weights: Tensor
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        calibration = model.calibration
+        self.detector = model.detector
+        self.map_unit, self.score_unit = model.map_unit, calibration.score_unit
+        self.heard = calibration.weights.nonzero()[0].tolist()
+        self.register_buffer("location", torch.from_numpy(calibration.location[self.heard]).float())
+        self.register_buffer("spread", torch.from_numpy(calibration.spread[self.heard]).float())
+        self.register_buffer("log_weights", torch.from_numpy(calibration.weights[self.heard]).log().float())
+
+    def forward(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Measure images.
+
+        Args:
+            images: (N, 3, H, W) float RGB in [0, 1], H and W multiples of `SIZE_STEP`.
+            small: (N, 3, h', w') their small copies, made here if not given.
+
+        Returns:
+            (N, h, w) anomaly maps on the finest grid and (N,) image scores, in units of the limit of normal.
+        """
+        detector = self.detector
+        detection = detector.detect(scale_features(detector.backbone, images, detector.scale_names, small))
+        standard = (detection.deviations[:, self.heard].log() - self.location) / self.spread
+        joined = SOFTNESS * torch.logsumexp(standard / SOFTNESS + self.log_weights, dim=1)
+        return in_unit(detection.anomaly_maps, self.map_unit), in_unit(joined, self.score_unit)
+
+
+def in_unit(values: Tensor, unit: Unit) -> Tensor:
+    """Convert raw values of any shape as `Unit.apply` does."""
+    t = (values - unit.median) / (unit.limit - unit.median)
+    return torch.where(t >= 0, 0.5 + 0.5 * t, 0.5 * t.clamp(max=0).exp())
+
+
+def make_onnx(model: Model) -> onnx.ModelProto:
+    """Translate a model on the CPU.
+
+    Raises:
+        ConfigError: torch cannot translate the backbone.
+    """
+    has_small = SMALL_SCALE in model.detector.scale_names
+    graph = _translated(model, has_small)
+    if has_small:
+        _compute_small_copies(graph)
+    # Names of the exporter's own for sizes it derived, such as 4*s30, tell a reader nothing.
+    del graph.graph.value_info[:]
+    _name_sizes(graph.graph.input[0], ("N", None, "H", "W"))
+    _name_sizes(graph.graph.output[0], ("N", "map_h", "map_w"))
+    _name_sizes(graph.graph.output[1], ("N",))
+    _describe(graph, model)
+    return graph
+
+
+def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
+    """Run torch's exporter, for any number of images of any size; the small copies are an input of their own."""
+    N = torch.export.Dim("N", min=1, max=65535)
+    rows, columns = (torch.export.Dim(name, min=1, max=1024) for name in ("rows", "columns"))
+    shapes: dict[str, Any] = {"images": {0: N, 2: SIZE_STEP * rows, 3: SIZE_STEP * columns}}
+    examples = [torch.zeros(2, 3, *EXAMPLE_SIZE)]
+    if has_small:
+        small_rows, small_columns = (
+            torch.export.Dim(f"small_{name}", min=SHORTEST_SIDE + 1, max=1024) for name in ("rows", "columns")
+        )
+        shapes["small"] = {0: N, 2: small_rows, 3: small_columns}
+        examples.append(torch.zeros(2, 3, *EXAMPLE_SMALL_SIZE))
+    try:
+        # The program first: left to itself ONNX's exporter falls back to fixed sizes where it fails, and says nothing.
+        with torch.no_grad():
+            program = torch.export.export(
+                CalibratedDetector(model).eval(), tuple(examples), dynamic_shapes=shapes, strict=False
+            )
+        translated = torch.onnx.export(
+            program, input_names=list(shapes), output_names=OUTPUTS, opset_version=OPSET, dynamo=True, verbose=False
+        )
+    except Exception as error:  # whatever the code of a network makes the exporter stumble over
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"backbone {model.config.backbone} cannot be translated to ONNX: {reason}") from error
+    proto: onnx.ModelProto = cast(torch.onnx.ONNXProgram, translated).model_proto
+    return proto
+
+
+def _compute_small_copies(graph: onnx.ModelProto) -> None:
+    """Put `SMALL_COPY` in front of a graph, in the place of its second input."""
+    import onnx
+
+    small_copy = onnx.parser.parse_model(SMALL_COPY).graph
+    own = {name for node in small_copy.node for name in (*node.input, *node.output)} - {"images", "small"}
+    nodes = list(graph.graph.node)
+    for node in small_copy.node:
+        for names in (node.input, node.output):
+            names[:] = [f"small_copy/{name}" if name in own else name for name in names]
+    del graph.graph.node[:]
+    graph.graph.node.extend([*small_copy.node, *nodes])
+    del graph.graph.input[1]
+
+
+def _name_sizes(value: onnx.ValueInfoProto, names: tuple[str | None, ...]) -> None:
+    for size, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+        if name is not None:
+            size.dim_param = name
+
+
+def _describe(graph: onnx.ModelProto, model: Model) -> None:
+    """Add what whoever finds the file must know."""
+    import onnx
+
+    description = describe(model)
+    graph.producer_name, graph.producer_version = "anomaly-cli", description["version"]
+    graph.graph.name = KEY
+    graph.doc_string = description["usage"]
+    onnx.helper.set_model_props(graph, {KEY: json.dumps(description)})
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Collect what the file says about itself: what to feed it, what comes out, where it is from."""
+    size = model.config.image_size
+    landscape = sorted(landscape_sizes(size), key=lambda each: abs(each[0] * each[1] - size**2))
+    return {
+        "version": version("anomaly-cli"),
+        "usage": "Feed RGB pixels / 255 as float32 (N, 3, H, W), each image resized to the one of `sizes` whose aspect "
+        "ratio is nearest to its own; scores and maps are 1 at the limit of normal.",
+        "input": {
+            "name": "images",
+            "layout": "N, 3, H, W",
+            "colours": "RGB",
+            "range": [0, 1],
+            "resize": "bicubic, antialiased, as of Pillow, aspect ratio kept as nearly as the sizes allow",
+            "transparency": "laid on white",
+            "orientation": "EXIF applied",
+            "multiple_of": SIZE_STEP,
+            "sizes": [*landscape, *((width, height) for height, width in landscape if height != width)],
+        },
+        "outputs": {
+            "score": "(N,) 0.5 is a typical normal image, 1 the limit of normal; no upper end",
+            "anomaly_map": "(N, h, w) in the same unit; cell (0, 0) of h x w equal ones is the upper left",
+        },
+        "limit": 1.0,
+        "normal_scores": [round(value, 6) for value in model.calibration.normal_scores.tolist()],
+        "config": asdict(model.config),
+        "scales": list(model.detector.scale_names),
+        "provenance": asdict(model.provenance),
+    }
+
+
+LIBRARIES = {ExportFormat.ONNX: ("onnx", "onnxscript")}  # of the extra of the format's name
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export` wrote.
+
+    Attributes:
+        out: the file.
+        size: of the file, bytes.
+        image_size: as in `DetectorConfig`.
+    """
+
+    out: Path
+    size: int
+    image_size: int
+
+
+def export(model_path: Path, out: Path | None = None, export_format: ExportFormat = ExportFormat.ONNX) -> ExportReport:
+    """Write a model in another format, beside itself unless `out` is given.
+
+    Raises:
+        ConfigError: a library is missing, or the backbone has no translation.
+        CheckpointError: the model cannot be read.
+        OutputError: the file cannot be written.
+    """
+    names = LIBRARIES[export_format]
+    if any(find_spec(name) is None for name in names):
+        raise ConfigError(f"export needs {' and '.join(names)}: pip install 'anomaly-cli[{export_format}]'")
+    target = out or model_path.with_suffix(f".{export_format}")
+    check_writable(target)
+    model = load_model(model_path)
+    from anomaly_cli.detector.onnx_export import make_onnx
+
+    content = make_onnx(model).SerializeToString()
+    with atomic_output(target) as file:
+        file.write(content)
+    return ExportReport(target, len(content), model.config.image_size)

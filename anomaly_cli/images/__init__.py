@@ -1,0 +1,1 @@
+"""From a folder to 8-bit RGB pixels at network size: finding, decoding, quality, duplicates."""

@@ -1,0 +1,77 @@
+"""Draw how a ranking does against labels: ROC, precision and recall, and the scores of both classes; prints nothing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_cli.errors import OutputError
+from anomaly_cli.files import atomic_output
+
+NORMAL_COLOUR, ANOMALOUS_COLOUR = "#4477aa", "#cc6677"  # apart for colour-blind readers too (Tol 2021)
+BINS = 40
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def check_curves(out: Path) -> None:
+    """Raise an error now if `draw_curves` could not write `out` later.
+
+    Raises:
+        OutputError: matplotlib is missing, or the suffix names no format.
+    """
+    if find_spec("matplotlib") is None:
+        raise OutputError("--curves needs matplotlib: pip install 'anomaly-cli[plots]'")
+    if out.suffix.lower() not in FORMATS:
+        raise OutputError(f"cannot write {out}: curves are drawn as {', '.join(FORMATS)}")
+
+
+def draw_curves(
+    anomalous: NDArray[np.bool_], scores: NDArray[np.float64], flagged: NDArray[np.bool_], out: Path
+) -> None:
+    """Draw three panels for (N,) labels, scores and flags; both classes must occur.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    check_curves(out)
+    from matplotlib.figure import Figure
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    roc, recall, distribution = figure.subplots(1, 3)
+    fpr, tpr, _ = roc_curve(anomalous, scores)
+    roc.plot(fpr, tpr, color="black")
+    _frame(roc, "share of normal images above the cut", "share of anomalous images found")
+    precisions, recalls, _ = precision_recall_curve(anomalous, scores)
+    recall.step(recalls, precisions, color="black", where="post")
+    _frame(recall, "share of anomalous images found (recall)", "share of those above the cut (precision)")
+    if flagged.any():
+        found, alarms = flagged[anomalous].mean(), flagged[~anomalous].mean()
+        roc.plot(alarms, found, "o", color=ANOMALOUS_COLOUR, label="flagged in the table")
+        recall.plot(found, anomalous[flagged].mean(), "o", color=ANOMALOUS_COLOUR, label="flagged in the table")
+        roc.legend(frameon=False, loc="lower right")
+    _distribution(distribution, anomalous, scores, flagged)
+    with atomic_output(out) as file:
+        figure.savefig(file, format=out.suffix[1:].lower(), dpi=120)
+
+
+def _frame(axes: Any, x_label: str, y_label: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label, aspect="equal")
+    axes.grid(alpha=0.25)
+
+
+def _distribution(
+    axes: Any, anomalous: NDArray[np.bool_], scores: NDArray[np.float64], flagged: NDArray[np.bool_]
+) -> None:
+    edges = np.linspace(0, max(1.0, float(scores.max())) * 1.001, BINS + 1)
+    for name, chosen, colour in (("normal", ~anomalous, NORMAL_COLOUR), ("anomalous", anomalous, ANOMALOUS_COLOUR)):
+        axes.hist(scores[chosen], edges, color=colour, alpha=0.6, label=f"{name} ({chosen.sum()})")
+    if flagged.any():
+        axes.axvline(scores[flagged].min(), color="black", linestyle="--", label="lowest flagged score")
+    axes.set(xlabel="score (1 = limit of normal)", ylabel="images")
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # above: inside it would hide some bars
+    axes.legend(frameon=False, ncols=3, fontsize="small", handlelength=1.2, columnspacing=1, **place)

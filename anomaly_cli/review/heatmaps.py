@@ -1,0 +1,125 @@
+"""Draw where images deviate: an overlay a file, and on request the map itself; never prints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from anomaly_cli.config import DEFAULT_RULE, RawMap
+from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.devices import choose_devices
+from anomaly_cli.errors import InputError, OutputError, UnreadableImageError
+from anomaly_cli.files import atomic_output
+from anomaly_cli.images.decode import read_pixels
+from anomaly_cli.images.find import collect
+from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.paths import path_of
+from anomaly_cli.review.overlay import draw_overlay, encode_map16
+from anomaly_cli.scoring.measure import Measured, measure_on
+from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.scoring.rows import flag_rows
+from anomaly_cli.scoring.score import measure_rows, nothing_readable, score_files
+from anomaly_cli.tables.reader import read_paths
+
+
+@dataclass(frozen=True)
+class HeatmapReport:
+    """What `heatmap` drew."""
+
+    written: list[Path]
+    unreadable: list[tuple[Path, str]]
+
+
+def heatmap(
+    inputs: Sequence[Path],
+    model_path: Path,
+    out: Path,
+    *,
+    top: int | None = None,
+    scores: Path | None = None,
+    raw: RawMap | None = None,
+    patterns: PathPatterns = EVERY_FILE,
+    device: str = "auto",
+    progress: Progress,
+) -> HeatmapReport:
+    """Draw overlays of all images, of the `top` most anomalous, or of those in a table of `score`."""
+    devices = choose_devices(device)
+    model = load_model(model_path, devices[0])
+    if scores is not None:
+        ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
+        if inputs:
+            wanted = set(collect(inputs, patterns))
+            ranking = [entry for entry in ranking if entry[0] in wanted]
+    else:
+        measure = partial(measure_rows, model=model, devices=devices, with_quality=False)
+        rows = flag_rows(score_files(collect(inputs, patterns), measure, progress), DEFAULT_RULE)
+        ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
+    if not ranking:
+        raise InputError(f"no image to draw: {scores} lists none of the inputs")
+    return _draw(ranking[:top], model, out, raw, devices, progress)
+
+
+def _draw(
+    ranking: list[tuple[Path, float, bool]],
+    model: Model,
+    out: Path,
+    raw: RawMap | None,
+    devices: list[torch.device],
+    progress: Progress,
+) -> HeatmapReport:
+    paths = [path for path, _, _ in ranking]
+    results = measure_on(devices, model.detector, model.map_unit, paths, model.config.image_size, worker_count())
+    written: list[Path] = []
+    unreadable: list[tuple[Path, str]] = []
+    for done, ((path, value, flagged), result) in enumerate(zip(ranking, results, strict=True), start=1):
+        try:
+            if isinstance(result, UnreadableImageError):
+                raise result
+            pixels = read_pixels(path)
+        except UnreadableImageError as error:
+            unreadable.append((path, error.reason))
+            continue
+        picture = draw_overlay(pixels, result.anomaly_map, caption=os.fspath(path), score=value, flagged=flagged)
+        target = mirrored(path, out)
+        written.append(target.with_name(target.name + ".png"))
+        _save_picture(picture, written[-1])
+        if raw is not None:
+            _save_raw(result, target, raw)
+        progress("drawing", done, len(paths))
+    if not written:
+        raise nothing_readable(len(paths), *unreadable[0])
+    return HeatmapReport(written, unreadable)
+
+
+def mirrored(path: Path, out: Path) -> Path:
+    """Place of a file in the output folder: its path from the current folder, without root, `__` for `..`."""
+    inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
+
+
+def _save_picture(picture: Image.Image, target: Path) -> None:
+    _make_parent(target)
+    with atomic_output(target) as file:
+        picture.save(file, "PNG", compress_level=3)
+
+
+def _save_raw(result: Measured, target: Path, raw: RawMap) -> None:
+    if raw is RawMap.PNG16:
+        _save_picture(Image.fromarray(encode_map16(result.anomaly_map)), target.with_name(target.name + ".map.png"))
+        return
+    with atomic_output(target.with_name(target.name + ".map.npy")) as file:
+        np.save(file, result.anomaly_map)
+
+
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error

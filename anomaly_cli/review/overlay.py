@@ -1,0 +1,230 @@
+"""The pictures that `heatmap` writes: an image tinted by its anomaly map, above a legend; touches no files.
+
+Every picture has the same colour scale, in multiples of the limit of normal, so that two can be compared by
+eye. A scale stretched to each picture would paint every normal image red somewhere.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_right
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+STEPS = 256  # of the colour scale
+FULL_SCALE = 3.0  # limits of normal at the last colour
+
+
+MAP16_UNITS = 1000  # grey levels of a 16-bit map for one limit of normal
+
+
+_STRONGEST = 0.65  # opacity at full scale: the picture below can still be read
+_MIN_WIDTH = 220  # pixels; no legend fits below a narrower picture
+_MIN_EM = 12  # pixels, size of the smallest letters
+_FINER = 3  # enlargement that the legend is drawn at
+_BACKGROUND, _TEXT, _FAINT = (24, 24, 28), (236, 236, 240), (156, 156, 166)
+_FLAGGED, _NORMAL = (255, 122, 69), (126, 200, 140)
+_LINE, _OUTLINE = (255, 255, 255), (0, 0, 0)
+_MAX_LINE = 8  # pixels; a wider blur of one pixel would round to black
+_KNOTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+_HUES = (285.0, 318.0, 375.0, 411.0, 448.0, 463.0)  # degrees
+_CHROMAS = (0.09, 0.165, 0.20, 0.16, 0.15, 0.16)
+_LAB_TO_LMS = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+
+
+_LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+
+
+class _Scale(NamedTuple):
+    limit: float  # map value that is the limit of normal
+    full: float  # map value of the last colour
+
+
+def tints() -> NDArray[np.uint8]:
+    """Tabulate the tint of map values from 0 to `FULL_SCALE` limits of normal, in even steps: (256, 4) RGBA.
+
+    The colours go from dark violet over red and orange to light yellow, in even steps of lightness.
+    """
+    return np.concatenate([_colours(), _opacity(_Scale(1.0, FULL_SCALE))[:, None]], axis=1)
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    anomaly_map: NDArray[np.floating[Any]],
+    *,
+    caption: str,
+    score: float,
+    flagged: bool,
+    limit: float = 1.0,
+    full_scale: float = FULL_SCALE,
+) -> Image.Image:
+    """Tint an image where it is anomalous, outline what exceeds the limit and put a legend below.
+
+    Below half the limit the image stays as it is, bit by bit; from there the tint grows with the map.
+
+    Args:
+        image: (H, W, 3) RGB; keeps its resolution.
+        anomaly_map: (h, w), >= 0; resized to the image.
+        caption: path of the image as text of any kind; unprintable characters become question marks.
+        score: of the image, 1.0 = the limit of normal.
+        flagged: whether the ranking flags it.
+        limit: the limit of normal, in the unit of the map.
+        full_scale: map value of the last colour, in the same unit.
+
+    Returns:
+        RGB picture, the image at its upper left corner.
+    """
+    H, W, _ = image.shape
+    scale = _Scale(limit, full_scale)
+    heat = Image.fromarray(anomaly_map.astype(np.float32)).resize((W, H), Image.Resampling.BILINEAR)
+    heat_at = np.asarray(heat)  # (H, W)
+    level = np.rint(np.clip(heat_at / full_scale, 0, 1) * (STEPS - 1)).astype(np.uint8)
+    tint = Image.fromarray(_colours()[level])
+    tinted = Image.composite(tint, Image.fromarray(image), Image.fromarray(_opacity(scale)[level]))
+    _outline(tinted, Image.fromarray((heat_at >= limit).astype(np.uint8) * 255))
+    legend = _legend(W, H, caption, score, flagged, scale)
+    picture = Image.new("RGB", (legend.width, H + legend.height), _BACKGROUND)
+    picture.paste(tinted)
+    picture.paste(legend, (0, H))
+    return picture
+
+
+def encode_map16(anomaly_map: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+    """Encode an anomaly map for a 16-bit grey PNG, in thousandths of its unit on every image.
+
+    Args:
+        anomaly_map: (h, w), >= 0, 1.0 = the limit of normal.
+
+    Returns:
+        (h, w); 1000 = the limit of normal, 65535 = 65.535 or more.
+    """
+    encoded: NDArray[np.uint16] = np.rint(np.clip(anomaly_map * MAP16_UNITS, 0, 65535)).astype(np.uint16)
+    return encoded
+
+
+@cache
+def _colours() -> NDArray[np.uint8]:
+    """Build the colour scale in OKLab (Ottosson 2020), whose lightness matches what the eye sees.
+
+    The hue turns from violet by way of red to yellow while the lightness rises. The chroma is about as strong
+    as sRGB allows all along, found by hand: no channel clips, which would bend the lightness.
+
+    Returns:
+        (256, 3) RGB.
+    """
+    at = np.linspace(0, 1, STEPS)
+    lightness = 0.20 + 0.70 * at
+    hue = np.radians(np.interp(at, _KNOTS, _HUES))
+    chroma = np.interp(at, _KNOTS, _CHROMAS)
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)  # (256, 3)
+    linear = np.clip((lab @ _LAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    colours: NDArray[np.uint8] = np.rint(encoded * 255).astype(np.uint8)
+    return colours
+
+
+def _opacity(scale: _Scale) -> NDArray[np.uint8]:
+    """(256,) opacity of each colour: none up to half the limit, then in a straight line to the strongest."""
+    value = np.linspace(0, scale.full, STEPS)
+    rising = np.clip((value - scale.limit / 2) / (scale.full - scale.limit / 2), 0, 1)
+    opacity: NDArray[np.uint8] = np.rint(_STRONGEST * 255 * rising).astype(np.uint8)
+    return opacity
+
+
+def _outline(picture: Image.Image, inside: Image.Image) -> None:
+    """Draw a bright line around a region, dark on both sides so that it shows on any picture."""
+    if inside.getbbox() is None:
+        return
+    width = min(_MAX_LINE, max(1, round(min(picture.size) / 500)))
+    line = ImageChops.subtract(_grown(inside, width), inside)
+    soft = ImageFilter.GaussianBlur(0.6)
+    picture.paste(_OUTLINE, mask=_grown(line, width).filter(soft).point(lambda value: value * 0.55))
+    picture.paste(_LINE, mask=line.filter(soft))
+
+
+def _grown(mask: Image.Image, pixels: int) -> Image.Image:
+    """Widen the white part of a mask: a box blur leaves nothing black that has white within its radius."""
+    return mask.filter(ImageFilter.BoxBlur(pixels)).point(lambda value: 255 if value else 0)
+
+
+def _legend(W: int, H: int, caption: str, score: float, flagged: bool, scale: _Scale) -> Image.Image:
+    """Draw the strip under a picture of H by W: path, score, and the colours beside or, if narrow, below."""
+    # Enlarged here and reduced at the end: fitted to whole pixels, small words would run together.
+    width = _FINER * max(W, _MIN_WIDTH)
+    em = _FINER * max(_MIN_EM, round(min(W, 2 * H) / 60))
+    wide = width >= 40 * em
+    line = 3 * em // 2
+    bar_width = 16 * em if wide else width - 2 * em
+    strip = Image.new("RGB", (width, 2 * em + line * (2 if wide else 4)), _BACKGROUND)
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(em)
+    text_width = width - 2 * em - (bar_width + 2 * em if wide else 0)
+    draw.text((em, em + line // 2), _elided(printable(caption), font, text_width), _TEXT, font, "lm")
+    _draw_verdict(draw, (em, em + line + line // 2), score, flagged, em)
+    _draw_bar(strip, (width - em - bar_width, em if wide else em + 2 * line), bar_width, em, scale)
+    return strip.reduce(_FINER)
+
+
+def _draw_verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], score: float, flagged: bool, em: int) -> None:
+    x, y = at
+    font = ImageFont.load_default(em)
+    text = f"score {score:.2f} x limit"
+    draw.text(at, text, _TEXT, font, "lm")
+    left = x + font.getlength(text) + em
+    if flagged:
+        right = left + font.getlength("FLAGGED") + 0.8 * em
+        draw.rounded_rectangle((left, y - 0.62 * em, right, y + 0.62 * em), round(0.25 * em), _FLAGGED)
+        draw.text((left + 0.4 * em, y), "FLAGGED", _BACKGROUND, font, "lm")
+    else:
+        draw.text((left, y), "normal", _NORMAL, font, "lm")
+
+
+def _draw_bar(strip: Image.Image, at: tuple[int, int], width: int, em: int, scale: _Scale) -> None:
+    """Draw the colours over middle grey, as strong as they tint a picture, and name the values below."""
+    x, y = at
+    steps = np.rint(np.linspace(0, STEPS - 1, width)).astype(np.uint8)[None]  # (1, width)
+    grey = Image.new("RGB", (width, 1), (128, 128, 128))
+    row = Image.composite(Image.fromarray(_colours()[steps]), grey, Image.fromarray(_opacity(scale)[steps]))
+    strip.paste(row.resize((width, 3 * em // 4)), (x, y + 3 * em // 8))
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(0.85 * em)
+    tick, middle = x + round(width * scale.limit / scale.full), y + 2.2 * em
+    draw.line((tick, y + 3 * em // 8, tick, y + 3 * em // 2), _TEXT, em // 12)
+    draw.text((x, middle), "0", _FAINT, font, "lm")
+    draw.text((tick, middle), f"{scale.limit:g} = limit of normal", _FAINT, font, "mm")
+    draw.text((x + width, middle), f"{scale.full:g}+", _FAINT, font, "rm")
+
+
+def printable(text: str) -> str:
+    """Keep to ASCII, all that Pillow's own font has: accents are dropped, the rest are question marks."""
+    letters = [letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)]
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
+
+
+def _elided(text: str, font: Font, width: int) -> str:
+    """Shorten a text in its middle until it fits."""
+
+    def keep(count: int) -> str:
+        return text[: count // 2] + "…" + text[len(text) - (count + 1) // 2 :]
+
+    def overhang(count: int) -> float:
+        return font.getlength(keep(count)) - width
+
+    if font.getlength(text) <= width:
+        return text
+    return keep(max(bisect_right(range(len(text)), 0.0, key=overhang) - 1, 0))

@@ -1,0 +1,234 @@
+"""Write the review page: one HTML file with the table, small pictures and the script that shows them; never prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import IO, Any
+
+from anomaly_cli.config import DEFAULT_RULE
+from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.devices import choose_device
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.files import atomic_output, check_writable, os_errors_as_output_error
+from anomaly_cli.review.evidence import find_evidence
+from anomaly_cli.review.overlay import FULL_SCALE, tints
+from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
+from anomaly_cli.scoring.measure import Measured, measure_images
+from anomaly_cli.scoring.parallel import Progress, parallel_map, worker_count
+from anomaly_cli.scoring.verdict import Verdict, judge
+from anomaly_cli.statistics.fdr import normal_share
+from anomaly_cli.tables.row import Value
+from anomaly_cli.tables.score_table import ReportTable
+
+TEMPLATE = files("anomaly_cli.review") / "assets"
+PLACE = re.compile(r"{{ (style|script|data) }}")
+PICTURES = "{{ pictures }}"
+HARMFUL = re.compile("[<>&]")
+ESCAPES = {"<": r"\u003c", ">": r"\u003e", "&": r"\u0026"}
+SAME_SCORE = 0.01  # relative; processors and versions of libraries differ less
+
+
+@dataclass(frozen=True)
+class PageReport:
+    """What `report` wrote.
+
+    Attributes:
+        files: rows of the table.
+        pictured: how many of the readable ones have a picture.
+        left_out: how many are listed without one because of `top`.
+        missing: files that cannot be read any more, with the reason.
+        changed: how many pictures score differently now: another model, or other files.
+        has_model: without one there are no heat maps; a table of `audit` has none.
+        size: of the file, bytes.
+    """
+
+    files: int
+    unreadable: int
+    pictured: int
+    left_out: int
+    missing: list[tuple[Path, str]]
+    changed: int
+    has_model: bool
+    size: int
+
+
+@dataclass
+class _Pictures:
+    """What is found out while pictures are made."""
+
+    missing: list[tuple[Path, str]] = field(default_factory=list)
+    changed: int = 0
+
+
+def write_report(
+    table_path: Path, model_path: Path, out: Path, *, top: int, device: str = "auto", progress: Progress
+) -> PageReport:
+    """Write the page of a table.
+
+    Args:
+        table_path: of `score`, in any format, or of `audit`.
+        model_path: that made the table. A table without p-values comes from `audit`, which makes no model file.
+        out: HTML file.
+        top: so many of the most anomalous images get a picture; the others are listed without.
+        device: that measures the images again, for the heat maps.
+        progress: called after each picture.
+
+    Raises:
+        InputError: the table cannot be read or is none.
+        CheckpointError: the model cannot be read.
+        OutputError: the page cannot be written.
+    """
+    check_writable(out)
+    table = ReportTable.read(table_path)
+    model = load_model(model_path, choose_device(device)) if table.p_values else None
+    pictures = _Pictures()
+    # Aside first: the page says what is missing before the pictures come, and thousands of them need no memory.
+    with os_errors_as_output_error(str(out)), tempfile.TemporaryFile() as aside:
+        for element in _picture_elements(table, model, top, device, pictures, progress):
+            aside.write(element.encode())
+        aside.seek(0)
+        pictured = min(top, len(table.readable)) - len(pictures.missing)
+        data = {
+            **_facts(table, model, model_path),
+            "table": os.fspath(table_path),
+            "root": os.path.relpath(Path.cwd(), out.parent),
+            "pictures": min(top, len(table.readable)),
+            "missing": len(pictures.missing),
+            "changed": pictures.changed,
+        }
+        size = _write_page(data, aside, out)
+    return PageReport(
+        files=len(table.readable) + len(table.unreadable),
+        unreadable=len(table.unreadable),
+        pictured=pictured,
+        left_out=max(0, len(table.readable) - top),
+        missing=pictures.missing,
+        changed=pictures.changed,
+        has_model=model is not None,
+        size=size,
+    )
+
+
+def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[str, Any]:
+    """Collect what the page shows beside pictures."""
+    verdict = None if model is None else _verdict(table, model, model_path)
+    normals = [] if model is None else model.calibration.normal_scores.tolist()
+    return {
+        "digest": table.digest,
+        "model": None if model is None else os.fspath(model_path),
+        "columns": table.columns,
+        "rows": table.readable,
+        "unreadable": table.unreadable,
+        "scales": [name.removeprefix("scale_") for name in table.columns if name.startswith("scale_")],
+        "normals": [float(f"{score:.6g}") for score in normals],
+        "normalShare": normal_share(table.p_values) if table.p_values else 1.0,
+        "cut": table.cut,
+        "verdict": None if verdict is None else asdict(verdict),
+        "tints": _text(tints().tobytes()),
+        "fullScale": FULL_SCALE,
+    }
+
+
+def _verdict(table: ReportTable, model: Model, model_path: Path) -> Verdict | None:
+    names = model.detector.scale_names
+    rows = table.rows(names)
+    if rows is None or not table.readable:
+        return None
+    return judge(rows, names, model.calibration, DEFAULT_RULE, model_path)
+
+
+def _picture_elements(
+    table: ReportTable, model: Model | None, top: int, device: str, pictures: _Pictures, progress: Progress
+) -> Iterator[str]:
+    """Make one data element an image, numbered as in the ranking; the page reads it when the image is scrolled near."""
+    paths = table.paths[:top]
+    drawn = parallel_map(_thumbnail, paths, worker_count())
+    measured = _measured(model, paths, device)
+    for i, (path, thumbnail, result) in enumerate(zip(paths, drawn, measured, strict=True)):
+        try:
+            picture = _picture(model, thumbnail, result)
+        except UnreadableImageError as error:
+            picture = {"missing": error.reason}
+            pictures.missing.append((path, error.reason))
+        if model is not None and isinstance(result, Measured):
+            pictures.changed += _differs(model, result, table.readable[i][table.columns.index("score")])
+        yield _data_element(f"picture-{i}", picture)
+        progress("drawing", i + 1, len(paths))
+
+
+def _thumbnail(path: Path) -> bytes | UnreadableImageError:
+    try:
+        return make_thumbnail(path)
+    except UnreadableImageError as error:
+        return error
+
+
+def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[Measured | UnreadableImageError | None]:
+    if model is None:
+        return iter([None] * len(paths))
+    size, chosen = model.config.image_size, choose_device(device)
+    return measure_images(model.detector, model.map_unit, paths, size, worker_count(), chosen)
+
+
+def _picture(
+    model: Model | None, thumbnail: bytes | UnreadableImageError, result: Measured | UnreadableImageError | None
+) -> dict[str, Any]:
+    """Put together what the page draws of one image.
+
+    Raises:
+        UnreadableImageError: the file cannot be read any more.
+    """
+    if isinstance(thumbnail, UnreadableImageError):
+        raise thumbnail
+    if isinstance(result, UnreadableImageError):
+        raise result
+    picture: dict[str, Any] = {"image": _text(thumbnail)}
+    if isinstance(result, Measured) and (heat := make_heat(result.anomaly_map)) is not None:
+        picture |= {"heat": _text(heat.levels), "cells": [heat.height, heat.width]}
+        if model is not None and (evidence := find_evidence(model, result)) is not None:
+            pair = {"hot": _text(evidence.hot), "normal": _text(evidence.normal)}
+            picture["evidence"] = {**pair, "scale": evidence.scale}
+    return picture
+
+
+def _differs(model: Model, result: Measured, score: Value) -> bool:
+    """Tell whether an image scores differently than in the table."""
+    now = float(model.calibration.scores(result.deviations[None])[0][0])
+    return not math.isclose(now, float(score or 0.0), rel_tol=SAME_SCORE)
+
+
+def _write_page(data: dict[str, Any], pictures: IO[bytes], out: Path) -> int:
+    """Fill the template and return the size of the file in bytes."""
+    parts = {
+        "style": (TEMPLATE / "page.css").read_text("utf-8"),
+        "script": (TEMPLATE / "page.js").read_text("utf-8"),
+        "data": _data_element("data", data),
+    }
+    # In one pass: what is filled in is never searched for places itself.
+    template = (TEMPLATE / "page.html").read_text("utf-8").split(PICTURES)
+    head, tail = (PLACE.sub(lambda place: parts[place[1]], part) for part in template)
+    with atomic_output(out) as file:
+        file.write(head.encode())
+        shutil.copyfileobj(pictures, file)
+        file.write(tail.encode())
+        return file.tell()
+
+
+def _data_element(name: str, data: object) -> str:
+    """Write data as an element that no browser runs; nothing in it can end the element or open another."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and all others are escapes
+    return f'<script type="application/json" id="{name}">{HARMFUL.sub(lambda c: ESCAPES[c[0]], text)}</script>\n'
+
+
+def _text(content: bytes) -> str:
+    return b64encode(content).decode()

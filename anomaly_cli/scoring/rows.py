@@ -1,0 +1,81 @@
+"""Measured images to rows of the table: copies marked, rows flagged."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from anomaly_cli.config import FlagRule, Rule
+from anomaly_cli.detector.calibration import Calibration
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.images.duplicates import group_copies
+from anomaly_cli.scoring.measure import Measured
+from anomaly_cli.scoring.regions import hottest_region
+from anomaly_cli.statistics.fdr import q_values
+from anomaly_cli.tables.row import Row, rank_rows
+
+
+def to_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:
+    """Make the table row of one file; p-value and flag follow when the whole run is known."""
+    name = os.fspath(path)
+    if isinstance(result, UnreadableImageError):
+        return Row(path=name, status="unreadable", reason=result.reason)
+    scores, scales = calibration.scores(result.deviations[None])
+    region = hottest_region(result.anomaly_map, 1.0, result.height, result.width)
+    row = Row(
+        path=name,
+        score=float(scores[0]),
+        p_value=float(calibration.p_values(scores)[0]),
+        width=result.width,
+        height=result.height,
+        region_x=region.x,
+        region_y=region.y,
+        region_w=region.width,
+        region_h=region.height,
+        region_fraction=region.fraction,
+        scales=tuple(float(value) for value in scales[0, 1:]),
+    )
+    quality = result.quality
+    if quality is None:
+        return row
+    return replace(
+        row,
+        aspect=quality.aspect,
+        brightness=quality.brightness,
+        contrast=quality.contrast,
+        sharpness=quality.sharpness,
+        content_hash=quality.content_hash,
+        look=quality.look,
+    )
+
+
+def mark_copies(rows: list[Row]) -> list[Row]:
+    """Number the groups of copies and near-copies among the rows that have their quality, in the order of paths."""
+    marked = list(rows)
+    places = sorted((i for i, row in enumerate(rows) if row.look), key=lambda i: os.fsencode(rows[i].path))
+    hashes, looks = ([getattr(rows[i], name) for i in places] for name in ("content_hash", "look"))
+    groups = group_copies(hashes, looks, [rows[i].brightness or 0.0 for i in places])
+    for i, group in zip(places, groups.tolist(), strict=True):
+        if group:
+            marked[i] = replace(rows[i], duplicate_group=group)
+    return marked
+
+
+def flag_rows(rows: list[Row], rule: FlagRule) -> list[Row]:
+    """Rank the rows, add q-values over the whole run and flag what the rule chooses."""
+    ranked = rank_rows(rows)
+    p = np.array([row.p_value for row in ranked if row.p_value is not None])
+    chosen = []
+    for place, (row, q) in enumerate(zip(ranked, q_values(p).tolist(), strict=False)):  # unreadable ones come last
+        flagged = {
+            Rule.FDR: q <= rule.value,
+            Rule.THRESHOLD: (row.score or 0.0) >= rule.value,
+            Rule.TOP: place < rule.value,
+            # Of N images at most N are normal, and of these a share of at most p gets a p-value of p or less.
+            Rule.MAX_FALSE_ALARMS: (row.p_value or 1.0) * len(p) <= rule.value,
+        }[rule.kind]
+        chosen.append(replace(row, q_value=q, flagged=flagged))
+    return [*chosen, *ranked[len(p) :]]

@@ -1,0 +1,168 @@
+"""The shared engine behind the command line: one function a subcommand; it never prints and never exits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anomaly_cli.config import DEFAULT_RULE, Engine, FlagRule
+from anomaly_cli.detector.checkpoint import Model, fingerprint, library_versions, load_model, read_header
+from anomaly_cli.detector.devices import choose_device, choose_devices, processor
+from anomaly_cli.errors import InputError
+from anomaly_cli.images.find import collect
+from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.scoring.journal import Journal, open_journal
+from anomaly_cli.scoring.measure import measure_on
+from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.scoring.rows import flag_rows, mark_copies, to_row
+from anomaly_cli.scoring.verdict import Verdict, judge
+from anomaly_cli.tables.formats import TableFormat
+from anomaly_cli.tables.row import Row
+from anomaly_cli.tables.writer import write_table
+
+_Measure = Callable[[list[Path]], Generator[Row]]  # a row a file, in any order
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """What `score` found: rows in rank order, and what they say about the batch."""
+
+    rows: list[Row]
+    scale_names: tuple[str, ...]
+    rule: FlagRule
+    verdict: Verdict
+    with_quality: bool
+
+    @property
+    def readable(self) -> list[Row]:
+        """Rows of the files that could be read, most anomalous first."""
+        return [row for row in self.rows if row.status == "ok"]
+
+    @property
+    def flagged(self) -> list[Row]:
+        """Rows that the chosen rule calls anomalous."""
+        return [row for row in self.rows if row.flagged]
+
+    @property
+    def unreadable(self) -> list[Row]:
+        """Rows of the files that could not be read."""
+        return [row for row in self.rows if row.status != "ok"]
+
+    @property
+    def copies(self) -> list[Row]:
+        """Rows of the files that are copies or near-copies of another."""
+        return [row for row in self.rows if row.duplicate_group is not None]
+
+
+def score(
+    inputs: Sequence[Path],
+    model_path: Path,
+    *,
+    rule: FlagRule = DEFAULT_RULE,
+    patterns: PathPatterns = EVERY_FILE,
+    journal: Journal | None = None,
+    with_quality: bool = True,
+    device: str = "auto",
+    engine: Engine = Engine.LOCAL,
+    progress: Progress,
+) -> ScoreReport:
+    """Rank images by how far they deviate from normal; the table is written by `write_scores`.
+
+    Raises:
+        ClusterError: the machines of the engine cannot do it.
+        AnomalyError: an input, the model or the device cannot be used.
+    """
+    measure: _Measure
+    if engine is Engine.RAY:
+        from anomaly_cli.scoring import ray_cluster
+
+        ray_cluster.check_engine(device)
+        measure = partial(ray_cluster.measure_rows, model_path=model_path, device=device, with_quality=with_quality)
+        model = load_model(model_path)
+    else:
+        devices = choose_devices(device)
+        model = load_model(model_path, devices[0])
+        measure = partial(measure_rows, model=model, devices=devices, with_quality=with_quality)
+    paths = collect(inputs, patterns)
+    ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
+    names = model.detector.column_names
+    verdict = judge(ranked, model.detector.scale_names, model.calibration, rule, model_path)
+    return ScoreReport(ranked, names, rule, verdict, with_quality)
+
+
+def rank(paths: list[Path], model: Model, device: torch.device, progress: Progress) -> list[Row]:
+    """Score files by a model on its device and rank them, as `score` does; nothing is written.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    measure = partial(measure_rows, model=model, devices=[device], with_quality=True)
+    return flag_rows(mark_copies(score_files(paths, measure, progress)), DEFAULT_RULE)
+
+
+def open_journal_of(
+    table: Path, model_path: Path, device: str, *, with_quality: bool = True, engine: Engine = Engine.LOCAL
+) -> AbstractContextManager[Journal]:
+    """Open the journal of a table for `score`; its rows hold for this model on this machine and these versions only.
+
+    The processors of a cluster are unknown here: what it measured goes on in a cluster only.
+    """
+    local = engine is Engine.LOCAL
+    identity = {
+        "model": fingerprint(model_path),
+        "device": str(choose_device(device)) if local else device,
+        "quality": str(with_quality),
+        "processor": processor() if local else f"{engine} cluster",
+        **library_versions(),
+    }
+    return open_journal(table, identity)
+
+
+def score_files(paths: list[Path], measure: _Measure, progress: Progress, journal: Journal | None = None) -> list[Row]:
+    """Measure those files that the journal has not; rows in any order.
+
+    Raises:
+        InputError: none can be read.
+    """
+    rows = [] if journal is None else journal.finished(paths)
+    done = {row.path for row in rows}
+    left = [path for path in paths if os.fspath(path) not in done]
+    with closing(measure(left)) as measured:  # closed, it lets go of threads or machines, also after Ctrl-C
+        for row in measured:
+            rows.append(row)
+            if journal is not None:
+                journal.add(row)
+            progress("scoring", len(rows), len(paths))
+    if all(row.status != "ok" for row in rows):
+        raise nothing_readable(len(rows), rows[0].path, rows[0].reason)
+    return rows
+
+
+def measure_rows(paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool) -> Generator[Row]:
+    """Measure files on the devices of this machine and yield a row each."""
+    size, workers = model.config.image_size, worker_count()
+    results = measure_on(devices, model.detector, model.map_unit, paths, size, workers, with_quality=with_quality)
+    for path, result in zip(paths, results, strict=True):
+        yield to_row(path, result, model.calibration)
+
+
+def nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
+    """Make the error of a run in which no file could be read."""
+    return InputError(f"none of the {count} files can be read, first {first}: {reason}")
+
+
+def write_scores(report: ScoreReport, out: Path | None, table_format: TableFormat) -> None:
+    """Write the table to a file, or to stdout where `out` is None."""
+    write_table(report.rows, report.scale_names, out, table_format, with_quality=report.with_quality)
+
+
+def info(model_path: Path) -> dict[str, Any]:
+    """Describe a model file: its header, with prototypes and channels a scale."""
+    return read_header(model_path)

@@ -1,0 +1,124 @@
+"""Score files as their names arrive: one row each at once, in the order of arrival; nothing is ranked or printed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from stat import S_ISREG
+from typing import NamedTuple
+
+import torch
+
+from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.devices import choose_device
+from anomaly_cli.errors import InputError
+from anomaly_cli.files import os_errors_as_output_error
+from anomaly_cli.images.find import collect, find_images
+from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.scoring.measure import measure_images
+from anomaly_cli.scoring.parallel import as_they_arrive, worker_count
+from anomaly_cli.scoring.rows import to_row
+from anomaly_cli.tables.row import Row
+
+FRESH_S = 2.0  # a file changed this recently may be half written
+PATIENCE_S = 10.0  # longest wait for a file that goes on changing
+RETRY_S = 0.1
+
+
+class Stream(NamedTuple):
+    """Rows as they become known, and the names of their scales."""
+
+    rows: Iterator[Row]
+    scale_names: tuple[str, ...]
+
+
+def open_stream(
+    inputs: Sequence[Path],
+    arriving: Iterable[Path],
+    model_path: Path,
+    *,
+    threshold: float,
+    patterns: PathPatterns = EVERY_FILE,
+    device: str = "auto",
+) -> Stream:
+    """Load the model and get ready to score the inputs first, then what arrives.
+
+    Raises:
+        InputError: an input does not exist; of what arrives later that is a row.
+    """
+    chosen = choose_device(device)
+    model = load_model(model_path, chosen)
+    paths = chain(collect(inputs, patterns) if inputs else [], find_arriving(arriving, patterns))
+    return Stream(stream_rows(paths, model, chosen, threshold), model.detector.column_names)
+
+
+def stream_rows(paths: Iterable[Path], model: Model, device: torch.device, threshold: float) -> Iterator[Row]:
+    """Score each file as soon as its name is known, without waiting for the next name.
+
+    Args:
+        paths: files; they may take their time to arrive.
+        model: detector and calibration.
+        device: of the model.
+        threshold: scores from here on are flagged; what depends on the whole run (rank, q-value) stays unknown.
+
+    Yields:
+        One row a file, in the order of arrival; a file that is missing or cannot be read has its row, too.
+    """
+
+    def measure(path: Path) -> Row:
+        [outcome] = measure_images(model.detector, model.map_unit, [path], model.config.image_size, 1, device)
+        return to_row(path, outcome, model.calibration)
+
+    for row in as_they_arrive(partial(patiently, measure), paths, worker_count()):
+        yield replace(row, flagged=row.score is not None and row.score >= threshold)
+
+
+def find_arriving(names: Iterable[Path], patterns: PathPatterns = EVERY_FILE) -> Iterator[Path]:
+    """Search the folders among the names, one by one; whatever else is named is passed on."""
+    for name in names:
+        try:
+            yield from find_images([name], patterns)
+        except InputError:  # missing, or a folder that cannot be listed: its row says so, others may follow
+            yield name
+
+
+def append_lines(lines: Iterable[bytes], out: Path | None) -> None:
+    """Append each line as soon as it is known, to stdout where `out` is None.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        BrokenPipeError: the reader of a pipe went away.
+    """
+    name = "stdout" if out is None else str(out)
+    with ExitStack() as stack:
+        with os_errors_as_output_error(name):
+            file = sys.stdout.buffer if out is None else stack.enter_context(out.open("ab", buffering=0))
+        for line in lines:
+            with os_errors_as_output_error(name):
+                file.write(line)
+                file.flush()
+
+
+def patiently(measure: Callable[[Path], Row], path: Path) -> Row:
+    """Measure a file, again and again while it cannot be read and was changed just now: it may be half written."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        row = measure(path)
+        if row.status == "ok" or time.monotonic() > deadline or not _changed_just_now(path):
+            return row
+        time.sleep(RETRY_S)
+
+
+def _changed_just_now(path: Path) -> bool:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # gone, or no possible name
+        return False
+    # A time in the future, from another clock or a camera, is not now either.
+    return S_ISREG(status.st_mode) and abs(time.time() - status.st_mtime) < FRESH_S

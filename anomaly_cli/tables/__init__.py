@@ -1,0 +1,1 @@
+"""Tables of one row per file: rows, formats, writing, reading, selecting, labels."""

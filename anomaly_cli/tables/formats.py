@@ -1,0 +1,61 @@
+"""Formats of tables, by option, suffix or content, and whether they can be written here."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+
+from anomaly_cli.errors import AnomalyError, OutputError
+from anomaly_cli.files import check_target
+
+
+def format_of_content(content: bytes) -> TableFormat:
+    """Recognise a table by how it begins: a pipe has no suffix."""
+    if content.startswith(b"PAR1"):
+        return TableFormat.PARQUET
+    if content.lstrip().startswith(b"{"):
+        return TableFormat.JSONL
+    return TableFormat.TSV if b"\t" in content.partition(b"\n")[0] else TableFormat.CSV
+
+
+def check_output(out: Path | None, chosen: TableFormat | None) -> TableFormat:
+    """Choose the format of the table and refuse an impossible target before the work is done."""
+    table_format = format_of(out, chosen)
+    check_target(out)
+    return table_format
+
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+
+class TableFormat(StrEnum):
+    """How a table is stored."""
+
+    CSV = "csv"
+    TSV = "tsv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+def format_of(path: Path | None, chosen: TableFormat | None = None) -> TableFormat:
+    """Decide how a table is stored: as chosen, else by the suffix of its name, else CSV.
+
+    Raises:
+        OutputError: parquet was asked for and pyarrow is missing. Ask before scoring, not after.
+    """
+    decided = chosen or by_suffix(path)
+    check_library(decided, OutputError)
+    return decided
+
+
+def by_suffix(path: Path | None) -> TableFormat:
+    """Choose the format of a table by the suffix of its name; CSV where that says nothing."""
+    suffixes = {f".{known}": known for known in TableFormat} | {".ndjson": TableFormat.JSONL}
+    return TableFormat.CSV if path is None else suffixes.get(path.suffix.lower(), TableFormat.CSV)
+
+
+def check_library(format: TableFormat, error: type[AnomalyError]) -> None:
+    """Raise the error where Parquet is asked for and pyarrow is missing."""
+    if format is TableFormat.PARQUET and find_spec("pyarrow") is None:
+        raise error("parquet needs pyarrow: pip install 'anomaly-cli[parquet]'")

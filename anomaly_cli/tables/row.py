@@ -1,0 +1,60 @@
+"""One row of a table: its values, their rounding and the order of rows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+SIGNIFICANT_DIGITS = 6  # float32 carries 7; the last one differs between processors
+
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """What `score` says about one file; of an unreadable one only `path`, `status` and `reason` are known."""
+
+    path: str  # from os.fsdecode: a name that is not UTF-8 holds surrogates
+    score: float | None = None  # >= 0, higher = more anomalous, 1.0 = the limit of normal
+    p_value: float | None = None
+    q_value: float | None = None
+    flagged: bool = False
+    status: Literal["ok", "unreadable"] = "ok"
+    reason: str = ""  # one short sentence; empty when ok
+    width: int | None = None  # pixels, as are the other sizes
+    height: int | None = None
+    region_x: int | None = None
+    region_y: int | None = None
+    region_w: int | None = None
+    region_h: int | None = None
+    region_fraction: float | None = None  # of the anomaly map, in (0, 1]
+    scales: tuple[float, ...] = ()  # what each scale contributed, finest first
+    aspect: float | None = None  # width / height; this and what follows as in `quality.Quality`
+    brightness: float | None = None
+    contrast: float | None = None
+    sharpness: float | None = None
+    content_hash: str | None = None
+    look: str | None = None  # perceptual hash, no column: what `duplicate_group` is found by
+    duplicate_group: int | None = None  # the same for files that are copies or near-copies of each other
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") != (self.score is not None and math.isfinite(self.score)):
+            raise ValueError(f"a row is ok exactly if its score is finite, got {self.status}, {self.score}")
+
+
+def rank_rows(rows: Iterable[Row]) -> list[Row]:
+    """Order rows by falling score as printed, ties by the bytes of the path; unreadable ones last by path."""
+
+    def place(row: Row) -> tuple[float, bytes]:
+        return (math.inf if row.score is None else -rounded(row.score), os.fsencode(row.path))
+
+    return sorted(rows, key=place)
+
+
+def rounded(value: float) -> float:
+    """Round a value to the digits that the table shows."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -1,0 +1,74 @@
+"""Audit one folder without a normal set: rank its images by how rare they are among each other; never prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.detector.backbones.build import build_backbone
+from anomaly_cli.detector.devices import choose_device
+from anomaly_cli.images.find import collect
+from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.tables.formats import TableFormat
+from anomaly_cli.tables.row import Row, rank_rows
+from anomaly_cli.tables.writer import write_table
+from anomaly_cli.training.run import Run
+from anomaly_cli.training.training_set import never_enlarging
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What `audit` found: rows in rank order, and how many images were left out of every memory."""
+
+    rows: list[Row]
+    scale_names: tuple[str, ...]
+    left_out: int
+
+    @property
+    def flagged(self) -> list[Row]:
+        """Rows beyond the limit of the bulk."""
+        return [row for row in self.rows if row.flagged]
+
+    @property
+    def unreadable(self) -> list[Row]:
+        """Rows of the files that could not be read."""
+        return [row for row in self.rows if row.status != "ok"]
+
+
+def audit(
+    inputs: Sequence[Path],
+    config: DetectorConfig,
+    *,
+    weights: Path | None = None,
+    patterns: PathPatterns = EVERY_FILE,
+    device: str = "auto",
+    progress: Progress,
+) -> AuditReport:
+    """Rank the images of one folder by how far each deviates from the bulk of the others.
+
+    Cross-fitted: no image is compared with itself. Trimmed: images that stand out shape neither memory nor units, so
+    that 1.0 is the limit of the bulk. Without a normal set this ranks rarity; there are no p- and q-values.
+
+    Raises:
+        InputError: fewer than `MIN_NORMALS` images can be read.
+    """
+    from anomaly_cli.training.cross_fitted_scores import score_normals
+    from anomaly_cli.training.fit import train_detector
+
+    chosen, paths = choose_device(device), collect(inputs, patterns)
+    backbone = build_backbone(config.backbone, weights, config.seed)
+    run = Run(never_enlarging(config, paths, worker_count()), chosen, worker_count(), progress)
+    trained = train_detector(paths, [], backbone, run, clean=False)
+    rows = [
+        replace(row, p_value=None, flagged=row.score is not None and row.score >= 1)
+        for row in score_normals(trained, run)
+    ]
+    return AuditReport(rank_rows(rows), trained.detector.column_names, len(trained.suspects))
+
+
+def write_audit(report: AuditReport, out: Path | None, table_format: TableFormat) -> None:
+    """Write the table to a file, or to stdout where `out` is None."""
+    write_table(report.rows, report.scale_names, out, table_format)

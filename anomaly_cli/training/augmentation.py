@@ -1,0 +1,126 @@
+"""Views and planted defects made from normal images: what stage 1 contrasts and stage 2 learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+Pixels = NDArray[np.uint8]
+
+
+Mask = NDArray[np.bool_]
+
+
+FREE_SHARE = (0.3, 1.0)  # of an image that a free view shows
+FREE_GREY = 0.2  # of the free views have no colour
+OPACITY = (0.25, 0.8)  # of a planted defect
+GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
+
+
+def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
+    """Cut a part of an image, mirror it and light it differently: another picture of the same thing.
+
+    As contrastive learning does it (Chen et al. 2020), with larger parts: what is odd may be small.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        side: of the square view, in pixels.
+        generator: source of every random number.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    h, w = pixels.shape[:2]
+    cut = max(1, min(h, w, round((generator.uniform(*FREE_SHARE) * h * w) ** 0.5)))
+    top, left = int(generator.integers(h - cut + 1)), int(generator.integers(w - cut + 1))
+    part = Image.fromarray(pixels[top : top + cut, left : left + cut])
+    values = np.asarray(part.resize((side, side), Image.Resampling.BILINEAR), np.float32)
+    if generator.random() < 0.5:
+        values = values[:, ::-1]
+    if generator.random() < FREE_GREY:
+        values = np.repeat((values @ GREY)[..., None], 3, axis=2)
+    centre = values.mean()
+    tint = generator.uniform(0.9, 1.1, 3)
+    return _to_pixels((values - centre) * generator.uniform(0.6, 1.4) + centre * generator.uniform(0.6, 1.4) * tint)
+
+
+def planted_defect(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Spoil a part of a normal image, near the boundary of what can be seen.
+
+    A scar or a patch of 0.2 to 8 % of the picture is blended with another normal image, a stain, a blur or noise; no
+    more than that, since strong changes show at every scale and tell nothing (docs/method.md).
+
+    Args:
+        pixels: (h, w, 3) uint8 normal image.
+        other: (h2, w2, 3) uint8, another normal image to cut from.
+        generator: source of every random number.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    kind = int(generator.integers(len(_CHANGES)))
+    mask = _blob(pixels.shape[:2], generator)
+    changed = _CHANGES[kind](pixels.astype(np.float32), other, generator)
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * generator.uniform(*OPACITY)
+    return _to_pixels(pixels * (1 - soft) + changed * soft)
+
+
+def _to_pixels(values: NDArray[np.floating]) -> Pixels:
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
+    """An irregular patch or a thin scar covering between 0.2 and 8 % of the picture."""
+    h, w = size[:2]
+    noise = ndimage.gaussian_filter(generator.normal(size=(h, w)), generator.uniform(2, max(h, w) / 16))
+    y, x = np.mgrid[:h, :w]
+    cy, cx = generator.uniform(0.1, 0.9) * h, generator.uniform(0.1, 0.9) * w
+    angle = generator.uniform(0, np.pi)
+    along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+    across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+    area = np.exp(generator.uniform(np.log(0.002), np.log(0.08))) * h * w
+    stretch = np.exp(generator.uniform(0, 2.3))
+    radius = np.sqrt(area * stretch / np.pi)
+    distance = np.hypot(along / radius, across * stretch / radius)
+    blob: Mask = distance + 0.4 * noise / noise.std() < 1
+    blob[int(cy), int(cx)] = True
+    return blob
+
+
+def _cut_paste(values: NDArray[np.float32], other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Another normal image, turned and shifted, to be seen through the mask."""
+    turned = np.rot90(other, int(generator.integers(4)))
+    rows = (np.arange(values.shape[0]) + int(generator.integers(turned.shape[0]))) % turned.shape[0]
+    columns = (np.arange(values.shape[1]) + int(generator.integers(turned.shape[1]))) % turned.shape[1]
+    shifted: Pixels = turned[rows][:, columns]
+    return shifted
+
+
+def _stain(values: NDArray[np.float32], _other: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
+    shift = generator.uniform(-110, 110) + generator.uniform(-40, 40, 3)
+    return values + shift.astype(np.float32)
+
+
+def _blur(values: NDArray[np.float32], _other: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
+    sigma = generator.uniform(1.5, 4)
+    blurred: NDArray[np.float32] = ndimage.gaussian_filter(values, (sigma, sigma, 0))
+    return blurred
+
+
+def _noise(values: NDArray[np.float32], _other: Pixels, generator: np.random.Generator) -> NDArray[np.float32]:
+    grain = ndimage.gaussian_filter(generator.normal(size=values.shape[:2]), generator.uniform(0, 3))
+    noisy: NDArray[np.float32] = (values + (grain / grain.std() * generator.uniform(15, 50))[..., None]).astype(
+        np.float32
+    )
+    return noisy
+
+
+_Change = Callable[[NDArray[np.float32], Pixels, np.random.Generator], NDArray[np.generic]]
+
+
+_CHANGES: tuple[_Change, ...] = (_cut_paste, _stain, _blur, _noise)

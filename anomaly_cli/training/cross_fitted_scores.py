@@ -1,0 +1,50 @@
+"""Score the images that a detector was learned from, each by a detector of other folds: which of them stand out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.images.decode import load_image
+from anomaly_cli.scoring.measure import Measured, measure_batch
+from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.rows import to_row
+from anomaly_cli.tables.row import Row
+from anomaly_cli.training.fit import TrainedDetector
+from anomaly_cli.training.run import Run
+
+
+def score_normals(trained: TrainedDetector, run: Run) -> Iterator[Row]:
+    """Score every normal image as if it had not been there when the detector was learned.
+
+    Flagged are those that stand out (`Calibration.suspects`). There is no q-value: among images that set the unit
+    themselves it would say nothing.
+
+    Args:
+        trained: with the detectors of its folds.
+        run: as it was trained with.
+
+    Yields:
+        One row an image: first the readable ones in path order, then the others.
+    """
+    numbered = list(zip(trained.folds.tolist(), trained.normals.paths, strict=True))
+
+    def measure(item: tuple[int, Path]) -> Measured | UnreadableImageError:
+        fold, path = item
+        try:
+            image = load_image(path, run.config.image_size)
+        except UnreadableImageError as error:
+            return error
+        return measure_batch(trained.fold_detectors[fold], trained.map_unit, [image])[0]
+
+    results = parallel_map(measure, numbered, run.workers)
+    for done, ((_, path), result) in enumerate(zip(numbered, results, strict=True), start=1):
+        row = to_row(path, result, trained.calibration)
+        if isinstance(result, Measured):
+            row = replace(row, flagged=bool(trained.calibration.suspects(result.deviations[None])[0]))
+        run.progress("scoring the normal images", done, len(numbered))
+        yield row
+    for path, reason in trained.normals.unreadable:
+        yield Row(path=str(path), status="unreadable", reason=reason)

@@ -1,0 +1,152 @@
+"""Measure images by detectors that have not seen them: normal images, each by the detector of its fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
+from anomaly_cli.detector.anomaly_distance import set_cell_means
+from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.memory import PrototypeMemory
+from anomaly_cli.detector.scales import POOLED_SCALES
+from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
+from anomaly_cli.errors import InputError, UnreadableImageError
+from anomaly_cli.images.decode import LoadedImage, load_image
+from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.training.augmentation import planted_defect
+from anomaly_cli.training.cell_samples import Cells
+from anomaly_cli.training.run import Run
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """An image to be measured by the detector of the fold that has not seen it."""
+
+    fold: int
+    path: Path
+    defect_seed: int | None = None  # plant a defect with this seed first
+    other: Path | None = None  # normal image that the defect may be cut from
+
+
+def load_held_out(item: HeldOut, run: Run) -> Tensor:
+    """Read one image, with a planted defect where one is wanted: (1, 3, h, w)."""
+    image = load_again(item.path, run)
+    if item.defect_seed is not None and item.other is not None:
+        other = load_again(item.other, run)
+        changed = planted_defect(image.pixels, other.pixels, np.random.default_rng(item.defect_seed))
+        image = LoadedImage(changed, image.height, image.width)
+    return to_tensor(image).to(run.device)
+
+
+def load_again(path: Path, run: Run) -> LoadedImage:
+    """Read an image that could be read before.
+
+    Raises:
+        InputError: it was changed or removed since.
+    """
+    try:
+        return load_image(path, run.config.image_size)
+    except UnreadableImageError as error:
+        raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
+
+
+def measure_held_out(
+    detectors: list[AnomalyDetector],
+    held_out: list[HeldOut],
+    run: Run,
+    step: str = "held-out",
+    phase: str = "calibrating on held-out normal images",
+) -> list[list[Tensor]]:
+    """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU.
+
+    `step` is the name under which they are saved, `phase` what the progress says.
+    """
+
+    def measure(item: HeldOut) -> list[Tensor]:
+        return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
+
+    return list(run.map_images(step, phase, measure, held_out))
+
+
+LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
+FOLDS = 5
+FEW_IMAGES = 50  # below, a fifth is too much to leave out
+FOLDS_OF_FEW = 10
+
+
+def fit_fold_detectors(
+    cells: dict[str, Cells], folds: Tensor, backbone: Backbone, held_out: list[HeldOut], run: Run, step: str
+) -> tuple[list[AnomalyDetector], list[list[Tensor]]]:
+    """Learn from all cells and without each fold; measure every held-out image by the detector of its fold."""
+    learned = learn_scales(cells, folds, run)
+    detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
+    measured = measure_held_out(detectors, held_out, run, step)
+    set_cell_means(detectors, measured, run.config.seed)
+    return detectors, measured
+
+
+def deal_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:
+    """Assign each of (count,) images a fold; there are more folds when images are few.
+
+    Args:
+        count: of images.
+        seed: of the order.
+        groups: (count,) images of one number get the same fold, since a copy that the memory knows would make the
+            other look too normal; 0 is no group.
+    """
+    folds = FOLDS if count >= FEW_IMAGES else min(count, FOLDS_OF_FEW)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    together: dict[tuple[bool, int], list[int]] = {}
+    for image in order:
+        group = 0 if groups is None else int(groups[image])
+        together.setdefault((True, group) if group else (False, image), []).append(image)
+    fold = torch.empty(count, dtype=torch.int64)
+    filled = [0] * min(folds, len(together))
+    for images in sorted(together.values(), key=len, reverse=True):
+        emptiest = filled.index(min(filled))
+        fold[images] = emptiest
+        filled[emptiest] += len(images)
+    return fold
+
+
+def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[str, ScaleModel]]:
+    """Learn every scale once from all images and once without each fold: entry 0, then one a fold."""
+    left_out = [None, *range(int(folds.max()) + 1)]
+    jobs = [(fold, name) for fold in left_out for name in cells]
+
+    def learn(job: tuple[int | None, str]) -> ScaleModel:
+        fold, name = job
+        kept = torch.ones(len(folds), dtype=torch.bool) if fold is None else folds != fold
+        # As many prototypes from fewer images would cover their typical cells more closely than the detector in use
+        # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
+        count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
+        floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
+        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run).cpu()
+
+    own = run.processes.share(jobs)
+    scales: list[ScaleModel] = []
+    for scale in parallel_map(learn, own, run.workers):
+        scales.append(scale)
+        run.progress("choosing prototypes", len(scales), len(own))
+    learned: list[dict[str, ScaleModel]] = [{} for _ in left_out]
+    for (fold, name), scale in zip(jobs, run.processes.join(scales), strict=True):
+        learned[0 if fold is None else fold + 1][name] = scale
+    return learned
+
+
+def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel:
+    """Fit one scale on (M, D) normal cells: whitening, then a memory of `count` of them.
+
+    The prototypes are a coreset, so every one is a real normal cell.
+    """
+    scale = ScaleModel(Whitening.fit(cells, floor)).to(cells.device)
+    embeddings = scale.whitening(cells)
+    scale.memory = PrototypeMemory.choose(embeddings, count, torch.Generator().manual_seed(run.config.seed))
+    return scale

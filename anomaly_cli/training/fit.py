@@ -1,0 +1,134 @@
+"""Learn a detector from normal images: memories, learned parts and held-out calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_cli.config import MIN_NORMALS
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.anomaly_distance import (
+    USUAL_SENSITIVITY,
+    calibrate,
+    deviations_of,
+    set_cell_means,
+    voice_weights,
+)
+from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
+from anomaly_cli.detector.calibration import Calibration, Unit
+from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE, has_small_scale
+from anomaly_cli.training.cell_samples import Origin
+from anomaly_cli.training.cross_fitting import HeldOut, deal_folds, fit_fold_detectors
+from anomaly_cli.training.labelled_fit import learn_known, look_at_anomalies
+from anomaly_cli.training.run import Run
+from anomaly_cli.training.stage1 import learn_from_scratch
+from anomaly_cli.training.stage2 import weigh_scales
+from anomaly_cli.training.training_set import NormalSet, sample_cells
+
+LOCAL_STRIDES = (4, 8, 16)  # a coarser one adds nothing (docs/method.md)
+CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector with everything that turns its measurements into a table.
+
+    Attributes:
+        anomalies: labelled anomalous images that could be read.
+        unreadable_anomalies: path and reason of the others.
+        fold_detectors: one a fold, learned from the others.
+        folds: (images,) fold of each normal image.
+        suspects: normal images that stand out and shaped no memory.
+        origins: for each scale, where its prototypes come from.
+    """
+
+    detector: AnomalyDetector
+    calibration: Calibration
+    map_unit: Unit
+    normals: NormalSet
+    anomalies: int
+    unreadable_anomalies: list[tuple[Path, str]]
+    fold_detectors: list[AnomalyDetector]
+    folds: Tensor
+    suspects: list[Path]
+    origins: dict[str, list[Origin]]
+
+
+def train_detector(
+    paths: list[Path], anomalies: list[Path], backbone: Backbone, run: Run, *, clean: bool = True
+) -> TrainedDetector:
+    """Learn what the images at `paths` have in common.
+
+    The images are dealt into folds. Each fold is measured by a detector that learned from the others only, and
+    from these held-out measurements every unit is set; the detector that is kept learned from all images.
+
+    Args:
+        paths: normal images.
+        anomalies: known anomalous images; they shape the features of `scratch` and the distance, never a memory.
+        backbone: with its starting weights; `scratch` is trained in place.
+        run: settings and machine.
+        clean: whether the images are taken for normal, so that all of them say how much normal images vary; if
+            not, those that stand out are left out of the units as they are of the memories.
+
+    Raises:
+        InputError: fewer than `MIN_NORMALS` images can be read.
+    """
+    backbone = backbone.to(run.device)
+    names = _scale_names(backbone, run.config.image_size)
+    if backbone.name == SCRATCH:
+        learn_from_scratch(backbone, names, paths, anomalies, run)
+    cells, normals = sample_cells(paths, backbone, names, run)
+    folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
+    numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
+    held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
+    detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
+    # Defects are planted once it is known which images may be anomalous themselves.
+    weights = voice_weights(detectors[0], run.config.image_size, USUAL_SENSITIVITY)
+    suspects = run.processes.from_first(_suspects(detectors[0], measured, weights))
+    if suspects:
+        left_out = torch.tensor([numbers[i] for i in suspects])
+        cells = {name: each.without(left_out) for name, each in cells.items()}
+        detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
+    sensitivity = weigh_scales(detectors, held_out, measured, suspects, run)
+    labelled = look_at_anomalies(detectors[0], anomalies, run)
+    known = learn_known(detectors, held_out, labelled.looks, run, suspects=suspects)
+    if not clean:
+        kept = [i for i in range(len(measured)) if i not in set(suspects)]
+        measured, known = [measured[i] for i in kept], known[kept]
+        set_cell_means(detectors, measured, run.config.seed)
+    weights = voice_weights(detectors[0], run.config.image_size, sensitivity)
+    calibration, map_unit = calibrate(detectors[0], measured, weights, known)
+    return TrainedDetector(
+        detector=detectors[0],
+        calibration=calibration,
+        map_unit=map_unit,
+        normals=normals,
+        anomalies=len(anomalies) - len(labelled.unreadable),
+        unreadable_anomalies=labelled.unreadable,
+        fold_detectors=detectors[1:],
+        folds=folds,
+        suspects=[held_out[i].path for i in suspects],
+        origins={name: each.origins(detectors[0].scale(name).memory.chosen) for name, each in cells.items()},
+    )
+
+
+def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], weights: NDArray[np.float64]) -> list[int]:
+    """Number the held-out images that stand so far out that no memory should learn from them.
+
+    A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
+    in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
+    """
+    calibration, _ = calibrate(detector, measured, weights)
+    standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
+    return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
+
+
+def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
+    strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
+    small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
+    return (*map(str, strides), IMAGE_SCALE, *small)

@@ -1,0 +1,80 @@
+"""What every step of a training run shares: device, processes, saved steps, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+import torch
+
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.scoring.parallel import Progress, parallel_map
+from anomaly_cli.training.distributed import ALONE, Processes
+from anomaly_cli.training.saved_steps import Steps, pack, unpack
+
+BLOCK = 20  # images, whose results are saved together
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of a training run needs.
+
+    Attributes:
+        config: settings.
+        device: of this process.
+        workers: threads that this process reads images with.
+        progress: told about every step.
+        processes: that share the work.
+        saved: what a killed run had done.
+    """
+
+    config: DetectorConfig
+    device: torch.device
+    workers: int
+    progress: Progress
+    processes: Processes = ALONE
+    saved: Steps = field(default_factory=Steps)
+
+    def map_images(
+        self, step: str, phase: str, function: Callable[[Item], Any], items: Sequence[Item]
+    ) -> Iterator[Any]:
+        """Apply a function to one item an image, in order; all processes share the work and get all results.
+
+        Args:
+            step: name under which finished blocks of results are saved; used once in a run.
+            phase: for the progress.
+            function: its results must be of the kind that `Steps.save` takes.
+            items: the same in all processes.
+        """
+        blocks = [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]
+        own = self._map_blocks(step, phase, function, self.processes.share(list(enumerate(blocks))))
+        if self.processes.count == 1:
+            yield from chain.from_iterable(own)
+        else:  # packed, since pickling each of many small tensors takes several times as long
+            for packed in self.processes.join([pack(results) for results in own]):
+                yield from unpack(packed)
+
+    def _map_blocks(
+        self, step: str, phase: str, function: Callable[[Item], Any], blocks: Sequence[tuple[int, Sequence[Item]]]
+    ) -> Iterator[list[Any]]:
+        """Apply a function to numbered blocks of items, without those that are saved."""
+        saved = {number: self.saved.load(f"{step}-{number:05}") for number, _ in blocks}
+        missing = [block for number, block in blocks if saved[number] is None]
+        total, done = sum(len(block) for _, block in blocks), 0
+        self.saved.note_reuse(phase, sum(len(each) for each in saved.values() if each is not None), total)
+        fresh = parallel_map(function, chain.from_iterable(missing), self.workers)
+        for number, block in blocks:
+            results = saved.pop(number)
+            if results is None:
+                results = []
+                for result in islice(fresh, len(block)):
+                    results.append(result)
+                    self.progress(phase, done + len(results), total)
+                self.saved.save(f"{step}-{number:05}", results)
+            done += len(block)
+            yield results

@@ -1,0 +1,148 @@
+"""What a training run has finished, kept beside its model: a killed run goes on and does nothing twice.
+
+A step is a file, whole or not there, that says what it depends on and what it should contain; it is read without
+running any code. It survives the end of the process; one that a power cut damaged is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from anomaly_cli.errors import OutputError
+from anomaly_cli.files import atomic_output
+
+FORMAT = 1
+START = f"anomaly training step {FORMAT} ".encode()  # then the digests of identity and content, then the content
+DIGEST_LENGTH = 64  # characters
+SUFFIX = ".step"
+KEY = "anomaly"  # of the JSON document among the metadata of the content
+
+
+class Steps:
+    """Steps that are not kept: each is done anew.
+
+    Attributes:
+        reused: of each phase that a killed run had begun, how much was done of how much.
+    """
+
+    def __init__(self) -> None:
+        self.reused: dict[str, tuple[int, int]] = {}
+
+    def load(self, _name: str, /) -> Any:
+        """Return what `save` was given under this name by this run or a killed one, or None."""
+        return None
+
+    def save(self, _name: str, _value: Any, /) -> None:
+        """Keep tensors, numbers, strings and None in lists and dictionaries; a tuple comes back as a list."""
+
+    def note_reuse(self, phase: str, done: int, total: int) -> None:
+        """Note how much of a phase a killed run had done."""
+        if done:
+            self.reused[phase] = (done, total)
+
+
+class SavedSteps(Steps):
+    """Steps that are kept in a folder.
+
+    Attributes:
+        folder: holds one file a step.
+        discarded: how many steps of an earlier run were given up, since they depend on something else.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Look at what an earlier run left, and remove what is of no use.
+
+        Args:
+            folder: exists.
+            identity: all that the steps depend on.
+
+        Raises:
+            OutputError: the folder holds something else.
+        """
+        super().__init__()
+        self.folder = folder
+        self.discarded = 0
+        self._start = START + _digest(json.dumps(identity, sort_keys=True).encode()) + b" "
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            with path.open("rb") as file:
+                start = file.read(len(self._start))
+            if start[: len(START)] != START[: len(start)]:
+                raise OutputError(f"{path} is not of `anomaly train --resume`; move it away")
+            if start != self._start:
+                self.discarded += 1
+                path.unlink()
+
+    def load(self, name: str, /) -> Any:
+        """Return a finished step; None if there is none, or it is damaged."""
+        try:
+            content = self._path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+        start, packed = content[: len(self._start)], content[len(self._start) + DIGEST_LENGTH + 1 :]
+        digest = content[len(self._start) : len(self._start) + DIGEST_LENGTH]
+        return unpack(packed) if start == self._start and digest == _digest(packed) else None
+
+    def save(self, name: str, value: Any, /) -> None:
+        """Keep a finished step, in the place of an earlier one of the same name.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        content = pack(value)
+        with atomic_output(self._path(name)) as file:
+            file.write(self._start + _digest(content) + b" " + content)
+
+    def remove(self) -> None:
+        """Remove all steps once the model is complete."""
+        for path in [*self.folder.glob(f"*{SUFFIX}"), *self.folder.glob(f"*{SUFFIX}.partial")]:
+            path.unlink()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+
+def pack(value: Any) -> bytes:
+    """Pack a value as `Steps.save` takes it: the tensors as safetensors, the rest as JSON in their metadata."""
+    tensors: dict[str, Tensor] = {}
+    structure = _without_tensors(value, tensors)
+    return save(tensors, {KEY: json.dumps(structure)})
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, dict):  # whose keys may be numbers, as in the state of an optimiser
+        return {"items": [[key, _without_tensors(each, tensors)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_without_tensors(each, tensors) for each in value]
+    return value
+
+
+def unpack(content: bytes) -> Any:
+    """Undo `pack`; the content was checked to be what was packed."""
+    length = int.from_bytes(content[:8], "little")
+    structure = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][KEY])
+    return _with_tensors(structure, load(content))
+
+
+def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_with_tensors(each, tensors) for each in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _with_tensors(each, tensors) for key, each in value["items"]}
+    return value
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()

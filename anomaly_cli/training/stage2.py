@@ -1,0 +1,52 @@
+"""The loop of stage 2: synthetic defects in held-out normal images, measured by the detector of their fold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.anomaly_distance import Floats, deviations_of, scale_weights, sensitivities
+from anomaly_cli.detector.scales import POOLED_SCALES
+from anomaly_cli.training.cross_fitting import HeldOut, measure_held_out
+from anomaly_cli.training.run import Run
+
+PLANTED = 128  # defects that tell how well each scale shows one
+
+
+def weigh_scales(
+    detectors: list[AnomalyDetector],
+    held_out: list[HeldOut],
+    measured: list[list[Tensor]],
+    suspects: list[int],
+    run: Run,
+) -> float:
+    """Stage 2: weigh the local scales, in all detectors, by how well each shows defects planted in normal images.
+
+    Each image is measured by the detector of its fold, with and without the defect.
+
+    Returns:
+        The sensitivity of the fused map.
+    """
+    left_out = set(suspects)
+    numbers = [i for i in range(len(held_out)) if i not in left_out]
+    spoiled = [numbers[i % len(numbers)] for i in range(PLANTED)]
+    items = [
+        replace(held_out[number], defect_seed=run.config.seed + i, other=held_out[numbers[(i + 1) % len(numbers)]].path)
+        for i, number in enumerate(spoiled)
+    ]
+    planted = measure_held_out(detectors, items, run, "planted", "planting defects (stage 2)")
+    rows = [0, *(1 + i for i, name in enumerate(detectors[0].scale_names) if name not in POOLED_SCALES)]
+
+    def logs() -> tuple[Floats, Floats]:
+        """Logarithms of the fused map's and the local scales' deviations: of normal images, and with defects."""
+        normal, odd = (np.log(deviations_of(detectors[0], each)[:, rows]) for each in (measured, planted))
+        return normal, odd
+
+    weights = run.processes.from_first(scale_weights(*logs(), numbers, spoiled).tolist())
+    for detector in detectors:
+        for name, weight in zip(detector.local_names, weights, strict=True):
+            detector.scale(name).weight.fill_(weight)
+    return float(run.processes.from_first(float(sensitivities(*logs(), numbers, spoiled)[0])))

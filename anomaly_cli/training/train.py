@@ -1,0 +1,113 @@
+"""`train`: from a folder of normal images to a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.detector.backbones.build import build_backbone
+from anomaly_cli.detector.checkpoint import Model, Provenance, library_versions, save_model
+from anomaly_cli.detector.devices import choose_device
+from anomaly_cli.files import check_writable
+from anomaly_cli.images.find import collect
+from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.tables.formats import check_output
+from anomaly_cli.tables.writer import write_table
+from anomaly_cli.training.distributed import joined, local_device
+from anomaly_cli.training.prototype_patches import cut_patches
+from anomaly_cli.training.resume import Announce, resumed
+from anomaly_cli.training.run import Run
+from anomaly_cli.training.training_set import never_enlarging
+
+if TYPE_CHECKING:
+    from anomaly_cli.training.fit import TrainedDetector
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What `train` learned."""
+
+    model_path: Path
+    model: Model
+    unreadable: list[tuple[Path, str]]
+    suspects: list[Path]
+    copies: int
+    copies_together: int
+    reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: how much a killed run had done of it
+
+
+def train(
+    normal: Sequence[Path],
+    model_path: Path,
+    config: DetectorConfig,
+    *,
+    anomalies: Sequence[Path] = (),
+    weights: Path | None = None,
+    audit_normals: Path | None = None,
+    patterns: PathPatterns = EVERY_FILE,
+    thumbnails: bool = True,
+    resume: Announce | None = None,
+    device: str = "auto",
+    progress: Progress,
+) -> TrainReport:
+    """Learn what normal looks like and write the model file, and on request a table of the normal images.
+
+    The file keeps small pictures of where its prototypes come from, unless `thumbnails` is false. With `resume` what is
+    done is saved on the way, and what a killed run had done is not done again. Of several processes, started by
+    `torchrun`, the first one writes.
+    """
+    from anomaly_cli.training.cross_fitted_scores import score_normals
+    from anomaly_cli.training.fit import train_detector  # brings scikit-learn, which scoring starts faster without
+
+    check_writable(model_path)
+    audit_format = None if audit_normals is None else check_output(audit_normals, None)
+    paths = collect(normal, patterns)
+    known = collect(anomalies, patterns) if anomalies else []
+    with joined() as processes:
+        workers = max(1, worker_count() // processes.beside)
+        paths, known = processes.from_first((paths, known))  # of a folder that is being filled each saw its own
+        config = processes.from_first(never_enlarging(config, paths, workers))
+        run = Run(config, choose_device(local_device(device)), workers, progress, processes)
+        backbone = build_backbone(config.backbone, weights, config.seed)
+        resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)
+        with resuming as run:
+            trained = train_detector(paths, known, backbone, run)
+            model = _save(trained, model_path, run, thumbnails=thumbnails)
+            if audit_format is not None and processes.is_first:
+                rows = list(score_normals(trained, run))
+                write_table(rows, trained.detector.column_names, audit_normals, audit_format)
+    normals = trained.normals
+    return TrainReport(
+        model_path=model_path,
+        model=model,
+        unreadable=normals.unreadable + trained.unreadable_anomalies,
+        suspects=trained.suspects,
+        copies=normals.copies,
+        copies_together=normals.held_out_together,
+        reused=run.saved.reused,
+    )
+
+
+def _save(trained: TrainedDetector, path: Path, run: Run, *, thumbnails: bool) -> Model:
+    """Write the model file in the first process; the others have no thumbnails in theirs."""
+    first = run.processes.is_first
+    provenance = Provenance(
+        images=len(trained.normals.paths),
+        anomalies=trained.anomalies,
+        unreadable=len(trained.normals.unreadable),
+        suspects=len(trained.suspects),
+        training_set=trained.normals.digest,
+        versions=library_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails and first else {}
+    model = Model(trained.detector, trained.calibration, trained.map_unit, run.config, provenance, patches)
+    if first:
+        save_model(model, path)
+    return model

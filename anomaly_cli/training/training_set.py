@@ -1,0 +1,142 @@
+"""Read the normal images once: which can be read, what they contain, and a sample of their cells a scale."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from math import ceil, sqrt
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
+from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.features import scale_features
+from anomaly_cli.errors import InputError, UnreadableImageError
+from anomaly_cli.images.decode import load_image
+from anomaly_cli.images.duplicates import group_copies
+from anomaly_cli.images.quality import Quality
+from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
+from anomaly_cli.training.run import Run
+
+CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them. Of more images as many give a cell each
+SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
+
+
+@dataclass(frozen=True)
+class NormalSet:
+    """The readable images of the training set.
+
+    Attributes:
+        paths: readable files, in path order; an image's number is its place here.
+        unreadable: path and reason of the others.
+        digest: SHA-256 over the SHA-256 of each readable file, in hexadecimal.
+        copies: how many images are copies or near-copies of another.
+        groups: (images,) copies of one number are held out together; 0 is no group.
+    """
+
+    paths: list[Path]
+    unreadable: list[tuple[Path, str]]
+    digest: str
+    copies: int
+    groups: NDArray[np.int64]
+
+    @property
+    def held_out_together(self) -> int:
+        """How many images are in a group."""
+        return int(np.count_nonzero(self.groups))
+
+
+def never_enlarging(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
+    """Lower the image size to that of the median normal image: enlarging shows nothing and hides form."""
+
+    def side(path: Path) -> float | None:
+        try:
+            image = load_image(path, MIN_IMAGE_SIZE)
+        except UnreadableImageError:  # `sample_cells` reports it
+            return None
+        return sqrt(image.height * image.width)
+
+    chosen = paths[:: ceil(len(paths) / SIZED_IMAGES)]
+    sides = [each for each in parallel_map(side, chosen, workers) if each is not None]
+    if not sides:
+        return config
+    enough = ceil(median(sides) / IMAGE_SIZE_STEP) * IMAGE_SIZE_STEP
+    return replace(config, image_size=min(config.image_size, max(MIN_IMAGE_SIZE, enough)))
+
+
+def sample_cells(
+    paths: list[Path],
+    backbone: Backbone,
+    names: tuple[str, ...],
+    run: Run,
+    *,
+    at_least: int = MIN_NORMALS,
+) -> tuple[dict[str, Cells], NormalSet]:
+    """Take the same number of random cells from every image, at most `CANDIDATE_CELLS` a scale in all.
+
+    Of more than `CANDIDATE_CELLS` images a random choice of that many gives one cell a scale each; memory does not
+    grow with the others, and most of them pass no network.
+
+    Raises:
+        InputError: fewer than `at_least` images can be read.
+    """
+    per_image = max(1, CANDIDATE_CELLS // max(1, len(paths)))
+    priorities = np.random.default_rng(run.config.seed).random(len(paths)).tolist()
+    reservoir = Reservoir(CANDIDATE_CELLS)
+
+    def sample(numbered: tuple[int, Path]) -> dict[str, Any]:
+        number, path = numbered
+        try:
+            image = load_image(path, run.config.image_size, with_quality=True)
+        except UnreadableImageError as error:
+            return {"unreadable": error.reason}
+        quality = asdict(cast(Quality, image.quality))
+        if not reservoir.wants(priorities[number]):
+            return {"quality": quality}
+        seed = (run.config.seed * 1_000_003 + number) % 2**63
+        with torch.inference_mode():
+            features = scale_features(backbone, to_tensor(image).to(run.device), names)
+        cells = {name: random_cells(features[name], per_image, seed) for name in names}
+        return {"cells": cells, "quality": quality}
+
+    readable: list[Path] = []
+    unreadable: list[tuple[Path, str]] = []
+    qualities: list[Quality] = []
+    results = run.map_images("normals", "reading normal images", sample, list(enumerate(paths)))
+    for path, priority, result in zip(paths, priorities, results, strict=True):
+        if "unreadable" in result:
+            unreadable.append((path, result["unreadable"]))
+            continue
+        if "cells" in result:
+            samples = {name: Sample(*taken) for name, taken in result["cells"].items()}
+            reservoir.add(priority, len(readable), samples)
+        readable.append(path)
+        qualities.append(Quality(**result["quality"]))
+    if len(readable) < at_least:
+        raise InputError(_too_few(readable, unreadable, at_least))
+    cells = {name: reservoir.cells(name) for name in names}
+    hashes = [quality.content_hash for quality in qualities]
+    digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
+    groups = group_copies(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
+    return cells, NormalSet(readable, unreadable, digest, int(np.count_nonzero(groups)), _separable(groups))
+
+
+def _separable(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give up a group of more than half of the images: without it too few would be left to learn from."""
+    sizes = np.bincount(groups, minlength=1)
+    return np.where(2 * sizes[groups] > len(groups), 0, groups)
+
+
+def _too_few(readable: list[Path], unreadable: list[tuple[Path, str]], at_least: int) -> str:
+    also = f" ({len(unreadable)} cannot be read, first {unreadable[0][0]}: {unreadable[0][1]})" if unreadable else ""
+    return (
+        f"{len(readable)} readable normal images{also}, at least {at_least} are needed: "
+        "each is measured against the others to learn how much normal images vary"
+    )

@@ -1,0 +1,137 @@
+"""Update a detector with new normal or anomalous images, without the old ones, and recalibrate it; never prints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anomaly_cli.config import MIN_NORMALS
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
+from anomaly_cli.detector.anomaly_distance import deviations_of, with_known
+from anomaly_cli.detector.calibration import Calibration
+from anomaly_cli.detector.checkpoint import Model, load_model, save_model
+from anomaly_cli.detector.devices import choose_device
+from anomaly_cli.detector.memory import PrototypeMemory
+from anomaly_cli.detector.prototype_patches import Patches
+from anomaly_cli.errors import ConfigError
+from anomaly_cli.files import check_writable
+from anomaly_cli.images.find import collect
+from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.training.cell_samples import Cells
+from anomaly_cli.training.cross_fitting import HeldOut, deal_folds, measure_held_out
+from anomaly_cli.training.labelled_fit import learn_known, look_at_anomalies
+from anomaly_cli.training.prototype_patches import cut_patches
+from anomaly_cli.training.run import Run
+from anomaly_cli.training.training_set import sample_cells
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What `update` added."""
+
+    model_path: Path
+    model: Model
+    normals: int
+    anomalies: int
+    unreadable: list[tuple[Path, str]]
+
+
+def update(
+    model_path: Path,
+    normal: Sequence[Path],
+    *,
+    anomalies: Sequence[Path] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress,
+) -> UpdateReport:
+    """Add new images to a model and write it, over itself unless `out` is given.
+
+    Whitening and the units of cells and maps stay. Every memory is chosen anew among its prototypes and cells of the
+    new normal images. These are scored cross-fitted, as in training, and join the held-out normal images of the
+    calibration; the old ones keep their deviations, which the larger memories could only make smaller, so p-values
+    err upwards. New known anomalies ask for a comparison that the old normal images are not here for: then the new
+    ones alone calibrate.
+
+    Raises:
+        ConfigError: nothing new is named.
+        InputError: no new normal image can be read, or too few to calibrate new known anomalies with.
+    """
+    if not normal:
+        raise ConfigError("name new normal images; with anomalous ones too, because they calibrate the updated model")
+    target = out or model_path
+    check_writable(target)
+    chosen = choose_device(device)
+    old = load_model(model_path, chosen)
+    run = Run(old.config, chosen, worker_count(), progress)
+    known = collect(anomalies) if anomalies else []
+    names = old.detector.scale_names
+    least = MIN_NORMALS if known else 1
+    cells, normals = sample_cells(collect(normal), old.detector.backbone, names, run, at_least=least)
+    folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
+    detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
+    held_out = [HeldOut(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
+    labelled = look_at_anomalies(detectors[0], known, run)
+    before = old.detector.known_anomalies
+    answers = learn_known(detectors, held_out, labelled.looks, run, suspects=[], before=before)
+    measured = measure_held_out(detectors, held_out, run)
+    deviations = deviations_of(detectors[0], measured, answers)
+    if not known:
+        deviations = np.concatenate([old.calibration.normal_deviations, deviations])
+    weights = old.calibration.weights[: 1 + len(names)]  # without known anomalies
+    calibration = Calibration.fit(deviations, with_known(weights, detectors[0]))
+    count = len(known) - len(labelled.unreadable)
+    provenance = replace(
+        old.provenance,
+        images=old.provenance.images + len(normals.paths),
+        anomalies=old.provenance.anomalies + count,
+        unreadable=old.provenance.unreadable + len(normals.unreadable),
+        training_set=hashlib.sha256(f"{old.provenance.training_set}{normals.digest}".encode()).hexdigest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    patches = _patches(old, detectors[0], cells, normals.paths, run) if old.patches else {}
+    model = replace(old, detector=detectors[0], calibration=calibration, provenance=provenance, patches=patches)
+    save_model(model, target)
+    return UpdateReport(target, model, len(normals.paths), count, normals.unreadable + labelled.unreadable)
+
+
+def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run) -> AnomalyDetector:
+    """Copy a detector with memories that also cover the cells of those new images that `kept` (images,) names."""
+    scales = {}
+    for name in old.scale_names:
+        scale = old.scale(name)
+        new = scale.whitening(cells[name].values[kept[cells[name].sources]].to(run.device))
+        candidates = torch.cat([scale.memory.prototypes, new])
+        generator = torch.Generator().manual_seed(run.config.seed)
+        count = max(run.config.prototypes, len(scale.memory.prototypes))
+        scales[name] = _with_memory(scale, PrototypeMemory.choose(candidates, count, generator))
+    return AnomalyDetector(old.backbone, scales, old.known_anomalies).eval()
+
+
+def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
+    copy = ScaleModel(scale.whitening).to(memory.prototypes.device)
+    for name in ("weight", "cell_mean"):
+        getattr(copy, name).copy_(getattr(scale, name))
+    copy.memory = memory
+    return copy
+
+
+def _patches(old: Model, grown: AnomalyDetector, cells: dict[str, Cells], paths: list[Path], run: Run) -> Patches:
+    """Keep the thumbnails of the old prototypes that stay, and cut those of the new ones."""
+    chosen = {name: grown.scale(name).memory.chosen for name in grown.scale_names}
+    old_counts = {name: len(pictures) for name, pictures in old.patches.items()}
+    origins = {
+        name: cells[name].origins(each[each >= old_counts[name]] - old_counts[name]) for name, each in chosen.items()
+    }
+    cut = {name: iter(pictures) for name, pictures in cut_patches(origins, paths, run).items()}
+    return {
+        name: [old.patches[name][i] if i < old_counts[name] else next(cut[name]) for i in each.tolist()]
+        for name, each in chosen.items()
+    }

@@ -1,0 +1,341 @@
+"""Make docs/benchmarks.md, its plots and its table of figures: `python -m benchmarks.page.write_report --results DIR`.
+
+DIR holds the CSV and JSON files that the other commands wrote by their usual names (`make bench`). A table that is not
+there is left out of the page, and the command says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.page.figures import MEAN, Grid, Line, grid, markdown, plot_bars, plot_lines
+
+OUT = Path("docs/benchmarks.md")
+AUROC = "image_auroc"
+METHOD_NAMES = {
+    "ours": "**ours**",
+    "ours_averaged": "ours, voices averaged",
+    "prototypes": "nearest prototypes",
+    "prototypes_128": "nearest prototypes, 128 px",
+    "gaussian": "Gaussian a position",
+    "isolation_forest": "isolation forest",
+    "lof": "local outlier factor",
+    "anomalib_patchcore": "anomalib PatchCore",
+    "anomalib_padim": "anomalib PaDiM",
+}
+PEER_FIGURES = {  # column: title, factor, digits
+    "average_precision": ("average precision", 100, 1),
+    "f1_max": ("F1-max", 100, 1),
+    "fpr_at_95_recall": ("FPR at 95 % recall", 100, 1),
+    "pixel_auroc": ("pixel AUROC", 100, 1),
+    "aupro": ("AUPRO (0.3)", 100, 1),
+    "train_s": ("training, s", 1, 0),
+    "images_per_s": ("images/s", 1, 0),
+    "peak_mb": ("peak memory, MB", 1, 0),
+}
+HEAD = """# Benchmarks
+
+Made by `make bench DATA=BENCH FURTHER=BENCH CIFAR=BENCH/cifar10 PHOTOGRAPHS=BENCH/imagenette`, each path that of its
+own sets; the page itself by `python -m benchmarks.page.write_report`. Do not edit: the next run replaces it. All
+figures in one file: [benchmarks.csv](benchmarks.csv).
+
+`BENCH` is a folder of sets in MVTec layout: subsets of screw and transistor (MVTec AD), magnetic_tile and elpv_mono
+(solar cells); what `benchmarks.accuracy.further_sets` laid out; a packed subset of CIFAR-10; and the photographs of
+Imagenette. Figures are in percent, image AUROC where nothing else is said, mean ± standard deviation over the seeds; a
+seed draws the images and is the seed of the training. The mean over the sets takes those only that have every row
+of a table; where these are fewer than half, rows that a set lacks have no mean.
+"""
+
+
+@dataclass
+class Page:
+    """The page as it grows, and the long rows of its figures."""
+
+    folder: Path
+    parts: list[str] = field(default_factory=lambda: [HEAD])
+    rows: list[pd.DataFrame] = field(default_factory=list)
+
+    def table(self, results: pd.DataFrame, table: str, index: list[str], names: list[str], figure: str = AUROC) -> Grid:
+        """Add a table of one figure in percent."""
+        figures = grid(results, index, figure)
+        self.parts.append(markdown(figures.texts(100, 1), names))
+        self.rows.append(figures.rows(table, figure))
+        return figures
+
+    def text(self, *paragraphs: str) -> None:
+        """Add paragraphs."""
+        self.parts.extend(paragraphs)
+
+    def picture(self, name: str, title: str) -> Path:
+        """Add a picture and return where it is to be drawn."""
+        path = self.folder / f"benchmarks-{name}.png"
+        self.parts.append(f"![{title}]({path.name})")
+        return path
+
+
+def peers(results: pd.DataFrame, page: Page) -> None:
+    """Compare methods."""
+    page.text(
+        "Same files, same seeds, same run, and for all the weights of the embedded backbone. *Nearest prototypes*: "
+        "whitened cells at strides 4, 8 and 16, a coreset of 1,000 a stride, distances summed, hottest 20 cells, "
+        "nothing else. *Gaussian a position*: PaDiM in plain torch. Isolation forest and local outlier factor "
+        "(scikit-learn) see the pooled features of our image scale. anomalib's PatchCore (strides 8 and 16) and "
+        "PaDiM (4, 8, 16) run by its own torch models with our network as their backbone."
+    )
+    results, ranking = ranked(results, page, "peers")
+    plot_bars(100 * ranking.mean, page.picture("peers", "Image AUROC of all methods on all sets"))
+    columns = {}
+    for figure, (title, factor, digits) in PEER_FIGURES.items():
+        if figure in results:
+            by_method = grid(results, ["method"], figure)
+            page.rows.append(by_method.rows("peers", figure))
+            columns[title] = by_method.texts(factor, digits)[MEAN]
+    page.text("Mean over the sets, of those with masks where places count:")
+    page.text(markdown(pd.DataFrame(columns).loc[ranking.mean.index].fillna("–"), ["method"]))
+
+
+def ranked(results: pd.DataFrame, page: Page, table: str) -> tuple[pd.DataFrame, Grid]:
+    """Add a table of methods and their errors; return the results with titles of methods, and the figures."""
+    results = results.assign(method=results["method"].map(METHOD_NAMES))
+    ranking = page.table(results, table, ["method"], ["method"])
+    page.text(errors_against(ranking.mean[MEAN]))
+    return results, ranking
+
+
+def further(results: pd.DataFrame, page: Page) -> None:
+    """Compare methods on sets from elsewhere."""
+    page.text(
+        "Sets that others put on GitHub, laid out by `python -m benchmarks.accuracy.further_sets`, which names every "
+        "repository: cracks in brickwork, tumours in brain scans, circuit boards, cataracts, sugar cane leaves, "
+        "glass fibre, MVTec AD's toothbrushes, two of chest X-rays, and eyegrounds. How the voices are weighed was "
+        "chosen with all of them in view but the eyegrounds, which were looked at once, when nothing was changed "
+        "any more. Test sets are small (20 to 100 normal images): a difference of 3 points is often chance."
+    )
+    ranked(results, page, "further sets")
+
+
+def patchcore(results: pd.DataFrame, page: Page) -> None:
+    """Compare with PatchCore as anomalib sets it up."""
+    page.text(
+        "PatchCore above keeps a thousand cells. Here it keeps the tenth that anomalib keeps by default, which takes "
+        "it minutes; images and seeds are those of the command."
+    )
+    results = results.assign(method=results["method"].map(METHOD_NAMES))
+    page.table(results, "patchcore", ["method"], ["method"])
+    seconds = grid(results, ["method"], "train_s").texts(1, 0)[[MEAN]]
+    page.text(markdown(seconds.rename(columns={MEAN: "training, s"}), ["method"]))
+
+
+def errors_against(means: pd.Series[float]) -> str:
+    """Compare our mean error, 1 − image AUROC, with that of each other method."""
+    error = 1 - means[METHOD_NAMES["ours"]]
+    others = [
+        f"{100 * (error / (1 - value) - 1):+.0f} % of {name}"
+        for name, value in means.drop(METHOD_NAMES["ours"]).items()
+    ]
+    return f"Our mean error (1 − image AUROC) is {100 * error:.1f} %; against that {', '.join(others)}."
+
+
+def style(results: pd.DataFrame, page: Page) -> None:
+    """Show how well other looks are found."""
+    page.text(
+        "Held-out normal images in another look against themselves untouched: light from one side, defocus, JPEG of "
+        "quality 15 to 40, wrong white balance, printed and photographed again, another camera "
+        "(`benchmarks/accuracy/looks.py` documents every strength). Nobody has shown the detector such a change."
+    )
+    results = results.assign(method=results["method"].map(METHOD_NAMES))
+    page.table(results, "style", ["look", "method"], ["look", "method"])
+
+
+def unbalanced(results: pd.DataFrame, page: Page) -> None:
+    """Show what labels bring."""
+    page.text(
+        "γ is the share of labelled anomalies in the training set. *Same types*: labelled and tested anomalies are "
+        "of the same types; *one type*: only one type is labelled, tested are others of it (seen) and all other "
+        "types (unseen). Every γ of a setting is tested on the same images. A set with too few anomalies for a γ "
+        "has no figure there. The classifier is a class-balanced logistic regression on our pooled features."
+    )
+    lines = []
+    for setting, part in results.groupby(["setting", "tested"], sort=False):
+        name = " / ".join(map(str, setting))
+        page.text(f"{name}:")
+        classifier = part.assign(method="classifier", image_auroc=part["classifier_auroc"])
+        both = pd.concat([part.assign(method="ours"), classifier]).dropna(subset=AUROC)
+        both = both.sort_values("rate", kind="stable")
+        page.table(both, f"unbalanced / {name}", ["rate", "method"], ["γ", "method"])
+        lines += [
+            line_of(f"{method}: {name}", grid(own, ["rate"], AUROC))
+            for method, own in both.groupby("method", sort=False)
+        ]
+    ticks = [(rate, f"{rate:g}") for rate in sorted(results["rate"].unique())]
+    plot_lines(lines, page.picture("unbalanced", "Image AUROC by share of labelled anomalies"), "γ", ticks)
+
+
+def line_of(label: str, figures: Grid, places: list[float] | None = None) -> Line:
+    """Make a line, in percent, of the mean over the sets; places are the conditions themselves where none are given."""
+    x = [float(key) for key in figures.mean.index] if places is None else places
+    return Line(label, x, (100 * figures.mean[MEAN]).tolist(), (100 * figures.spread[MEAN]).tolist())
+
+
+def contamination(results: pd.DataFrame, page: Page) -> None:
+    """Show what hidden anomalies cost."""
+    page.text(
+        "Anomalies hidden among the normal images, nobody says which; at most half of a set's anomalies, so that "
+        "all rates are tested on the same images."
+    )
+    figures = page.table(results, "contamination", ["rate"], ["share hidden"])
+    x = [float(rate) for rate in figures.mean.index]
+    lines = [
+        Line(str(name), x, (100 * figures.mean[name]).tolist(), (100 * figures.spread[name]).tolist())
+        for name in figures.mean
+    ]
+    ticks = [(rate, f"{rate:g}") for rate in sorted(results["rate"].unique())]
+    path = page.picture("contamination", "Image AUROC by share of hidden anomalies")
+    plot_lines(lines, path, "share of anomalies among the normal images", ticks)
+    if "ap_audit" in results:
+        page.text("Average precision of `anomaly audit` on a folder with so many anomalies in it:")
+        page.table(results.dropna(subset="ap_audit"), "contamination", ["rate"], ["share"], "ap_audit")
+
+
+def few_normals(results: pd.DataFrame, page: Page) -> None:
+    """Show what few normal images cost."""
+    page.text("Trained on so many normal images, tested on the same images each time.")
+    results = results.assign(method=results["method"].map(METHOD_NAMES), count=results["count"].astype(str))
+    page.table(results, "few normal images", ["count", "method"], ["normal images", "method"])
+    counts = list(results["count"].unique())
+    places = [float(i) for i in range(len(counts))]
+    lines = []
+    for method, part in results.groupby("method", sort=False):
+        figures = grid(part, ["count"], AUROC)
+        lines.append(line_of(str(method).strip("*"), figures, [places[counts.index(c)] for c in figures.mean.index]))
+    path = page.picture("few-normals", "Image AUROC by number of normal images")
+    plot_lines(lines, path, "normal images", list(zip(places, counts, strict=True)))
+
+
+def objects(results: pd.DataFrame, page: Page) -> None:
+    """Show one class against the rest."""
+    page.text(
+        "CIFAR-10, each class once as normal, all others anomalous. `embedded` has seen other photographs; "
+        "`scratch` has seen nothing but the normal class and is the one to compare with Deep SVDD 64.8, GeoTrans "
+        "86.0, Rot+Trans 90.0, DROC 92.5 and CSI 94.3 of the literature, which train on all 5,000 pictures of the "
+        "class; here are as many as the command says."
+    )
+    results = results.assign(kind=results["set"].str.split("/").str[-1], set="image AUROC")
+    per_class = grid(results, ["kind"], AUROC)
+    texts = per_class.texts(100, 1)[["image AUROC"]]
+    texts.loc["mean of the classes"] = f"{100 * per_class.mean[MEAN].mean():.1f}"
+    page.text(markdown(texts, ["normal class"]))
+    page.rows.append(per_class.rows("objects", AUROC).query("set != @MEAN"))
+
+
+def ablation(results: pd.DataFrame, page: Page) -> None:
+    """Show what each part is worth."""
+    page.text(
+        "The product with one part replaced; the last column is the change of the mean against the product. A part "
+        "whose replacement gains everywhere does not earn its place."
+    )
+    _parts(results, page, "ablation")
+
+
+def _parts(results: pd.DataFrame, page: Page, table: str) -> None:
+    results = results.assign(set=results["set"].str.split("/").str[-1])  # a class, without the folder of the classes
+    figures = grid(results, ["part", "variant"], AUROC)
+    texts = figures.texts(100, 1)
+    change = 100 * (figures.mean[MEAN] - figures.mean[MEAN].iloc[0])
+    texts["change"] = [f"{value:+.1f}" for value in change]
+    seconds = grid(results, ["part", "variant"], "train_s")
+    texts["training, s"] = seconds.texts(1, 0)[MEAN]
+    page.text(markdown(texts, ["part", "variant"]))
+    page.rows.append(figures.rows(table, AUROC))
+
+
+def photographs(results: pd.DataFrame, page: Page) -> None:
+    """Show what the voices are worth where objects are the anomalies."""
+    page.text(
+        "Ten kinds of photographs, each kind once as normal and all others as anomalous. The embedded backbone has "
+        "seen photographs of these kinds: the rows tell what a part does, not what the tool reaches on photographs "
+        "that are new to it."
+    )
+    _parts(results, page, "photographs")
+
+
+def from_scratch(results: pd.DataFrame, page: Page) -> None:
+    """Show what the parts of stage 1 are worth where it learns all features."""
+    page.text("CIFAR-10 as above, features learned from the normal class alone; the change is against the first row.")
+    _parts(results, page, "from scratch")
+
+
+SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
+    "peers": ("Against other methods", peers),
+    "patchcore": ("Against PatchCore as it comes", patchcore),
+    "further": ("On further sets", further),
+    "style": ("Another look of the same content", style),
+    "unbalanced": ("With some labelled anomalies", unbalanced),
+    "contamination": ("Anomalies among the normal images", contamination),
+    "few_normals": ("Few normal images", few_normals),
+    "objects_embedded": ("Objects, embedded backbone", objects),
+    "objects_scratch": ("Objects, from scratch", objects),
+    "ablation": ("What each part is worth", ablation),
+    "ablation_photographs": ("What each voice is worth among photographs", photographs),
+    "ablation_scratch": ("What each part of stage 1 is worth", from_scratch),
+}
+
+
+def quoted_command(facts: Path) -> str:
+    """Quote the command that made a table, with the machine it ran on and what was noted by hand (`note`)."""
+    recorded = json.loads(facts.read_text("utf-8"))
+    versions = recorded["versions"]
+    machine = f"Cores: {recorded['cores']}, torch {versions['torch']}, Python {versions['python']}."
+    return f"    {recorded['command']}\n\n{machine} {recorded.get('note', '')}".rstrip()
+
+
+def costs_of(rows: pd.DataFrame) -> str:
+    """Tell what the trainings of a table took."""
+    train_s, peak_mb = rows["train_s"].median(), rows["peak_mb"].max()
+    return f"{len(rows)} rows; training took {train_s:.0f} s (median), memory at most {peak_mb:.0f} MB."
+
+
+def write(results: Path, out: Path) -> list[str]:
+    """Write the page, its pictures and `benchmarks.csv` beside it; return the names of tables that are missing.
+
+    Raises:
+        FileNotFoundError: there is no table at all.
+    """
+    page = Page(out.parent)
+    missing = []
+    for name, (title, describe) in SECTIONS.items():
+        table = results / f"{name}.csv"
+        if not table.exists():
+            missing.append(name)
+            continue
+        page.text(f"## {title}", quoted_command(table.with_suffix(".json")))
+        rows = pd.read_csv(table)
+        describe(rows, page)
+        page.text(costs_of(rows))
+    if len(missing) == len(SECTIONS):
+        raise FileNotFoundError(f"no table in {results}: run `make bench DATA=FOLDER` first")
+    out.write_text("\n\n".join(part.rstrip("\n") for part in page.parts) + "\n", "utf-8")
+    long = pd.concat(page.rows, ignore_index=True)
+    long["condition"] = long["condition"].str.replace("*", "")
+    long.to_csv(out.with_suffix(".csv"), index=False, float_format="%.4g")
+    return missing
+
+
+def main() -> None:
+    """Write everything and name what is missing."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--results", type=Path, required=True, help="folder of the tables")
+    options.add_argument("--out", type=Path, default=OUT, help="page; pictures and a CSV go beside it")
+    args = options.parse_args()
+    missing = write(args.results, args.out)
+    print(f"wrote {args.out}" + (f"; left out, for lack of a table: {', '.join(missing)}" if missing else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What it survives: damaged files, kills, broken pipes, and what an exported model gives."""

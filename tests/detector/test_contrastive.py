@@ -1,0 +1,108 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from shared_run import CONFIG
+
+from anomaly_cli.detector.backbones.build import build_backbone
+from anomaly_cli.detector.contrastive import Schedule, StageOne, memory_contrast, nt_xent, variance_penalty
+from anomaly_cli.detector.features import scale_features
+from anomaly_cli.training.distributed import ALONE
+from anomaly_cli.training.run import Run
+from anomaly_cli.training.stage1 import draw_batch, learn_backbone
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nt_xent_equals_its_definition() -> None:
+    z, positive, temperature = draw(5, 3), draw(5, 3, seed=1), 0.3
+
+    loss = nt_xent(z, positive, temperature)
+
+    expected = 0.0
+    for i in range(5):
+        cosines = [float(torch.cosine_similarity(z[i], positive[j], dim=0)) for j in range(5)]
+        expected -= math.log(math.exp(cosines[i] / temperature) / sum(math.exp(c / temperature) for c in cosines)) / 5
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_collapsed_channels_are_penalised_and_spread_ones_are_not() -> None:
+    assert float(variance_penalty(torch.ones(8, 4))) == 1.0
+    assert float(variance_penalty(draw(1000, 4) * 3)) == 0.0
+
+
+def test_a_labelled_anomaly_never_reaches_the_memory() -> None:
+    prototypes = draw(6, 4, seed=2).requires_grad_()
+    anomalous = torch.zeros(5, dtype=torch.bool)
+
+    memory_contrast(draw(5, 4), draw(5, 4, seed=1), anomalous, prototypes).backward()
+
+    assert prototypes.grad is None or not prototypes.grad.any()
+
+
+def test_a_normal_image_moves_the_memory() -> None:
+    prototypes = draw(6, 4, seed=2).requires_grad_()
+
+    memory_contrast(draw(5, 4), draw(5, 4, seed=1), torch.ones(5, dtype=torch.bool), prototypes).backward()
+
+    assert prototypes.grad is not None
+    assert prototypes.grad.any()
+
+
+def test_an_image_that_is_turned_is_another_picture_in_both_views() -> None:
+    sloping = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3 + 20, (64, 64, 3)).copy()
+
+    views, chosen = draw_batch([sloping], 32, (0, 0), ALONE)
+
+    across = (views[:, 0, :, 0] - views[:, 0, :, -1]).abs().mean(dim=1)
+    down = (views[:, 0, 0] - views[:, 0, -1]).abs().mean(dim=1)
+    n = len(chosen)
+    assert views.shape == (4 * n, 3, 32, 32)
+    upright = (down > across).view(2, n, 2)  # view, image, turned
+    assert upright[:, :, 0].all()
+    assert torch.equal(upright[0], upright[1])
+    assert not upright[:, :, 1].all()  # quarters; a half turn is upright too
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_images_and_turned_images_one_by_one() -> None:
+    names, normal = ("8", "image"), torch.tensor([True, False, True])
+    learner = StageOne(build_backbone("scratch", seed=1), names, Schedule(1, 64, prototypes=8), 0).eval()
+    views = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(2))  # 3 images, turned too, two of each
+
+    loss = learner(views, normal)
+
+    expected = 0.0
+    features = scale_features(learner.backbone, views, names)
+    for name, prototypes in zip(names, learner.memories, strict=True):
+        embeddings = [cells.mean(dim=(1, 2)) for cells in features[name]]
+        z, other = torch.stack(embeddings[:6]), torch.stack(embeddings[6:])
+        of_memory = []
+        for image in range(3):
+            of_memory += [bool(normal[image]), False]  # as it is, and turned
+        expected += float(memory_contrast(z, other, torch.tensor(of_memory), prototypes))
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> None:
+    images = [np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8) for i in range(4)]
+    seen: list[int] = []
+
+    def learn() -> dict[str, torch.Tensor]:
+        backbone = build_backbone("scratch", seed=1)
+        schedule = Schedule(2, 64, prototypes=8)
+        normal = torch.tensor([True, True, True, False])
+        run = Run(CONFIG, torch.device("cpu"), 1, lambda _phase, done, _total: seen.append(done))
+        learn_backbone(backbone, ("8", "image"), images, normal, schedule, run)
+        assert not backbone.training
+        return backbone.state_dict()
+
+    first, second, untrained = learn(), learn(), build_backbone("scratch", seed=1).state_dict()
+
+    assert seen == [1, 2, 1, 2]
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(value, untrained[name]) for name, value in first.items() if "conv" in name)

@@ -1,0 +1,137 @@
+"""The learned parts: scratch, planted defects, known anomalies; and the quality they must keep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import anomaly, rows_of
+from PIL import Image
+from shared_run import CONFIG, SETTINGS, spoiled, texture
+from torch import Tensor
+
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
+from anomaly_cli.detector.anomaly_distance import MAX_SENSITIVITY, voice_weights
+from anomaly_cli.detector.backbones.backbone import EMBEDDED
+from anomaly_cli.detector.backbones.build import empty_backbone
+from anomaly_cli.detector.checkpoint import load_model
+from anomaly_cli.detector.labelled_anomalies import KnownAnomalies
+from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
+from anomaly_cli.detector.whitening import Whitening
+from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, HeldOut, deal_folds
+from anomaly_cli.training.run import Run
+from anomaly_cli.training.stage2 import PLANTED, weigh_scales
+
+ROOT = Path(__file__).parents[2]
+
+
+def scores(folder: str, model: str) -> dict[str, float]:
+    result = anomaly("score", folder, "--model", model, "--out", "-", "-q")
+    assert result.exit_code == 0, result.stderr
+    return {row["path"]: float(row["score"]) for row in rows_of(result.stdout_bytes)}
+
+
+def test_every_image_is_held_out_once_and_folds_are_even() -> None:
+    for count, folds in ((8, 8), (30, FOLDS_OF_FEW), (103, 5)):
+        sizes = torch.bincount(deal_folds(count, seed=3))
+        assert len(sizes) == folds
+        assert sizes.sum() == count
+        assert sizes.max() - sizes.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("sensitivity", "side", "expected"),
+    [(3.0, 256, 3.0), (1.5, 256, 1.5), (0.0, 256, 1.0), (3.0, 64, 0.75)],
+    ids=["defects show", "half as much", "they do not", "small pictures"],
+)
+def test_the_map_weighs_more_where_planted_defects_show_and_pictures_are_large(
+    sensitivity: float, side: int, expected: float
+) -> None:
+    whitening = Whitening(torch.zeros(3), torch.eye(3))
+    scales = {name: ScaleModel(whitening) for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE)}
+
+    weights = voice_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, sensitivity)
+
+    assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5])
+
+
+@pytest.mark.parametrize(("shown", "expected"), [((0.0, 2.0), (1.0, 5.0)), ((-1.0, 9.0), (1.0, 26.0))])
+def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
+    shown: tuple[float, float], expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = [{name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16")} for _ in range(3)]
+    detectors = [AnomalyDetector(empty_backbone(EMBEDDED), each) for each in scales]
+    held_out = [HeldOut(i % 2, Path(f"{i}.png")) for i in range(5)]
+    logs = torch.tensor([-1.0, 1.0, -1.0, 1.0, 70.0])  # spread 1 without the last, a suspect
+
+    def maps(log: float, raised: tuple[float, float]) -> list[Tensor]:
+        return [torch.full((1, side, side), log + more).exp() for side, more in zip((8, 4), raised, strict=True)]
+
+    planted: list[HeldOut] = []
+
+    def measure(_detectors: object, items: list[HeldOut], *_: object) -> list[list[Tensor]]:
+        planted.extend(items)
+        return [maps(float(logs[int(item.path.stem)]), shown) for item in items]
+
+    monkeypatch.setattr("anomaly_cli.training.stage2.measure_held_out", measure)
+    run = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+    sensitivity = weigh_scales(detectors, held_out, [maps(float(log), (0.0, 0.0)) for log in logs], [4], run)
+
+    assert {item.path.name for item in planted} == {"0.png", "1.png", "2.png", "3.png"}
+    assert all(item.other not in (None, item.path) for item in planted)
+    assert len({item.defect_seed for item in planted}) == len(planted) == PLANTED
+    assert all(item.fold == int(item.path.stem) % 2 for item in planted)
+    for detector in detectors:
+        weights = [float(detector.scale(name).weight) for name in ("8", "16")]
+        assert weights == pytest.approx(expected, rel=1e-5)
+    low, high = ((np.exp(s) * w) for s, w in zip(shown, expected, strict=True))
+    raised = np.log((low + high) / sum(expected))  # of the fused map, whose spread is 1 too
+    assert sensitivity == pytest.approx(min(raised, MAX_SENSITIVITY), rel=1e-5)
+
+
+def test_known_anomalies_weigh_a_share_of_all_other_voices() -> None:
+    scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
+    looks = torch.zeros(4, 2)
+    known = KnownAnomalies(looks, looks, torch.zeros(2), torch.tensor(0.0))
+
+    weights = voice_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, 1.5)
+
+    assert weights.tolist() == pytest.approx([1.5, 0, 0, 1, 2.5 * 2 / 7])
+
+
+def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:
+    result = anomaly("train", "normal", *SETTINGS, "--backbone", "scratch", "--model", "scratch.safetensors", "-q")
+    assert result.exit_code == 0, result.stderr
+
+    ranked = list(scores("incoming", "scratch.safetensors"))
+
+    assert all("bad" in path for path in ranked[:3])
+
+
+def test_known_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) -> None:
+    draw = np.random.default_rng(5)
+    Path("known").mkdir()
+    for i in range(6):
+        Image.fromarray(spoiled(draw, texture(draw, 64, 64))).save(f"known/{i}.png")
+
+    result = anomaly("train", "normal", *SETTINGS, "--anomalies", "known", "--model", "known.safetensors")
+
+    assert result.exit_code == 0, result.stderr
+    assert load_model(Path("known.safetensors")).provenance.anomalies == 6
+    assert all("bad" in path for path in list(scores("incoming", "known.safetensors"))[:3])
+
+
+def test_washers_with_defects_rank_above_normal_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "sample_data" / "normal", "normal")
+    shutil.copytree(ROOT / "sample_data" / "incoming", "incoming")
+
+    assert anomaly("train", "normal", "-q").exit_code == 0
+    assert anomaly("score", "incoming", "-q").exit_code == 0
+
+    result = anomaly("evaluate", "scores.csv", "--labels", str(ROOT / "sample_data" / "labels.csv"), "-q", "-o", "-")
+    assert json.loads(result.stdout)["figures"]["image_auroc"]["value"] >= 0.95

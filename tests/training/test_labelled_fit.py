@@ -1,0 +1,124 @@
+"""What is learned from labelled anomalies: on held-out normal images, by the detector of each fold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shared_run import CONFIG, spoiled, texture
+
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.checkpoint import Model
+from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.labelled_anomalies import fit_known
+from anomaly_cli.images.decode import load_image
+from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.training.cross_fitting import HeldOut
+from anomaly_cli.training.labelled_fit import learn_known, look_at_anomalies
+from anomaly_cli.training.run import Run
+
+RUN = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+NORMALS, FOLDS = 12, 2
+
+
+@pytest.fixture
+def detector(loaded: Model) -> AnomalyDetector:
+    return loaded.detector
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Twelve normal images and three anomalies."""
+    draw = np.random.default_rng(5)
+    paths = [tmp_path / f"{i:02}.png" for i in range(15)]
+    for i, path in enumerate(paths):
+        pixels = texture(draw, 64, 64)
+        Image.fromarray(spoiled(draw, pixels) if i >= NORMALS else pixels).save(path)
+    return paths
+
+
+def copies(detector: AnomalyDetector) -> list[AnomalyDetector]:
+    """Detectors as training has them: one in use, one a fold."""
+    scales = {name: detector.scale(name) for name in detector.scale_names}
+    return [AnomalyDetector(detector.backbone, scales).eval() for _ in range(1 + FOLDS)]
+
+
+def held_out(files: list[Path]) -> list[HeldOut]:
+    return [HeldOut(i % FOLDS, path) for i, path in enumerate(files[:NORMALS])]
+
+
+def looks_in(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
+    return torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in paths])
+
+
+def looks_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
+    """Look cell by cell, as slowly as it can be said."""
+    rows = []
+    for path in paths:
+        features = scale_features(detector.backbone, to_tensor(load_image(path, 64)), detector.scale_names)
+        maps = detector.distance_maps(to_tensor(load_image(path, 64)))
+        coarsest = features[detector.local_names[-1]][0].flatten(1)
+        row = [*coarsest.mean(1).tolist(), *coarsest.std(1, unbiased=False).tolist()]
+        for name, distances in zip(detector.local_names, maps, strict=False):
+            cells, order = features[name][0].flatten(1).T, distances.flatten().argsort(descending=True)
+            row += cells[order[: max(1, round(0.02 * len(cells)))]].mean(0).tolist()
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def test_a_look_is_the_whole_coarse_map_and_the_hottest_cells(detector: AnomalyDetector, files: list[Path]) -> None:
+    labelled = look_at_anomalies(detector, files[NORMALS:], RUN)
+
+    assert labelled.looks is not None
+    assert labelled.looks.shape == (3, detector.look_width)
+    torch.testing.assert_close(labelled.looks, looks_of(detector, files[NORMALS:]), atol=1e-5, rtol=1e-4)
+
+
+def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyDetector, files: list[Path]) -> None:
+    files[NORMALS + 1].write_bytes(b"no image")
+
+    labelled = look_at_anomalies(detector, files[NORMALS:], RUN)
+
+    assert labelled.unreadable == [(files[NORMALS + 1], "not an image")]
+    assert labelled.looks is not None
+    assert len(labelled.looks) == 2
+
+
+def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDetector, files: list[Path]) -> None:
+    detectors, looks = copies(detector), looks_in(detector, files)
+
+    answers = learn_known(detectors, held_out(files), looks[NORMALS:], RUN, suspects=[3])
+
+    normal = [i for i in range(NORMALS) if i != 3]
+    for fold in range(FOLDS):
+        fitted = fit_known(looks[[i for i in normal if i % FOLDS != fold]], looks[NORMALS:])
+        expected = fitted(looks[[i for i in range(NORMALS) if i % FOLDS == fold]])
+        torch.testing.assert_close(answers[fold::FOLDS].log(), expected.log(), atol=1e-3, rtol=1e-3)
+    assert detectors[0].known_anomalies is not None
+    torch.testing.assert_close(detectors[0].known_anomalies.normal, looks[normal], atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, files: list[Path]) -> None:
+    looks = looks_in(detector, files)
+    before = fit_known(looks[:6], looks[NORMALS : NORMALS + 1])
+    kept, joined = copies(detector), copies(detector)
+
+    answers = learn_known(kept, held_out(files), None, RUN, suspects=[], before=before)
+    learn_known(joined, held_out(files), looks[NORMALS + 1 :], RUN, suspects=[], before=before)
+
+    assert all(each.known_anomalies is before for each in kept)
+    torch.testing.assert_close(answers.log(), before(looks[:NORMALS]).log(), atol=1e-3, rtol=1e-3)
+    assert joined[0].known_anomalies is not None
+    assert (len(joined[0].known_anomalies.normal), len(joined[0].known_anomalies.looks)) == (6 + NORMALS, 1 + 2)
+
+
+def test_where_nothing_is_known_nothing_is_added(detector: AnomalyDetector, files: list[Path]) -> None:
+    detectors = copies(detector)
+
+    answers = learn_known(detectors, held_out(files), None, RUN, suspects=[])
+
+    assert answers.shape == (NORMALS, 0)
+    assert detectors[0].known_anomalies is None
