@@ -20,7 +20,7 @@ from anomaly_cli.paths import path_of
 from anomaly_cli.review.overlay import draw_overlay
 from anomaly_cli.scoring import score as scoring
 from anomaly_cli.scoring.measure import measure_images
-from anomaly_cli.scoring.rows import flag_rows, to_row
+from anomaly_cli.scoring.rows import flag_rows, make_row
 from anomaly_cli.tables.writer import to_frame
 from anomaly_cli.training import train as training
 
@@ -88,14 +88,14 @@ def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.
         AnomalyError: what the command would say.
     """
     path, chosen, loaded = path_of(os.fspath(image)), choose_device(device), _loaded(model, device)
-    (measured,) = measure_images(loaded.detector, loaded.map_unit, [path], loaded.config.image_size, 1, chosen)
+    (measured,) = measure_images(loaded.detector, loaded.map_scale, [path], loaded.config.image_size, 1, chosen)
     try:
         if isinstance(measured, UnreadableImageError):
             raise measured
         pixels = read_pixels(path)
     except UnreadableImageError as error:
         raise InputError(f"cannot read {path}: {error.reason}") from error
-    (row,) = flag_rows([to_row(path, measured, loaded.calibration)], DEFAULT_RULE)
+    (row,) = flag_rows([make_row(path, measured, loaded.calibration)], DEFAULT_RULE)
     assert row.score is not None  # of a readable image
     return draw_overlay(pixels, measured.anomaly_map, caption=str(path), score=row.score, flagged=row.flagged)
 

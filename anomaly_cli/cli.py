@@ -60,10 +60,10 @@ class _ReportingGroup(TyperGroup):
             with _ending_cleanly():
                 return super().invoke(ctx)
         except AnomalyError as error:
-            console.say(f"error: {error}")
+            console.print_stderr(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError as error:
-            streams.let_go_of_stdout()
+            streams.redirect_stdout_to_null()
             raise typer.Exit(0) from error
 
 

@@ -34,10 +34,10 @@ def open_partial(target: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.close(os.dup(file.fileno()))  # a network file system tells of a full disk when a file is closed
-            _let_go(file)
+            _close_on_windows(file)
             partial.replace(target)
         except BaseException:
-            _let_go(file)
+            _close_on_windows(file)
             partial.unlink(missing_ok=True)
             raise
 
@@ -54,7 +54,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
                 return
 
 
-def _let_go(file: BinaryIO) -> None:
+def _close_on_windows(file: BinaryIO) -> None:
     """Close it on Windows, which renames and removes closed files only; elsewhere the lock is held until then."""
     if os.name == "nt":
         file.close()

@@ -8,12 +8,12 @@ import sys
 from typing import TextIO
 
 
-def let_go_of_stdout() -> None:
+def redirect_stdout_to_null() -> None:
     """Give up stdout once its reader has gone; Python would complain again when it flushes it at exit."""
-    let_go_of(sys.stdout)
+    redirect_to_null(sys.stdout)
 
 
-def let_go_of(stream: TextIO) -> None:
+def redirect_to_null(stream: TextIO) -> None:
     """Let a stream lead nowhere from here on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import list_worst, plural, say
-from anomaly_cli.commands.inputs import gather, patterns_of
+from anomaly_cli.commands.console import list_worst, plural, print_stderr
+from anomaly_cli.commands.inputs import patterns_of, read_inputs
 from anomaly_cli.commands.options import (
     DEFAULTS,
     BackboneName,
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 def summarise_audit(report: AuditReport, out: str) -> None:
     """Say how many images stand out, and what the table can and cannot tell."""
     readable = [row for row in report.rows if row.status == "ok"]
-    say(
+    print_stderr(
         f"{plural(len(report.rows), 'file')}: {len(report.flagged)} flagged (beyond the limit of the bulk), "
         f"{len(report.unreadable)} unreadable"
     )
-    say(
+    print_stderr(
         "without a normal folder this ranks how rare an image is among the others; "
         "for p- and q-values train on images that were looked at"
     )
     list_worst(readable, report.unreadable)
-    say(f"table: {out}")
+    print_stderr(f"table: {out}")
 
 
 def audit(
@@ -64,7 +64,7 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Rank the images of one folder by how rare they are in it: no normal folder, no model needed."""
-    paths = gather(inputs, files_from, null)
+    paths = read_inputs(inputs, files_from, null)
     patterns = patterns_of(include, exclude)
     config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, seed=seed)
     from anomaly_cli.tables import formats

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from anomaly_cli.detector.scales import scale_title
-from anomaly_cli.streams import let_go_of
+from anomaly_cli.streams import redirect_to_null
 
 if TYPE_CHECKING:
     from anomaly_cli.tables.row import Row
@@ -29,12 +29,12 @@ class ProgressCallback(Protocol):
         """Report progress."""
 
 
-def say(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Print one line for people on stderr."""
     try:
         print(escaped(text, sys.stderr.encoding), file=sys.stderr, flush=True)
     except OSError:  # a log on a full disk or a reader that went away must not cost the table
-        let_go_of(sys.stderr)
+        redirect_to_null(sys.stderr)
 
 
 def escaped(text: str, encoding: str | None) -> str:
@@ -56,7 +56,7 @@ class _PlainProgress:
             self.phase, self.started, self.spoken = phase, now, now
         elif now - self.spoken >= PLAIN_INTERVAL_S and 0 < done < total:
             rate = done / (now - self.started)
-            say(f"{phase}: {done} of {total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+            print_stderr(f"{phase}: {done} of {total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
             self.spoken = now
 
 
@@ -104,14 +104,14 @@ def plural(count: int, noun: str) -> str:
 def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
     """Say how many files were left out, and name the first."""
     if unreadable:
-        say(
+        print_stderr(
             f"warning: {plural(len(unreadable), 'file')} cannot be read and "
             f"{'is' if len(unreadable) == 1 else 'are'} left out:"
         )
         for path, reason in unreadable[:NAMES_SHOWN]:
-            say(f"  {path}: {reason}")
+            print_stderr(f"  {path}: {reason}")
         if len(unreadable) > NAMES_SHOWN:
-            say(f"  and {len(unreadable) - NAMES_SHOWN} more")
+            print_stderr(f"  and {len(unreadable) - NAMES_SHOWN} more")
 
 
 def by_scale(counts: dict[str, int]) -> str:
@@ -122,8 +122,8 @@ def by_scale(counts: dict[str, int]) -> str:
 def list_worst(readable: list[Row], unreadable: list[Row]) -> None:
     """Print the first rows of a ranking and those that could not be read."""
     for row in readable[:WORST_SHOWN]:
-        say(f"  {row.score:8.2f}  {row.path}")
+        print_stderr(f"  {row.score:8.2f}  {row.path}")
     for row in unreadable[:NAMES_SHOWN]:
-        say(f"  unreadable  {row.path}: {row.reason}")
+        print_stderr(f"  unreadable  {row.path}: {row.reason}")
     if len(unreadable) > NAMES_SHOWN:
-        say(f"  and {len(unreadable) - NAMES_SHOWN} more unreadable")
+        print_stderr(f"  and {len(unreadable) - NAMES_SHOWN} more unreadable")

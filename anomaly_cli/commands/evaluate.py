@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import plural, say
+from anomaly_cli.commands.console import plural, print_stderr
 from anomaly_cli.commands.options import Device, ModelFile, Quiet
 from anomaly_cli.commands.report import STDOUT
 
@@ -28,7 +28,7 @@ FIGURES_IN_WORDS = {
 def summarise_evaluation(evaluation: Evaluation) -> None:
     """Say what was compared, every figure with its interval, and what the flags of the table are worth."""
     normal, anomalous = evaluation.normal, evaluation.anomalous
-    say(f"{plural(normal + anomalous, 'labelled image')}: {normal} normal, {anomalous} anomalous")
+    print_stderr(f"{plural(normal + anomalous, 'labelled image')}: {normal} normal, {anomalous} anomalous")
     for count, noun, what in (
         (evaluation.unreadable, "file", " unreadable, in no figure"),
         (evaluation.unlabelled, "file", " without a label, in no figure"),
@@ -36,13 +36,13 @@ def summarise_evaluation(evaluation: Evaluation) -> None:
         (evaluation.without_mask or 0, "anomalous image", " without a mask, in no figure of the maps"),
     ):
         if count:
-            say(f"{plural(count, noun)}{what}")
-    say(f"{'':<28}value   95 % interval")
+            print_stderr(f"{plural(count, noun)}{what}")
+    print_stderr(f"{'':<28}value   95 % interval")
     for name, figure in evaluation.figures.items():
         words = FIGURES_IN_WORDS.get(name, name.replace("_", " "))
-        say(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
+        print_stderr(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
     if any(figure.low == figure.high for figure in evaluation.figures.values()):
-        say(
+        print_stderr(
             "an interval of one value says that drawing the images anew changed nothing, not that the figure is certain"
         )
     _judge_flags(evaluation)
@@ -53,12 +53,12 @@ def _judge_flags(evaluation: Evaluation) -> None:
     found = evaluation.confusion
     hits, alarms = found.flagged_anomalous, found.flagged_normal
     if found.precision is None:
-        say("the table flags none of them")
+        print_stderr("the table flags none of them")
         return
     missed = found.missed_anomalous
-    say(f"of {hits + alarms} flagged, {hits} anomalous: {_in_percent(found.precision)}")
-    say(f"of {evaluation.anomalous} anomalous, {hits} flagged: {_in_percent(found.recall)}; {missed} missed")
-    say(f"of {evaluation.normal} normal, {alarms} flagged: {_in_percent(found.false_alarms)}")
+    print_stderr(f"of {hits + alarms} flagged, {hits} anomalous: {_in_percent(found.precision)}")
+    print_stderr(f"of {evaluation.anomalous} anomalous, {hits} flagged: {_in_percent(found.recall)}; {missed} missed")
+    print_stderr(f"of {evaluation.normal} normal, {alarms} flagged: {_in_percent(found.false_alarms)}")
 
 
 def _in_percent(share: Figure) -> str:

@@ -33,4 +33,6 @@ def export(
     report = export_model(model, out, format)
     if not quiet:
         side = report.image_size
-        console.say(f"exported {report.out}: {report.size / 1e6:.1f} MB, for images of about {side} x {side} pixels")
+        console.print_stderr(
+            f"exported {report.out}: {report.size / 1e6:.1f} MB, for images of about {side} x {side} pixels"
+        )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import plural, say, warn_unreadable
-from anomaly_cli.commands.inputs import gather, patterns_of
+from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
+from anomaly_cli.commands.inputs import patterns_of, read_inputs
 from anomaly_cli.commands.options import Device, Exclude, FilesFrom, Include, Inputs, ModelFile, NulSeparated, Quiet
 from anomaly_cli.config import RawMap
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:
     """Say how many overlays were drawn and where."""
     warn_unreadable(report.unreadable)
-    say(f"{plural(len(report.written), 'overlay')} in {out}")
+    print_stderr(f"{plural(len(report.written), 'overlay')} in {out}")
 
 
 def heatmap(
@@ -47,7 +47,7 @@ def heatmap(
     quiet: Quiet = False,
 ) -> None:
     """Draw where images deviate: an overlay a file, one colour scale for all."""
-    paths = gather(inputs, files_from, null, required=scores is None)
+    paths = read_inputs(inputs, files_from, null, required=scores is None)
     patterns = patterns_of(include, exclude)
 
     from anomaly_cli.review import heatmaps

@@ -31,11 +31,11 @@ def check_local(paths: list[Path]) -> None:
         raise ConfigError(f"--resume goes with files of this machine, not with {remote}")
 
 
-def gather(inputs: list[str] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
+def read_inputs(inputs: list[str] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
     """Join the paths of the command line with those of `--files-from`."""
     paths = paths_of(inputs)
     if files_from is not None:
-        paths += _listed(files_from, b"\0" if null else b"\n")
+        paths += _read_list(files_from, b"\0" if null else b"\n")
     elif null:
         raise ConfigError("-0 goes with --files-from")
     if required and not paths:
@@ -45,7 +45,7 @@ def gather(inputs: list[str] | None, files_from: str | None, null: bool, *, requ
     return paths
 
 
-def arriving(source: str, null: bool) -> Iterator[Path]:
+def iter_paths(source: str, null: bool) -> Iterator[Path]:
     """Read the paths of `--files-from` one by one, each as soon as it is there.
 
     Raises:
@@ -54,10 +54,10 @@ def arriving(source: str, null: bool) -> Iterator[Path]:
     # Unbuffered: `sys.stdin` would wait for more, and a thread that waits in it keeps the interpreter from ending.
     with _os_errors_as_input_error(source):
         file = io.FileIO(sys.stdin.fileno(), closefd=False) if source == "-" else io.FileIO(source)
-    return _arriving(file, source, b"\0" if null else b"\n")
+    return _iter_paths(file, source, b"\0" if null else b"\n")
 
 
-def _arriving(file: io.FileIO, source: str, separator: bytes) -> Iterator[Path]:
+def _iter_paths(file: io.FileIO, source: str, separator: bytes) -> Iterator[Path]:
     rest = b""
     with file, _os_errors_as_input_error(source):
         while chunk := file.read(CHUNK_BYTES):
@@ -75,7 +75,7 @@ def _os_errors_as_input_error(source: str) -> Iterator[None]:
         raise InputError(f"cannot read {'stdin' if source == '-' else source}: {error.strerror}") from error
 
 
-def _listed(source: str, separator: bytes) -> list[Path]:
+def _read_list(source: str, separator: bytes) -> list[Path]:
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:

@@ -39,6 +39,6 @@ def list_paths(
     paths = select_paths(table, table_format, selection)
     if not null and (broken := sum("\n" in path for path in paths)):
         holds = "path holds" if broken == 1 else "paths hold"
-        console.say(f"warning: {broken} {holds} a line break; use -0 with xargs -0")
+        console.print_stderr(f"warning: {broken} {holds} a line break; use -0 with xargs -0")
     end = b"\0" if null else b"\n"
     write_to_stdout(b"".join(os.fsencode(path) + end for path in paths))

@@ -35,5 +35,5 @@ def prototypes(
 
     drawn = write_prototypes(model, out, top)
     if not quiet:
-        console.say(f"prototypes drawn: {console.by_scale(drawn)}")
-        console.say(f"picture: {out}")
+        console.print_stderr(f"prototypes drawn: {console.by_scale(drawn)}")
+        console.print_stderr(f"picture: {out}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import plural, say
+from anomaly_cli.commands.console import plural, print_stderr
 from anomaly_cli.commands.options import Device, ModelFile, Quiet
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ def summarise_page(report: PageReport, out: Path) -> None:
     """Say what the page shows, what it leaves out and how large it is."""
     gone = len(report.missing)
     if gone:
-        say(
+        print_stderr(
             f"warning: {plural(gone, 'image')} of the table cannot be read any more, "
             f"shown as missing, first {report.missing[0][0]}: {report.missing[0][1]}"
         )
     if report.changed:
         scores = "scores" if report.changed == 1 else "score"
-        say(
+        print_stderr(
             f"warning: {plural(report.changed, 'image')} {scores} differently now: "
             "is this the model that made the table, and are these the files?"
         )
     if not report.has_model:
-        say("no p-values in this table: the page has no heat maps, no expected false alarms and no verdict")
+        print_stderr("no p-values in this table: the page has no heat maps, no expected false alarms and no verdict")
     without = f", {report.left_out} more listed without (--top)" if report.left_out else ""
     pictures = plural(report.pictured, "picture")
-    say(f"{plural(report.files, 'file')}: {pictures}{without}; {report.unreadable} unreadable")
-    say(f"page: {out}, {report.size / 1e6:.1f} MB")
+    print_stderr(f"{plural(report.files, 'file')}: {pictures}{without}; {report.unreadable} unreadable")
+    print_stderr(f"page: {out}, {report.size / 1e6:.1f} MB")

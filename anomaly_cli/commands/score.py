@@ -12,8 +12,8 @@ import typer
 
 from anomaly_cli import streams
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import list_worst, plural, say
-from anomaly_cli.commands.inputs import check_local, gather, patterns_of
+from anomaly_cli.commands.console import list_worst, plural, print_stderr
+from anomaly_cli.commands.inputs import check_local, patterns_of, read_inputs
 from anomaly_cli.commands.options import (
     Device,
     Exclude,
@@ -32,9 +32,9 @@ from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import is_written_directly
 
 if TYPE_CHECKING:
+    from anomaly_cli.scoring.batch_verdict import Gate, Verdict
     from anomaly_cli.scoring.journal import Journal
     from anomaly_cli.scoring.score import ScoreReport
-    from anomaly_cli.scoring.verdict import Gate, Verdict
     from anomaly_cli.tables.formats import TableFormat
 
 
@@ -166,13 +166,13 @@ def score(
     )
     if out == summary == STDOUT:
         raise ConfigError("--out - and --summary - cannot both go to stdout")
-    paths = gather(inputs, files_from, null)
+    paths = read_inputs(inputs, files_from, null)
     from anomaly_cli import files
-    from anomaly_cli.scoring import verdict
+    from anomaly_cli.scoring.batch_verdict import Gate
     from anomaly_cli.scoring.score import score as score_files
     from anomaly_cli.tables import formats
 
-    gates = [verdict.Gate.parse(text) for text in fail_on or []]
+    gates = [Gate.parse(text) for text in fail_on or []]
     target = None if out == STDOUT else out
     chosen_format = formats.check_output(target, table_format)
     files.check_target(None if summary == STDOUT else summary)
@@ -196,21 +196,23 @@ def score(
             journal.remove()
     if not quiet:
         if journal is not None and journal.resumed:
-            console.say(f"resumed: {journal.resumed} of {console.plural(len(report.rows), 'file')} were done already")
+            console.print_stderr(
+                f"resumed: {journal.resumed} of {console.plural(len(report.rows), 'file')} were done already"
+            )
         summarise_scores(report, "stdout" if target is None else os.fspath(target))
     _check_gates(gates, report.verdict)
 
 
 def _write(report: ScoreReport, target: Path | None, table_format: TableFormat, summary: Path | None) -> None:
-    from anomaly_cli.scoring import verdict
+    from anomaly_cli.scoring.batch_verdict import write_verdict
     from anomaly_cli.scoring.score import write_scores
 
     try:
         write_scores(report, target, table_format)
         if summary is not None:
-            verdict.write_verdict(report.verdict, None if summary == STDOUT else summary)
+            write_verdict(report.verdict, None if summary == STDOUT else summary)
     except BrokenPipeError:  # a reader such as `head` has seen enough; the gates are judged all the same
-        streams.let_go_of_stdout()
+        streams.redirect_stdout_to_null()
 
 
 @contextmanager
@@ -226,7 +228,7 @@ def _journal(
 
     with open_journal_of(target, model, device, with_quality=with_quality, engine=engine) as journal:
         if journal.discarded:
-            console.say(
+            console.print_stderr(
                 f"warning: {journal.path} is of another model, version or machine: starting over, "
                 f"{console.plural(journal.discarded, 'finished file')} given up"
             )
@@ -237,7 +239,7 @@ def _check_gates(gates: list[Gate], verdict: Verdict) -> None:
     """Exit with 3 where a gate trips, and say which."""
     tripped = [(gate, why) for gate in gates if (why := gate.tripped_by(verdict))]
     for gate, why in tripped:
-        console.say(f"gate tripped: {gate.text} ({why})")
+        console.print_stderr(f"gate tripped: {gate.text} ({why})")
     if tripped:
         raise typer.Exit(GATE_TRIPPED)
 
@@ -245,13 +247,13 @@ def _check_gates(gates: list[Gate], verdict: Verdict) -> None:
 def summarise_scores(report: ScoreReport, out: str) -> None:
     """Say how many files, how many flagged and what to expect of them, the verdict, the worst, where the table is."""
     verdict, rule = report.verdict, report.rule
-    say(
+    print_stderr(
         f"{plural(verdict.files, 'file')}: {verdict.flagged} flagged ({_in_words(rule)}){_expectation(verdict)}; "
         f"{verdict.unreadable} unreadable"
     )
     above = sum(1 for row in report.readable if row.score is not None and row.score >= 1)
     if rule.kind in (Rule.FDR, Rule.MAX_FALSE_ALARMS) and verdict.flagged < above:
-        say(
+        print_stderr(
             f"{above} score{'s' if above == 1 else ''} above the limit of normal: {verdict.normal_images} normal "
             f"images give p-values no smaller than {verdict.smallest_p:.2g}, too few to be sure at this rate; "
             "to flag them all the same use --threshold 1"
@@ -259,8 +261,10 @@ def summarise_scores(report: ScoreReport, out: str) -> None:
     _judge_batch(verdict)
     list_worst(report.readable, report.unreadable)
     if report.copies:
-        say(f"{plural(len(report.copies), 'file')} are copies or near-copies of another (column duplicate_group)")
-    say(f"table: {out}")
+        print_stderr(
+            f"{plural(len(report.copies), 'file')} are copies or near-copies of another (column duplicate_group)"
+        )
+    print_stderr(f"table: {out}")
 
 
 def _in_words(rule: FlagRule) -> str:
@@ -285,14 +289,14 @@ def _judge_batch(verdict: Verdict) -> None:
     share, low, high = verdict.anomaly_share, verdict.anomaly_share_low, verdict.anomaly_share_high
     drift_scale, drift_p_value = verdict.drift_scale, verdict.drift_p_value
     if share is None or low is None or high is None or drift_scale is None or drift_p_value is None:
-        say(
+        print_stderr(
             f"too few to judge the batch as a whole: {plural(verdict.readable, 'readable image')} and "
             f"{plural(verdict.normal_images, 'normal image')}, {MIN_BATCH} of each are needed"
         )
         return
-    say(f"about {100 * share:.0f} % of the batch is anomalous (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
+    print_stderr(f"about {100 * share:.0f} % of the batch is anomalous (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
     if verdict.drift:
-        say(
+        print_stderr(
             "warning: the batch as a whole differs from the normal images (drift, "
             f"{_p_in_words(drift_p_value)}, mostly at {scale_title(drift_scale)}): {_why_drifted(verdict)}? "
             "The figures above hold for new images from the same source only"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.inputs import arriving, gather
+from anomaly_cli.commands.inputs import iter_paths, read_inputs
 from anomaly_cli.config import FlagRule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.patterns import PathPatterns
@@ -42,8 +42,8 @@ def stream_scores(
 ) -> None:
     """Write a row a file as soon as it is known."""
     listed = sources.files_from is not None
-    inputs = gather(sources.inputs, None, sources.null and not listed, required=not listed)
-    later = () if sources.files_from is None else arriving(sources.files_from, sources.null)
+    inputs = read_inputs(sources.inputs, None, sources.null and not listed, required=not listed)
+    later = () if sources.files_from is None else iter_paths(sources.files_from, sources.null)
     from anomaly_cli import files
     from anomaly_cli.scoring import stream
 
@@ -62,7 +62,7 @@ def stream_scores(
 
     stream.append_lines(lines(), out)
     if not quiet:
-        console.say(
+        console.print_stderr(
             f"{console.plural(counts['files'], 'file')}: {counts['flagged']} flagged (score ≥ {limit.value:g}); "
             f"{counts['unreadable']} unreadable"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import NAMES_SHOWN, by_scale, plural, say, warn_unreadable
+from anomaly_cli.commands.console import NAMES_SHOWN, by_scale, plural, print_stderr, warn_unreadable
 from anomaly_cli.commands.inputs import check_local, patterns_of
 from anomaly_cli.commands.options import (
     DEFAULTS,
@@ -28,7 +28,7 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.paths import paths_of
 
 if TYPE_CHECKING:
-    from anomaly_cli.training.saved_steps import SavedSteps
+    from anomaly_cli.training.step_cache import SavedSteps
     from anomaly_cli.training.train import TrainReport
 
 
@@ -101,7 +101,7 @@ def train(
 def warn_discarded(steps: SavedSteps) -> None:
     """Say that what an earlier training run had done is of no use to this one."""
     if steps.discarded:
-        say(
+        print_stderr(
             f"warning: {steps.folder} is of other images, settings, version or machine: starting over, "
             f"{plural(steps.discarded, 'finished step')} given up"
         )
@@ -110,22 +110,22 @@ def warn_discarded(steps: SavedSteps) -> None:
 def summarise_training(report: TrainReport, audited: Path | None) -> None:
     """Say what was learned, which normal images to look at, and what to type next."""
     for phase, (done, total) in report.reused.items():
-        say(f"resumed: {phase}, {done} of {total} were done already")
+        print_stderr(f"resumed: {phase}, {done} of {total} were done already")
     warn_unreadable(report.unreadable)
     _warn_copies(report)
-    _warn_suspects(report, audited)
+    _warn_outliers(report, audited)
     model = report.model
     detector = model.detector
     memories = by_scale({name: len(detector.scale(name).memory.prototypes) for name in detector.scale_names})
     normals = model.calibration.normal_scores
     images, size = plural(model.provenance.images, "image"), model.config.image_size
-    say(f"learned normal from {images} at {size} px with the {model.config.backbone} backbone")
-    say(f"prototypes: {memories}")
-    say(
+    print_stderr(f"learned normal from {images} at {size} px with the {model.config.backbone} backbone")
+    print_stderr(f"prototypes: {memories}")
+    print_stderr(
         f"held-out normal images score {normals[0]:.2f} to {normals[-1]:.2f}, median {normals[len(normals) // 2]:.2f}; "
         "1 is the limit of normal (99 %)"
     )
-    say(f"saved {report.model_path}; next: anomaly score DIR --out scores.csv")
+    print_stderr(f"saved {report.model_path}; next: anomaly score DIR --out scores.csv")
 
 
 def _warn_copies(report: TrainReport) -> None:
@@ -133,24 +133,26 @@ def _warn_copies(report: TrainReport) -> None:
         return
     told = f"{report.copies} of the {plural(report.model.provenance.images, 'normal image')} are copies or near-copies"
     if report.copies_together == report.copies:
-        say(f"warning: {told} of others; they were kept together so that the calibration stays honest")
+        print_stderr(f"warning: {told} of others; they were kept together so that the calibration stays honest")
     else:
-        say(f"warning: {told} of others, most of them of one image: p-values will be too small for other images")
+        print_stderr(
+            f"warning: {told} of others, most of them of one image: p-values will be too small for other images"
+        )
 
 
-def _warn_suspects(report: TrainReport, audited: Path | None) -> None:
-    suspects, images = report.suspects, report.model.provenance.images
-    if not suspects:
+def _warn_outliers(report: TrainReport, audited: Path | None) -> None:
+    outliers, images = report.outliers, report.model.provenance.images
+    if not outliers:
         return
-    stands = "stands" if len(suspects) == 1 else "stand"
-    say(
-        f"warning: {len(suspects)} of the {plural(images, 'normal image')} {stands} out and shaped no memory; "
-        f"if {'it is' if len(suspects) == 1 else 'they are'} not normal, take {'it' if len(suspects) == 1 else 'them'} "
+    stands = "stands" if len(outliers) == 1 else "stand"
+    print_stderr(
+        f"warning: {len(outliers)} of the {plural(images, 'normal image')} {stands} out and shaped no memory; "
+        f"if {'it is' if len(outliers) == 1 else 'they are'} not normal, take {'it' if len(outliers) == 1 else 'them'} "
         "out and train again:"
     )
-    for path in suspects[:NAMES_SHOWN]:
-        say(f"  {path}")
+    for path in outliers[:NAMES_SHOWN]:
+        print_stderr(f"  {path}")
     where = "flagged in" if audited else "to see all: --audit-normals FILE"
-    more = len(suspects) - NAMES_SHOWN
+    more = len(outliers) - NAMES_SHOWN
     if more > 0 or audited:
-        say(f"  {f'and {more} more, ' if more > 0 else ''}{where}{f' {audited}' if audited else ''}")
+        print_stderr(f"  {f'and {more} more, ' if more > 0 else ''}{where}{f' {audited}' if audited else ''}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import plural, say, warn_unreadable
+from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
 from anomaly_cli.commands.options import Device, Quiet
 from anomaly_cli.paths import paths_of
 
@@ -23,10 +23,14 @@ def summarise_update(report: UpdateReport) -> None:
     added = [plural(report.normals, "normal image")]
     if report.anomalies:
         added.append(f"{report.anomalies} known anomalous")
-    say(f"added {' and '.join(added)}; now {provenance.images} normal and {provenance.anomalies} known anomalous")
+    print_stderr(
+        f"added {' and '.join(added)}; now {provenance.images} normal and {provenance.anomalies} known anomalous"
+    )
     held_out = plural(len(normals), "held-out normal image")
-    say(f"calibrated on {held_out}, scores {normals[0]:.2f} to {normals[-1]:.2f}; 1 is the limit of normal (99 %)")
-    say(f"saved {report.model_path}")
+    print_stderr(
+        f"calibrated on {held_out}, scores {normals[0]:.2f} to {normals[-1]:.2f}; 1 is the limit of normal (99 %)"
+    )
+    print_stderr(f"saved {report.model_path}")
 
 
 def update(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.labelled_anomalies import KNOWN_NAME, KnownAnomalies
+from anomaly_cli.detector.labelled_anomalies import LABELLED_NAME, LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.scales import POOLED_SCALES
 from anomaly_cli.detector.whitening import Whitening
 
-HOT_SHARE = 0.005  # of the cells of a map make up its deviation: the mean of the hottest
-LOOK_SHARE = 0.02  # of its cells are remembered of a known anomaly: the mean of the hottest
+TOP_CELL_FRACTION = 0.005  # of the cells of a map make up its deviation: the mean of the hottest
+DESCRIPTOR_CELL_FRACTION = 0.02  # of its cells are remembered of a known anomaly: the mean of the hottest
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
 
@@ -33,7 +33,7 @@ class Detection(NamedTuple):
 
     anomaly_maps: Tensor
     deviations: Tensor
-    hottest: Tensor | None = None
+    peak_cells: Tensor | None = None
 
 
 class ScaleModel(nn.Module):
@@ -69,7 +69,10 @@ class AnomalyDetector(nn.Module):
     """Feature maps → distance to what was normal, a map and a number a scale."""
 
     def __init__(
-        self, backbone: Backbone, scales: dict[str, ScaleModel], known_anomalies: KnownAnomalies | None = None
+        self,
+        backbone: Backbone,
+        scales: dict[str, ScaleModel],
+        known_anomalies: LabelledAnomalyClassifier | None = None,
     ) -> None:
         """Assemble a detector.
 
@@ -96,7 +99,7 @@ class AnomalyDetector(nn.Module):
     @property
     def deviation_names(self) -> tuple[str, ...]:
         """Names of the columns of `Detection.deviations`: the fused map, every scale, then the known anomalies."""
-        return ("map", *self.scale_names, *(() if self.known_anomalies is None else (KNOWN_NAME,)))
+        return ("map", *self.scale_names, *(() if self.known_anomalies is None else (LABELLED_NAME,)))
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -116,8 +119,8 @@ class AnomalyDetector(nn.Module):
         return self._distance_maps(scale_features(self.backbone, images, self.scale_names))[0]
 
     def _distance_maps(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Compute the map of each scale, and what `Detection.hottest` holds."""
-        maps, hottest = [], []
+        """Compute the map of each scale, and what `Detection.peak_cells` holds."""
+        maps, peak_cells = [], []
         for name in self.scale_names:
             N, D, h, w = features[name].shape
             cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
@@ -126,8 +129,8 @@ class AnomalyDetector(nn.Module):
             maps.append(distances.view(N, h, w))
             if name not in POOLED_SCALES:
                 cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
-                hottest.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
-        return maps, torch.stack(hottest, dim=1)
+                peak_cells.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
+        return maps, torch.stack(peak_cells, dim=1)
 
     @property
     def look_width(self) -> int:
@@ -152,8 +155,10 @@ class AnomalyDetector(nn.Module):
         for name, distances in zip(self.scale_names, distance_maps, strict=True):
             if name not in POOLED_SCALES:
                 _, D, h, w = features[name].shape
-                hottest = distances.flatten(1).topk(_hot_count(h * w, LOOK_SHARE), dim=1).indices  # (N, count)
-                cells = features[name].flatten(2).gather(2, hottest[:, None].expand(-1, D, -1))
+                peak_cells = (
+                    distances.flatten(1).topk(_top_cell_count(h * w, DESCRIPTOR_CELL_FRACTION), dim=1).indices
+                )  # (N, count)
+                cells = features[name].flatten(2).gather(2, peak_cells[:, None].expand(-1, D, -1))
                 parts.append(cells.mean(dim=2))
         return torch.cat(parts, dim=1)
 
@@ -167,7 +172,7 @@ class AnomalyDetector(nn.Module):
             relative = by_name[name] / scale.cell_mean
             fused += scale.weight * F.interpolate(relative[:, None], size=grid, mode="bilinear")[:, 0]
         fused /= sum(self.scale(name).weight for name in self.local_names)
-        columns = [_hottest(fused)] + [_hottest(by_name[name]) for name in self.scale_names]
+        columns = [_top_cells_mean(fused)] + [_top_cells_mean(by_name[name]) for name in self.scale_names]
         return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
 
     @torch.inference_mode()
@@ -177,21 +182,21 @@ class AnomalyDetector(nn.Module):
 
     def detect(self, features: dict[str, Tensor]) -> Detection:
         """Measure images by what `scale_features` gives for them; also what `export` makes a graph of."""
-        distance_maps, hottest = self._distance_maps(features)
+        distance_maps, peak_cells = self._distance_maps(features)
         anomaly_maps, deviations, _ = self.combine(distance_maps)
         if self.known_anomalies is not None:
             known = self.known_anomalies(self._looks(features, distance_maps))
             deviations = torch.cat([deviations, known], dim=1)
-        return Detection(anomaly_maps, deviations, hottest)
+        return Detection(anomaly_maps, deviations, peak_cells)
 
 
-def _hottest(maps: Tensor) -> Tensor:
-    """Mean of the hottest `HOT_SHARE` of the cells, at least one: (N, h, w) to (N,)."""
+def _top_cells_mean(maps: Tensor) -> Tensor:
+    """Mean of the hottest `TOP_CELL_FRACTION` of the cells, at least one: (N, h, w) to (N,)."""
     cells = maps.flatten(1)
-    return cells.topk(_hot_count(cells.shape[1], HOT_SHARE), dim=1).values.mean(dim=1)
+    return cells.topk(_top_cell_count(cells.shape[1], TOP_CELL_FRACTION), dim=1).values.mean(dim=1)
 
 
-def _hot_count(cells: int, share: float) -> int:
+def _top_cell_count(cells: int, share: float) -> int:
     """Round a share of the cells; by integers and `sym_max`, for in an exported graph their number is a symbol."""
     one_of = round(1 / share)
     return cast(int, torch.sym_max(1, (cells + one_of // 2) // one_of))

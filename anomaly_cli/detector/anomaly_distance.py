@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, Detection
-from anomaly_cli.detector.calibration import Calibration, Unit
+from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
 
@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
 MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below where the image scale has 1
 MAP_WEIGHT = 0.5  # of a map on which planted defects stand out by one spread of normal images
-LEAST_MAP_WEIGHT = 0.5  # of a map on which they do not show
-USUAL_SENSITIVITY = 2.0  # taken for granted before defects are planted
+MIN_MAP_WEIGHT = 0.5  # of a map on which they do not show
+DEFAULT_SENSITIVITY = 2.0  # taken for granted before defects are planted
 MAX_SENSITIVITY = 5.0  # spreads of normal images that are hardly different are not to be counted
 CELL_SAMPLE = 200_000  # distances a scale that the mean is taken from
 
@@ -28,7 +28,7 @@ def calibrate(
     measured: list[list[Tensor]],
     weights: Floats,
     known: Tensor | None = None,
-) -> tuple[Calibration, Unit]:
+) -> tuple[Calibration, ScoreScale]:
     """Set every unit from the distance maps of held-out normal images.
 
     Args:
@@ -38,10 +38,10 @@ def calibrate(
         known: (images, 1) deviations from the known anomalies where the detector has some.
     """
     detections = _combine(detector, measured)
-    hottest = np.array([float(detection.anomaly_maps.max()) for detection in detections])
+    peak_cells = np.array([float(detection.anomaly_maps.max()) for detection in detections])
     typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
     deviations = deviations_of(detector, measured, known)
-    return Calibration.fit(deviations, weights), Unit(typical, Unit.fit(hottest).limit)
+    return Calibration.fit(deviations, weights), ScoreScale(typical, ScoreScale.fit(peak_cells).limit)
 
 
 def sensitivities(normal_logs: Floats, defect_logs: Floats, numbers: list[int], planted_in: list[int]) -> Floats:
@@ -70,7 +70,7 @@ def scale_weights(normal_logs: Floats, defect_logs: Floats, numbers: list[int], 
     return weights
 
 
-def voice_weights(detector: AnomalyDetector, image_size: int, sensitivity: float) -> Floats:
+def component_weights(detector: AnomalyDetector, image_size: int, sensitivity: float) -> Floats:
     """Weigh the deviations in the image score.
 
     Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
@@ -82,15 +82,15 @@ def voice_weights(detector: AnomalyDetector, image_size: int, sensitivity: float
     Args:
         detector: with its known anomalies.
         image_size: pixels.
-        sensitivity: of the fused map, from `weigh_scales`.
+        sensitivity: of the fused map, from `fit_scale_weights`.
     """
     weight_of = {IMAGE_SCALE: 1.0, SMALL_SCALE: SMALL_WEIGHT}
     weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
-    weights[0] = max(LEAST_MAP_WEIGHT, MAP_WEIGHT * sensitivity) * image_size / MAP_SIDE
-    return with_known(weights, detector)
+    weights[0] = max(MIN_MAP_WEIGHT, MAP_WEIGHT * sensitivity) * image_size / MAP_SIDE
+    return append_labelled_weight(weights, detector)
 
 
-def with_known(weights: Floats, detector: AnomalyDetector) -> Floats:
+def append_labelled_weight(weights: Floats, detector: AnomalyDetector) -> Floats:
     """Add the weight of the known anomalies, where there are some, to those of map and scales."""
     if detector.known_anomalies is None:
         return weights

@@ -22,14 +22,14 @@ MAD_TO_STD = 1.4826  # of a normal distribution
 
 
 @dataclass(frozen=True)
-class Unit:
+class ScoreScale:
     """A scale on which 0.5 is the median of normal and 1.0 its limit; linear above the median, positive below."""
 
     median: float
     limit: float
 
     @classmethod
-    def fit(cls, values: ArrayLike) -> Unit:
+    def fit(cls, values: ArrayLike) -> ScoreScale:
         """Place the unit on (n,) values of held-out normal images."""
         median = float(np.median(np.asarray(values, np.float64)))
         return cls(median, max(normal_limit(values), median + MIN_SPREAD))
@@ -49,15 +49,15 @@ class Calibration:
         spread: (E,) its standard deviation.
         weights: (E,) ≥ 0, of each scale's voice in the image score, sum 1.
         scale_units: unit of each scale's own standardised deviation.
-        score_unit: unit of what `joined` makes of them.
+        score_unit: unit of what `fuse_scores` makes of them.
         normal_deviations: (n, E) raw deviations of the held-out normal images, in ascending order of their scores.
     """
 
     location: Floats
     spread: Floats
     weights: Floats
-    scale_units: tuple[Unit, ...]
-    score_unit: Unit
+    scale_units: tuple[ScoreScale, ...]
+    score_unit: ScoreScale
     normal_deviations: Floats
 
     @classmethod
@@ -67,11 +67,11 @@ class Calibration:
         location = logs.mean(axis=0)
         spread = np.maximum(logs.std(axis=0, ddof=1), MIN_SPREAD)
         standard = (logs - location) / spread
-        units = tuple(Unit.fit(column) for column in standard.T)
+        units = tuple(ScoreScale.fit(column) for column in standard.T)
         weights = weights / weights.sum()
-        values = joined(standard, weights)
+        values = fuse_scores(standard, weights)
         order = np.argsort(values, kind="stable")
-        return cls(location, spread, weights, units, Unit.fit(values), deviations[order])
+        return cls(location, spread, weights, units, ScoreScale.fit(values), deviations[order])
 
     @cached_property
     def normal_scores(self) -> Floats:
@@ -89,15 +89,15 @@ class Calibration:
         """
         standard = (np.log(deviations) - self.location) / self.spread
         each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
-        return self.score_unit.apply(joined(standard, self.weights)), each
+        return self.score_unit.apply(fuse_scores(standard, self.weights)), each
 
-    def outlyingness(self, deviations: Floats) -> Floats:
+    def robust_z(self, deviations: Floats) -> Floats:
         """Tell how far (N, E) deviations lie above the median of the held-out normal images, in robust spreads.
 
         Median and median absolute deviation, which anomalies among the normal images hardly move: (N,).
         """
         normal, values = (
-            joined((np.log(each) - self.location) / self.spread, self.weights)
+            fuse_scores((np.log(each) - self.location) / self.spread, self.weights)
             for each in (self.normal_deviations, deviations)
         )
         centre = np.median(normal)
@@ -105,7 +105,7 @@ class Calibration:
         outlying: Floats = (values - centre) / max(spread, MIN_SPREAD)
         return outlying
 
-    def suspects(self, deviations: Floats) -> NDArray[np.bool_]:
+    def outliers(self, deviations: Floats) -> NDArray[np.bool_]:
         """Tell which of (N, E) deviations stand so far out that their images may be no normal ones: (N,).
 
         The limit is `SUSPECT_LIMIT` where normal images are many, and the prediction limit of Student's t for the same
@@ -114,7 +114,7 @@ class Calibration:
         n = len(self.normal_deviations)
         freedom = max(1.0, MAD_EFFICIENCY * (n - 1))
         limit = stdtrit(freedom, ndtr(SUSPECT_LIMIT)) * np.sqrt(1 + 1 / n)
-        standing_out: NDArray[np.bool_] = self.outlyingness(deviations) > limit
+        standing_out: NDArray[np.bool_] = self.robust_z(deviations) > limit
         return standing_out
 
     def p_values(self, scores: ArrayLike) -> Floats:
@@ -122,12 +122,12 @@ class Calibration:
         return conformal_p_values(self.normal_scores, scores)
 
 
-def joined(standard: Floats, weights: Floats) -> Floats:
+def fuse_scores(standard: Floats, weights: Floats) -> Floats:
     """Join (N, E) standardised deviations to one value an image, their smooth maximum τ log Σ w exp(z / τ): (N,).
 
     One voice that is sure is enough, and several that are half sure add up; a mean would let those that see nothing
     outvote the one that does (docs/method.md).
     """
-    heard = weights > 0
-    values: Floats = SOFTNESS * logsumexp(standard[:, heard] / SOFTNESS, axis=1, b=weights[heard])
+    active = weights > 0
+    values: Floats = SOFTNESS * logsumexp(standard[:, active] / SOFTNESS, axis=1, b=weights[active])
     return values

@@ -19,17 +19,17 @@ from torch import Tensor
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
 from anomaly_cli.detector.backbones.build import empty_backbone
-from anomaly_cli.detector.calibration import Calibration, Unit
-from anomaly_cli.detector.labelled_anomalies import KnownAnomalies
+from anomaly_cli.detector.calibration import Calibration, ScoreScale
+from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.prototype_patches import Patches, pack, unpack
+from anomaly_cli.detector.prototype_patches import Patches, decode_patches, encode_patches
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import AnomalyError, CheckpointError
 from anomaly_cli.files import atomic_output
 
 FORMAT = 4
 KEY = "anomaly"  # of the JSON document among the file's metadata
-KNOWN = "known_anomalies."  # prefix of the tensors of `KnownAnomalies`
+KNOWN = "known_anomalies."  # prefix of the tensors of `LabelledAnomalyClassifier`
 PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector
 DAMAGED = "is damaged or was edited; train the detector again"
 
@@ -67,7 +67,7 @@ class Model:
 
     detector: AnomalyDetector
     calibration: Calibration
-    map_unit: Unit
+    map_scale: ScoreScale
     config: DetectorConfig
     provenance: Provenance
     patches: Patches = field(default_factory=dict, repr=False)
@@ -85,13 +85,13 @@ def save_model(model: Model, path: Path) -> None:
         for name, value in model.detector.state_dict().items()
     }
     for name, pictures in model.patches.items():
-        state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = pack(pictures)
+        state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = encode_patches(pictures)
     header = {
         "format": FORMAT,
         "config": asdict(model.config),
         "scales": list(model.detector.scale_names),
         "calibration": _calibration_to_json(model.calibration),
-        "map_unit": asdict(model.map_unit),
+        "map_unit": asdict(model.map_scale),
         "provenance": asdict(model.provenance),
     }
     header["digest"] = _digest(header, state)
@@ -127,14 +127,14 @@ def parse_model(content: bytes, path: Path, device: torch.device | None = None) 
         patches = _take_patches(header["scales"], state)
         detector = _assemble(config, header["scales"], state)
         calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
-        map_unit = _unit_from_json(header["map_unit"])
+        map_scale = _unit_from_json(header["map_unit"])
         provenance = _provenance_from_json(header["provenance"])
     except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
         raise CheckpointError(f"{path} {DAMAGED}") from error
     detector = detector.to(device or torch.device("cpu"))
     detector = detector.to(memory_format=torch.channels_last).eval()
-    detector.backbone.freeze()
-    return Model(detector, calibration, map_unit, config, provenance, patches)
+    detector.backbone.prepare_for_inference()
+    return Model(detector, calibration, map_scale, config, provenance, patches)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def read_header(path: Path) -> dict[str, Any]:
         sizes = {name: tuple(state[f"scales.stride_{name}.memory.prototypes"].shape) for name in header["scales"]}
         header["memory"] = {name: {"prototypes": K, "channels": D} for name, (K, D) in sizes.items()}
         header["thumbnails"] = sum(value.nbytes for key, value in state.items() if key.startswith(PATCHES))
-        voices = 1 + len(sizes) + (KNOWN + "looks" in state)
-        header["normal_scores"] = _calibration_from_json(header["calibration"], voices).normal_scores.tolist()
+        components = 1 + len(sizes) + (KNOWN + "looks" in state)
+        header["normal_scores"] = _calibration_from_json(header["calibration"], components).normal_scores.tolist()
         header["config"] = dict(header["config"])
         _provenance_from_json(header["provenance"])
     except (KeyError, TypeError, ValueError) as error:
@@ -219,7 +219,7 @@ def _take_patches(names: list[str], state: dict[str, Tensor]) -> Patches:
         return {}
     sizes = {name: len(state[f"scales.stride_{name}.memory.prototypes"]) for name in names}
     return {
-        name: unpack(state.pop(f"{PATCHES}{name}.content"), state.pop(f"{PATCHES}{name}.ends"), count)
+        name: decode_patches(state.pop(f"{PATCHES}{name}.content"), state.pop(f"{PATCHES}{name}.ends"), count)
         for name, count in sizes.items()
     }
 
@@ -239,7 +239,7 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
     known = None
     if KNOWN + "looks" in state:
         tensors = ("normal", "looks", "look_weights", "look_offset")
-        known = KnownAnomalies(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
+        known = LabelledAnomalyClassifier(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
     detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
     if known is not None:
         widths = {known.normal.shape[1:], known.looks.shape[1:], known.look_weights.shape}
@@ -275,11 +275,11 @@ def _calibration_from_json(values: dict[str, Any], length: int) -> Calibration:
     return Calibration(**arrays, scale_units=units, score_unit=_unit_from_json(values["score_unit"]))
 
 
-def _unit_from_json(values: dict[str, Any]) -> Unit:
+def _unit_from_json(values: dict[str, Any]) -> ScoreScale:
     median, limit = float(values["median"]), float(values["limit"])
     if not -np.inf < median < limit < np.inf:
         raise ValueError(f"a unit from {median} to {limit}")
-    return Unit(median, limit)
+    return ScoreScale(median, limit)
 
 
 def _provenance_from_json(values: dict[str, Any]) -> Provenance:

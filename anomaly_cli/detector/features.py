@@ -17,9 +17,8 @@ def scale_features(
 ) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
-    Local scales are put on a grid by `on_grid` and brought to length one, so that a cell is told by what it shows and
-    not by its contrast. A pooled scale joins the mean of the coarse maps and the spread of the first of them: content
-    and style.
+    Local scales are put on a grid by `to_scale_grid` and L2-normalised, so that contrast has no effect. A pooled scale
+    joins the mean of the coarse maps and the spread of the first of them: content and style.
 
     Args:
         backbone: in eval mode for detection.
@@ -33,17 +32,17 @@ def scale_features(
     batches = [images]
     if SMALL_SCALE in names:
         batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
-    maps, *of_small = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.side_by_side(batches)]
+    maps, *of_small = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.forward_batches(batches)]
     features = {}
     for name in names:
         if name in POOLED_SCALES:
             features[name] = _pooled(maps if name == IMAGE_SCALE else of_small[0])
         else:
-            features[name] = F.normalize(on_grid(maps[int(name)], int(name)), dim=1)
+            features[name] = F.normalize(to_scale_grid(maps[int(name)], int(name)), dim=1)
     return features
 
 
-def on_grid(feature_map: Tensor, stride: int) -> Tensor:
+def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:
     """Give a local scale its cells, robust to small shifts: (N, D, h, w) to (N, D, h', w').
 
     Cells of a stride finer than `FINEST_STEP` are averaged to that step: what fine channels see, at the price of coarse
@@ -52,10 +51,10 @@ def on_grid(feature_map: Tensor, stride: int) -> Tensor:
     """
     if stride < FINEST_STEP:
         return F.avg_pool2d(feature_map, FINEST_STEP // stride)
-    return softened(feature_map) if stride == FINEST_STEP else feature_map
+    return smooth_3x3(feature_map) if stride == FINEST_STEP else feature_map
 
 
-def softened(feature_map: Tensor) -> Tensor:
+def smooth_3x3(feature_map: Tensor) -> Tensor:
     """Average each cell with the mean of its 3×3 neighbourhood: (N, D, h, w), unchanged."""
     return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
 

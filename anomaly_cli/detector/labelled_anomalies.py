@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anomaly_cli.detector.whitening import Whitening
 
-KNOWN_NAME = "known"  # of the deviation
+LABELLED_NAME = "known"  # of the deviation
 WEIGHT_OF_ONE = 1 / 7  # in the image score, where all other voices have 1; grows with the root of the number
 MAX_WEIGHT = 0.5
 INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks
@@ -18,7 +18,7 @@ SPREAD_PRIOR = 10  # images that vary as all channels do, beside those that tell
 REACH = 20.0  # logarithms of the odds stay within ± this
 
 
-class KnownAnomalies(nn.Module):
+class LabelledAnomalyClassifier(nn.Module):
     """One question to an image: does it look more like a known anomaly than like a normal image?
 
     The answer is a ratio > 0, the odds of a logistic regression. An unknown kind of anomaly gets about the odds of a
@@ -56,9 +56,9 @@ class KnownAnomalies(nn.Module):
         return min(WEIGHT_OF_ONE * sqrt(len(self.looks)), MAX_WEIGHT)
 
 
-def fit_known(normal: Tensor, looks: Tensor) -> KnownAnomalies:
+def fit_labelled(normal: Tensor, looks: Tensor) -> LabelledAnomalyClassifier:
     """Fit the comparison of (M, D) looks of normal images, M ≥ 4, with (A, D) of known anomalies, A ≥ 1."""
-    return KnownAnomalies(normal, looks, *fit_look(normal, looks))
+    return LabelledAnomalyClassifier(normal, looks, *fit_look(normal, looks))
 
 
 def fit_look(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_cli.config import ExportFormat
-from anomaly_cli.detector.calibration import SOFTNESS, Unit
+from anomaly_cli.detector.calibration import SOFTNESS, ScoreScale
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import SHORTEST_SIDE, SMALL_SCALE, SMALL_SIDE
@@ -87,11 +87,11 @@ class CalibratedDetector(nn.Module):
         super().__init__()
         calibration = model.calibration
         self.detector = model.detector
-        self.map_unit, self.score_unit = model.map_unit, calibration.score_unit
-        self.heard = calibration.weights.nonzero()[0].tolist()
-        self.register_buffer("location", torch.from_numpy(calibration.location[self.heard]).float())
-        self.register_buffer("spread", torch.from_numpy(calibration.spread[self.heard]).float())
-        self.register_buffer("log_weights", torch.from_numpy(calibration.weights[self.heard]).log().float())
+        self.map_scale, self.score_unit = model.map_scale, calibration.score_unit
+        self.active = calibration.weights.nonzero()[0].tolist()
+        self.register_buffer("location", torch.from_numpy(calibration.location[self.active]).float())
+        self.register_buffer("spread", torch.from_numpy(calibration.spread[self.active]).float())
+        self.register_buffer("log_weights", torch.from_numpy(calibration.weights[self.active]).log().float())
 
     def forward(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Measure images.
@@ -105,12 +105,12 @@ class CalibratedDetector(nn.Module):
         """
         detector = self.detector
         detection = detector.detect(scale_features(detector.backbone, images, detector.scale_names, small))
-        standard = (detection.deviations[:, self.heard].log() - self.location) / self.spread
+        standard = (detection.deviations[:, self.active].log() - self.location) / self.spread
         joined = SOFTNESS * torch.logsumexp(standard / SOFTNESS + self.log_weights, dim=1)
-        return in_unit(detection.anomaly_maps, self.map_unit), in_unit(joined, self.score_unit)
+        return in_unit(detection.anomaly_maps, self.map_scale), in_unit(joined, self.score_unit)
 
 
-def in_unit(values: Tensor, unit: Unit) -> Tensor:
+def in_unit(values: Tensor, unit: ScoreScale) -> Tensor:
     """Convert raw values of any shape as `Unit.apply` does."""
     t = (values - unit.median) / (unit.limit - unit.median)
     return torch.where(t >= 0, 0.5 + 0.5 * t, 0.5 * t.clamp(max=0).exp())

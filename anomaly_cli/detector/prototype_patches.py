@@ -65,14 +65,14 @@ def _span(place: int, step: int, length: int) -> tuple[int, int]:
     return start, start + side
 
 
-def pack(pictures: list[bytes]) -> tuple[Tensor, Tensor]:
+def encode_patches(pictures: list[bytes]) -> tuple[Tensor, Tensor]:
     """Join pictures for a model file: (B,) uint8, and the (K,) int64 places where each ends."""
     content = np.frombuffer(b"".join(pictures), np.uint8).copy()
     return torch.from_numpy(content), torch.tensor([len(each) for each in pictures]).cumsum(0)
 
 
-def unpack(content: Tensor, ends: Tensor, count: int) -> list[bytes]:
-    """Take apart what `pack` joined.
+def decode_patches(content: Tensor, ends: Tensor, count: int) -> list[bytes]:
+    """Take apart what `encode_patches` joined.
 
     Raises:
         ValueError: these are not `count` pictures.

@@ -20,7 +20,9 @@ PAIR_CHUNK = 8192  # pairs compared at once; bounds memory
 _BITS_SET = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, np.uint8)
 
 
-def group_copies(content_hashes: Sequence[str], looks: Sequence[str], brightness: Sequence[float]) -> NDArray[np.int64]:
+def group_near_duplicates(
+    content_hashes: Sequence[str], looks: Sequence[str], brightness: Sequence[float]
+) -> NDArray[np.int64]:
     """Find the files that have the same bytes, or look nearly the same, directly or through others.
 
     Args:
@@ -66,7 +68,9 @@ def _link_looks(looks: NDArray[np.uint8], brightness: NDArray[np.float64]) -> ND
         key = np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0]
         order = np.lexsort((brightness, key))  # equal hashes by brightness, so that the nearest meet
         pairs = [np.stack([order[:-step], order[step:]]) for step in range(1, NEIGHBOURS + 1)]
-        labels = _joined(labels, np.concatenate([_near_copies(pair, words, brightness) for pair in pairs], axis=1))
+        labels = _merge_components(
+            labels, np.concatenate([_near_copies(pair, words, brightness) for pair in pairs], axis=1)
+        )
     return labels
 
 
@@ -84,7 +88,7 @@ def _near_copies(
     return kept
 
 
-def _joined(labels: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def _merge_components(labels: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give the images of each of (2, P) pairs, and all that share a label with them, the same label."""
     if not pairs.size:
         return labels

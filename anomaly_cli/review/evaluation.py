@@ -18,14 +18,14 @@ from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.files import atomic_output, check_writable, write_to_stdout
 from anomaly_cli.paths import path_of
-from anomaly_cli.review.curves import check_curves, draw_curves
+from anomaly_cli.review.evaluation_plots import check_curves, draw_curves
 from anomaly_cli.review.masks import MASK_SUFFIX, find_masks, mask_of, read_mask, resize_map
 from anomaly_cli.scoring.measure import measure_images
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.statistics.bootstrap import DRAWS, PIXEL_DRAWS, Counts, bootstrap, share_interval
 from anomaly_cli.statistics.image_metrics import image_metrics, precision_at
-from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelMetrics, PixelRanking
-from anomaly_cli.tables.labels import FOLDERS, Matched, label_paths
+from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelCurves, PixelMetrics
+from anomaly_cli.tables.labels import FOLDERS, MatchedLabels, label_paths
 from anomaly_cli.tables.score_table import ReportTable
 
 PRECISION_AT = (10, 100, 1_000)  # the most anomalous
@@ -187,7 +187,7 @@ def _one_class(labels: str, all_anomalous: bool) -> str:
     return f"{labels}: no readable image of the table is labelled {missing}, all are {present}{rule}"
 
 
-def _count_unlabelled(matched: Matched, readable: list[str]) -> int:
+def _count_unlabelled(matched: MatchedLabels, readable: list[str]) -> int:
     return len(set(matched.unlabelled) & set(readable))
 
 
@@ -221,7 +221,7 @@ def _pixel_figures(
     model = load_model(model_path, chosen)
     looked_at = [i for i, mask in enumerate(known) if mask or not anomalous[i]]
     files_of = [path_of(paths[i]) for i in looked_at]
-    results = measure_images(model.detector, model.map_unit, files_of, model.config.image_size, worker_count(), chosen)
+    results = measure_images(model.detector, model.map_scale, files_of, model.config.image_size, worker_count(), chosen)
     used: list[int] = []
 
     def pairs() -> Iterator[tuple[Map, Mask]]:
@@ -234,7 +234,7 @@ def _pixel_figures(
                 yield resize_map(result.anomaly_map, *mask.shape), mask
             progress("locating", done, len(looked_at))
 
-    ranking = PixelRanking(pairs())
+    ranking = PixelCurves(pairs())
     labels = anomalous[used]
     if not labels.any():
         raise InputError(f"{masks}: every mask is black")

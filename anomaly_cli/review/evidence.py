@@ -32,5 +32,5 @@ def find_evidence(model: Model, measured: Measured) -> Evidence | None:
     each = model.calibration.scores(measured.deviations[None])[1][0]
     fired = dict(zip(detector.deviation_names, each.tolist(), strict=True))
     scale = max(detector.local_names, key=fired.__getitem__)
-    cell, prototype = measured.hottest[detector.local_names.index(scale)].tolist()
+    cell, prototype = measured.peak_cells[detector.local_names.index(scale)].tolist()
     return Evidence(cut_patch(measured.pixels, scale, cell), model.patches[scale][prototype], scale)

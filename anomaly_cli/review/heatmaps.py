@@ -75,7 +75,7 @@ def _draw(
     progress: Progress,
 ) -> HeatmapReport:
     paths = [path for path, _, _ in ranking]
-    results = measure_on(devices, model.detector, model.map_unit, paths, model.config.image_size, worker_count())
+    results = measure_on(devices, model.detector, model.map_scale, paths, model.config.image_size, worker_count())
     written: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     for done, ((path, value, flagged), result) in enumerate(zip(ranking, results, strict=True), start=1):

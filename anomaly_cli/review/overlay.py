@@ -55,7 +55,7 @@ class _Scale(NamedTuple):
     full: float  # map value of the last colour
 
 
-def tints() -> NDArray[np.uint8]:
+def colour_table() -> NDArray[np.uint8]:
     """Tabulate the tint of map values from 0 to `FULL_SCALE` limits of normal, in even steps: (256, 4) RGBA.
 
     The colours go from dark violet over red and orange to light yellow, in even steps of lightness.
@@ -151,13 +151,13 @@ def _outline(picture: Image.Image, inside: Image.Image) -> None:
     if inside.getbbox() is None:
         return
     width = min(_MAX_LINE, max(1, round(min(picture.size) / 500)))
-    line = ImageChops.subtract(_grown(inside, width), inside)
+    line = ImageChops.subtract(_dilate(inside, width), inside)
     soft = ImageFilter.GaussianBlur(0.6)
-    picture.paste(_OUTLINE, mask=_grown(line, width).filter(soft).point(lambda value: value * 0.55))
+    picture.paste(_OUTLINE, mask=_dilate(line, width).filter(soft).point(lambda value: value * 0.55))
     picture.paste(_LINE, mask=line.filter(soft))
 
 
-def _grown(mask: Image.Image, pixels: int) -> Image.Image:
+def _dilate(mask: Image.Image, pixels: int) -> Image.Image:
     """Widen the white part of a mask: a box blur leaves nothing black that has white within its radius."""
     return mask.filter(ImageFilter.BoxBlur(pixels)).point(lambda value: 255 if value else 0)
 
@@ -174,7 +174,7 @@ def _legend(W: int, H: int, caption: str, score: float, flagged: bool, scale: _S
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(em)
     text_width = width - 2 * em - (bar_width + 2 * em if wide else 0)
-    draw.text((em, em + line // 2), _elided(printable(caption), font, text_width), _TEXT, font, "lm")
+    draw.text((em, em + line // 2), _truncate_middle(printable(caption), font, text_width), _TEXT, font, "lm")
     _draw_verdict(draw, (em, em + line + line // 2), score, flagged, em)
     _draw_bar(strip, (width - em - bar_width, em if wide else em + 2 * line), bar_width, em, scale)
     return strip.reduce(_FINER)
@@ -216,7 +216,7 @@ def printable(text: str) -> str:
     return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
 
 
-def _elided(text: str, font: Font, width: int) -> str:
+def _truncate_middle(text: str, font: Font, width: int) -> str:
     """Shorten a text in its middle until it fits."""
 
     def keep(count: int) -> str:

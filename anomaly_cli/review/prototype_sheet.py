@@ -53,7 +53,7 @@ def write_prototypes(model_path: Path, out: Path, top: int) -> dict[str, int]:
 
 
 def draw_sheet(model: Model, model_path: Path, top: int) -> Image.Image:
-    """Draw a section a scale: its title, then at most `top` thumbnails in the order of `side_by_side`."""
+    """Draw a section a scale: its title, then at most `top` thumbnails in the order of `leaf_order`."""
     sections = [(_title(name, model, top), _section(name, model, top)) for name in model.patches]
     step = TITLE + 2 * MARGIN
     height = step * (len(sections) + 1) + sum(section.height for _, section in sections)
@@ -69,7 +69,7 @@ def draw_sheet(model: Model, model_path: Path, top: int) -> Image.Image:
     return sheet
 
 
-def side_by_side(prototypes: NDArray[np.float32]) -> list[int]:
+def leaf_order(prototypes: NDArray[np.float32]) -> list[int]:
     """Order (K, D) prototypes so that alike ones follow each other: the leaves of their cluster tree (average linkage).
 
     Of all orders that the tree allows it is the one with the smallest distances between neighbours (Bar-Joseph, Gifford
@@ -91,7 +91,7 @@ def _title(name: str, model: Model, top: int) -> str:
 
 def _section(name: str, model: Model, top: int) -> Image.Image:
     prototypes = model.detector.scale(name).memory.prototypes[:top]
-    order = side_by_side(prototypes.cpu().numpy())
+    order = leaf_order(prototypes.cpu().numpy())
     rows = -(-len(order) // COLUMNS)
     section = Image.new("RGB", (_side(COLUMNS), _side(rows)), PAPER)
     for place, number in enumerate(order):

@@ -21,12 +21,12 @@ from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.files import atomic_output, check_writable, os_errors_as_output_error
 from anomaly_cli.review.evidence import find_evidence
-from anomaly_cli.review.overlay import FULL_SCALE, tints
+from anomaly_cli.review.overlay import FULL_SCALE, colour_table
 from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
+from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.measure import Measured, measure_images
 from anomaly_cli.scoring.parallel import Progress, parallel_map, worker_count
-from anomaly_cli.scoring.verdict import Verdict, judge
-from anomaly_cli.statistics.fdr import normal_share
+from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.tables.row import Value
 from anomaly_cli.tables.score_table import ReportTable
 
@@ -131,10 +131,10 @@ def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[st
         "unreadable": table.unreadable,
         "scales": [name.removeprefix("scale_") for name in table.columns if name.startswith("scale_")],
         "normals": [float(f"{score:.6g}") for score in normals],
-        "normalShare": normal_share(table.p_values) if table.p_values else 1.0,
+        "normalShare": null_proportion(table.p_values) if table.p_values else 1.0,
         "cut": table.cut,
         "verdict": None if verdict is None else asdict(verdict),
-        "tints": _text(tints().tobytes()),
+        "tints": _text(colour_table().tobytes()),
         "fullScale": FULL_SCALE,
     }
 
@@ -144,7 +144,7 @@ def _verdict(table: ReportTable, model: Model, model_path: Path) -> Verdict | No
     rows = table.rows(names)
     if rows is None or not table.readable:
         return None
-    return judge(rows, names, model.calibration, DEFAULT_RULE, model_path)
+    return judge_batch(rows, names, model.calibration, DEFAULT_RULE, model_path)
 
 
 def _picture_elements(
@@ -177,7 +177,7 @@ def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[M
     if model is None:
         return iter([None] * len(paths))
     size, chosen = model.config.image_size, choose_device(device)
-    return measure_images(model.detector, model.map_unit, paths, size, worker_count(), chosen)
+    return measure_images(model.detector, model.map_scale, paths, size, worker_count(), chosen)
 
 
 def _picture(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
-from anomaly_cli.detector.calibration import Unit
+from anomaly_cli.detector.calibration import ScoreScale
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.quality import Quality
@@ -46,7 +46,7 @@ class Measured:
     height: int
     width: int
     pixels: NDArray[np.uint8]
-    hottest: NDArray[np.int64]
+    peak_cells: NDArray[np.int64]
     quality: Quality | None = None
 
 
@@ -57,7 +57,7 @@ def to_tensor(image: LoadedImage) -> Tensor:
 
 def measure_images(
     detector: AnomalyDetector,
-    map_unit: Unit,
+    map_scale: ScoreScale,
     paths: list[Path],
     image_size: int,
     workers: int,
@@ -69,17 +69,17 @@ def measure_images(
 
     def measure(path: Path) -> Measured | UnreadableImageError:
         loaded = _load(path, image_size, with_quality)
-        return loaded if isinstance(loaded, UnreadableImageError) else measure_batch(detector, map_unit, [loaded])[0]
+        return loaded if isinstance(loaded, UnreadableImageError) else measure_batch(detector, map_scale, [loaded])[0]
 
     if device.type == "cpu":
         return parallel_map(measure, paths, workers)
-    return measure_in_batches([detector], map_unit, paths, image_size, workers, with_quality=with_quality)
+    return measure_in_batches([detector], map_scale, paths, image_size, workers, with_quality=with_quality)
 
 
 def measure_on(
     devices: Sequence[torch.device],
     detector: AnomalyDetector,
-    map_unit: Unit,
+    map_scale: ScoreScale,
     paths: list[Path],
     image_size: int,
     workers: int,
@@ -88,14 +88,14 @@ def measure_on(
 ) -> Iterator[Measured | UnreadableImageError]:
     """Measure each file, in order, on all the devices: the first holds the detector, the others get a copy."""
     if len(devices) == 1:
-        return measure_images(detector, map_unit, paths, image_size, workers, devices[0], with_quality=with_quality)
+        return measure_images(detector, map_scale, paths, image_size, workers, devices[0], with_quality=with_quality)
     detectors = [detector, *(deepcopy(detector).to(device) for device in devices[1:])]
-    return measure_in_batches(detectors, map_unit, paths, image_size, workers, with_quality=with_quality)
+    return measure_in_batches(detectors, map_scale, paths, image_size, workers, with_quality=with_quality)
 
 
 def measure_in_batches(
     detectors: Sequence[AnomalyDetector],
-    map_unit: Unit,
+    map_scale: ScoreScale,
     paths: list[Path],
     image_size: int,
     workers: int,
@@ -106,7 +106,7 @@ def measure_in_batches(
 
     Args:
         detectors: the same one on each device. What a batch holds does not depend on their number.
-        map_unit: of the anomaly maps.
+        map_scale: of the anomaly maps.
         paths: files.
         image_size: pixels, as in `load_image`.
         workers: threads that read and resize.
@@ -119,7 +119,7 @@ def measure_in_batches(
     def measure(batch: list[LoadedImage | UnreadableImageError]) -> list[Measured | UnreadableImageError]:
         detector = free.get()
         try:
-            return _measure_mixed(detector, map_unit, batch)
+            return _measure_mixed(detector, map_scale, batch)
         finally:
             free.put(detector)
 
@@ -147,7 +147,7 @@ def _batches(loaded: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def _measure_mixed(
-    detector: AnomalyDetector, map_unit: Unit, batch: list[LoadedImage | UnreadableImageError]
+    detector: AnomalyDetector, map_scale: ScoreScale, batch: list[LoadedImage | UnreadableImageError]
 ) -> list[Measured | UnreadableImageError]:
     """Measure a batch on an accelerator, images of one size together, in the order given."""
     results: list[Measured | UnreadableImageError | None] = [None] * len(batch)
@@ -159,20 +159,20 @@ def _measure_mixed(
             by_size.setdefault(item.pixels.shape, []).append(i)
     for indices in by_size.values():
         images = [item for i in indices if isinstance(item := batch[i], LoadedImage)]
-        for i, measured in zip(indices, measure_batch(detector, map_unit, images), strict=True):
+        for i, measured in zip(indices, measure_batch(detector, map_scale, images), strict=True):
             results[i] = measured
     return [result for result in results if result is not None]
 
 
 @torch.inference_mode()
-def measure_batch(detector: AnomalyDetector, map_unit: Unit, images: list[LoadedImage]) -> list[Measured]:
+def measure_batch(detector: AnomalyDetector, map_scale: ScoreScale, images: list[LoadedImage]) -> list[Measured]:
     """Measure images of one size together."""
     device = next(detector.buffers()).device
     detection = detector(torch.cat([to_tensor(image) for image in images]).to(device))
-    maps = map_unit.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
+    maps = map_scale.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
-    hottest = cast(Tensor, detection.hottest).cpu().numpy()
+    peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
     return [
         Measured(anomaly_map, each, image.height, image.width, image.pixels, hot, image.quality)
-        for anomaly_map, each, hot, image in zip(maps, deviations, hottest, images, strict=True)
+        for anomaly_map, each, hot, image in zip(maps, deviations, peak_cells, images, strict=True)
     ]

@@ -48,7 +48,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def as_they_arrive(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Apply a function to items in threads and yield each result in order, even while the next item is awaited.
 
     `items` is read in a thread of its own, a few items ahead; that thread is left alone when it waits for an item

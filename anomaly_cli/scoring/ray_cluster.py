@@ -27,7 +27,7 @@ from anomaly_cli.errors import ClusterError, ConfigError
 from anomaly_cli.paths import RemotePath, path_of
 from anomaly_cli.scoring.measure import measure_images
 from anomaly_cli.scoring.parallel import worker_count
-from anomaly_cli.scoring.rows import to_row
+from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class _Scorer:
         paths = [path_of(os.fsdecode(name)) for name in batch["path"].to_pylist()]
         size, threads = model.config.image_size, job.plan.cores
         results = measure_images(
-            model.detector, model.map_unit, paths, size, threads, self._device, with_quality=job.with_quality
+            model.detector, model.map_scale, paths, size, threads, self._device, with_quality=job.with_quality
         )
-        rows = [to_row(path, result, model.calibration) for path, result in zip(paths, results, strict=True)]
+        rows = [make_row(path, result, model.calibration) for path, result in zip(paths, results, strict=True)]
         return pa.table({"row": [pickle.dumps(row) for row in rows]})

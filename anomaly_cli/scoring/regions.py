@@ -21,7 +21,7 @@ class Region:
     fraction: float  # of the cells of the anomaly map that the region itself covers, in (0, 1]
 
 
-def hottest_region(anomaly_map: NDArray[np.floating[Any]], limit: float, image_height: int, image_width: int) -> Region:
+def peak_region(anomaly_map: NDArray[np.floating[Any]], limit: float, image_height: int, image_width: int) -> Region:
     """Find the region around the hottest cell of an anomaly map.
 
     A region is what touches, by side or corner, above a level that moves smoothly with the peak: a normal

@@ -11,20 +11,20 @@ import numpy as np
 from anomaly_cli.config import FlagRule, Rule
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.images.duplicates import group_copies
+from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.scoring.measure import Measured
-from anomaly_cli.scoring.regions import hottest_region
+from anomaly_cli.scoring.regions import peak_region
 from anomaly_cli.statistics.fdr import q_values
 from anomaly_cli.tables.row import Row, rank_rows
 
 
-def to_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:
+def make_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:
     """Make the table row of one file; p-value and flag follow when the whole run is known."""
     name = os.fspath(path)
     if isinstance(result, UnreadableImageError):
         return Row(path=name, status="unreadable", reason=result.reason)
     scores, scales = calibration.scores(result.deviations[None])
-    region = hottest_region(result.anomaly_map, 1.0, result.height, result.width)
+    region = peak_region(result.anomaly_map, 1.0, result.height, result.width)
     row = Row(
         path=name,
         score=float(scores[0]),
@@ -57,7 +57,7 @@ def mark_copies(rows: list[Row]) -> list[Row]:
     marked = list(rows)
     places = sorted((i for i, row in enumerate(rows) if row.look), key=lambda i: os.fsencode(rows[i].path))
     hashes, looks = ([getattr(rows[i], name) for i in places] for name in ("content_hash", "look"))
-    groups = group_copies(hashes, looks, [rows[i].brightness or 0.0 for i in places])
+    groups = group_near_duplicates(hashes, looks, [rows[i].brightness or 0.0 for i in places])
     for i, group in zip(places, groups.tolist(), strict=True):
         if group:
             marked[i] = replace(rows[i], duplicate_group=group)

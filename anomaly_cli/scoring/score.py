@@ -18,11 +18,11 @@ from anomaly_cli.detector.devices import choose_device, choose_devices, processo
 from anomaly_cli.errors import InputError
 from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.journal import Journal, open_journal
 from anomaly_cli.scoring.measure import measure_on
 from anomaly_cli.scoring.parallel import Progress, worker_count
-from anomaly_cli.scoring.rows import flag_rows, mark_copies, to_row
-from anomaly_cli.scoring.verdict import Verdict, judge
+from anomaly_cli.scoring.rows import flag_rows, make_row, mark_copies
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
 from anomaly_cli.tables.writer import write_table
@@ -93,7 +93,7 @@ def score(
     paths = collect(inputs, patterns)
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
-    verdict = judge(ranked, model.detector.scale_names, model.calibration, rule, model_path)
+    verdict = judge_batch(ranked, model.detector.scale_names, model.calibration, rule, model_path)
     return ScoreReport(ranked, names, rule, verdict, with_quality)
 
 
@@ -148,9 +148,9 @@ def score_files(paths: list[Path], measure: _Measure, progress: Progress, journa
 def measure_rows(paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool) -> Generator[Row]:
     """Measure files on the devices of this machine and yield a row each."""
     size, workers = model.config.image_size, worker_count()
-    results = measure_on(devices, model.detector, model.map_unit, paths, size, workers, with_quality=with_quality)
+    results = measure_on(devices, model.detector, model.map_scale, paths, size, workers, with_quality=with_quality)
     for path, result in zip(paths, results, strict=True):
-        yield to_row(path, result, model.calibration)
+        yield make_row(path, result, model.calibration)
 
 
 def nothing_readable(count: int, first: str | Path, reason: str) -> InputError:

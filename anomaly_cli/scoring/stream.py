@@ -22,8 +22,8 @@ from anomaly_cli.files import os_errors_as_output_error
 from anomaly_cli.images.find import collect, find_images
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.measure import measure_images
-from anomaly_cli.scoring.parallel import as_they_arrive, worker_count
-from anomaly_cli.scoring.rows import to_row
+from anomaly_cli.scoring.parallel import ordered_map, worker_count
+from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
 
 FRESH_S = 2.0  # a file changed this recently may be half written
@@ -40,7 +40,7 @@ class Stream(NamedTuple):
 
 def open_stream(
     inputs: Sequence[Path],
-    arriving: Iterable[Path],
+    iter_paths: Iterable[Path],
     model_path: Path,
     *,
     threshold: float,
@@ -54,7 +54,7 @@ def open_stream(
     """
     chosen = choose_device(device)
     model = load_model(model_path, chosen)
-    paths = chain(collect(inputs, patterns) if inputs else [], find_arriving(arriving, patterns))
+    paths = chain(collect(inputs, patterns) if inputs else [], find_arriving(iter_paths, patterns))
     return Stream(stream_rows(paths, model, chosen, threshold), model.detector.column_names)
 
 
@@ -72,10 +72,10 @@ def stream_rows(paths: Iterable[Path], model: Model, device: torch.device, thres
     """
 
     def measure(path: Path) -> Row:
-        [outcome] = measure_images(model.detector, model.map_unit, [path], model.config.image_size, 1, device)
-        return to_row(path, outcome, model.calibration)
+        [outcome] = measure_images(model.detector, model.map_scale, [path], model.config.image_size, 1, device)
+        return make_row(path, outcome, model.calibration)
 
-    for row in as_they_arrive(partial(patiently, measure), paths, worker_count()):
+    for row in ordered_map(partial(retry_while_changing, measure), paths, worker_count()):
         yield replace(row, flagged=row.score is not None and row.score >= threshold)
 
 
@@ -105,7 +105,7 @@ def append_lines(lines: Iterable[bytes], out: Path | None) -> None:
                 file.flush()
 
 
-def patiently(measure: Callable[[Path], Row], path: Path) -> Row:
+def retry_while_changing(measure: Callable[[Path], Row], path: Path) -> Row:
     """Measure a file, again and again while it cannot be read and was changed just now: it may be half written."""
     deadline = time.monotonic() + PATIENCE_S
     while True:

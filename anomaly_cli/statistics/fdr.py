@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 STOREY_LAMBDA = 0.5
 
 
-def normal_share(p_values: ArrayLike) -> float:
+def null_proportion(p_values: ArrayLike) -> float:
     """Estimate the share of normal images in a batch from its (N,) p-values, from above, in (0, 1].
 
     Storey's estimate with the finite-sample correction (Storey, Taylor, Siegmund 2004): normal images spread evenly
@@ -40,5 +40,5 @@ def q_values(p_values: ArrayLike) -> Floats:
     order = np.argsort(p)[::-1]
     stepped = p[order] * len(p) / np.arange(len(p), 0, -1)
     q = np.empty_like(p)
-    q[order] = np.minimum(np.minimum.accumulate(stepped), 1) * normal_share(p)
+    q[order] = np.minimum(np.minimum.accumulate(stepped), 1) * null_proportion(p)
     return q

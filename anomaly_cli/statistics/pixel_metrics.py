@@ -41,10 +41,10 @@ def pixel_metrics(maps: Sequence[Map], masks: Sequence[Mask], fpr_limit: float =
         fpr_limit: end of the AUPRO integral.
     """
     pairs = zip(maps, masks, strict=True)
-    return PixelRanking(pairs).measure(np.ones(len(maps), np.int64), fpr_limit)
+    return PixelCurves(pairs).measure(np.ones(len(maps), np.int64), fpr_limit)
 
 
-class PixelRanking:
+class PixelCurves:
     """The pixels of some images in the order of their values, so that images may be drawn anew at little cost.
 
     A pixel of value v is found from the false-positive rate on that v as threshold gives. Among equal values the

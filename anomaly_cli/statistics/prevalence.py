@@ -50,7 +50,7 @@ def anomaly_share(normal: ArrayLike, batch: ArrayLike) -> AnomalyShare | None:
     Returns:
         None where either is fewer than `MIN_BATCH`.
     """
-    known, found = np.sort(straight(normal)), straight(batch)
+    known, found = np.sort(invert_unit(normal)), invert_unit(batch)
     n, N = len(known), len(found)
     if min(n, N) < MIN_BATCH:
         return None
@@ -70,7 +70,7 @@ def anomaly_share(normal: ArrayLike, batch: ArrayLike) -> AnomalyShare | None:
     return AnomalyShare(float(shares @ posterior), lowest, float(shares[last]))
 
 
-def straight(scores: ArrayLike) -> Floats:
+def invert_unit(scores: ArrayLike) -> Floats:
     """Undo the bend that keeps scores below one half positive: 0 at the median of normal, 1 at its limit."""
     s = np.maximum(np.asarray(scores, np.float64), np.finfo(np.float64).tiny)
     return np.where(s >= 0.5, 2 * s - 1, np.log(2 * s))

@@ -21,7 +21,7 @@ ANOMALOUS = dict.fromkeys(NORMAL_WORDS, False) | dict.fromkeys(ANOMALOUS_WORDS, 
 
 
 @dataclass(frozen=True)
-class Matched:
+class MatchedLabels:
     """Paths with what is known of them.
 
     Attributes:
@@ -35,7 +35,7 @@ class Matched:
     unused: int
 
 
-def label_paths(labels: str, paths: Sequence[str]) -> Matched:
+def label_paths(labels: str, paths: Sequence[str]) -> MatchedLabels:
     """Label paths by a file of labels, or by their folders.
 
     Args:
@@ -46,7 +46,7 @@ def label_paths(labels: str, paths: Sequence[str]) -> Matched:
         InputError: the labels cannot be read, contradict each other or fit none of the paths.
     """
     if labels == FOLDERS:
-        return Matched({path: Path(path).parent.name.lower() not in NORMAL_FOLDERS for path in paths}, [], 0)
+        return MatchedLabels({path: Path(path).parent.name.lower() not in NORMAL_FOLDERS for path in paths}, [], 0)
     table = Path(labels)
     known = read_labels(table)
     by_file = _by_file(known, table)
@@ -69,7 +69,7 @@ def label_paths(labels: str, paths: Sequence[str]) -> Matched:
             f"{paths[0]}; paths count from the current folder or from that of the labels"
         )
     unused = sum(1 for path in known if not used & {path, os.path.realpath(_file_of(path, table))})
-    return Matched(anomalous, [path for path in paths if path not in anomalous], unused)
+    return MatchedLabels(anomalous, [path for path in paths if path not in anomalous], unused)
 
 
 def read_labels(table: Path) -> dict[str, bool]:

@@ -15,8 +15,8 @@ from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row, rank_rows
 from anomaly_cli.tables.writer import write_table
-from anomaly_cli.training.run import Run
-from anomaly_cli.training.training_set import never_enlarging
+from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.training_set import limit_image_size
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ def audit(
 
     chosen, paths = choose_device(device), collect(inputs, patterns)
     backbone = build_backbone(config.backbone, weights, config.seed)
-    run = Run(never_enlarging(config, paths, worker_count()), chosen, worker_count(), progress)
+    run = TrainingContext(limit_image_size(config, paths, worker_count()), chosen, worker_count(), progress)
     trained = train_detector(paths, [], backbone, run, clean=False)
     rows = [
         replace(row, p_value=None, flagged=row.score is not None and row.score >= 1)
         for row in score_normals(trained, run)
     ]
-    return AuditReport(rank_rows(rows), trained.detector.column_names, len(trained.suspects))
+    return AuditReport(rank_rows(rows), trained.detector.column_names, len(trained.outliers))
 
 
 def write_audit(report: AuditReport, out: Path | None, table_format: TableFormat) -> None:

@@ -21,7 +21,7 @@ OPACITY = (0.25, 0.8)  # of a planted defect
 GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
 
 
-def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
+def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
     """Cut a part of an image, mirror it and light it differently: another picture of the same thing.
 
     As contrastive learning does it (Chen et al. 2020), with larger parts: what is odd may be small.
@@ -48,7 +48,7 @@ def free_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixe
     return _to_pixels((values - centre) * generator.uniform(0.6, 1.4) + centre * generator.uniform(0.6, 1.4) * tint)
 
 
-def planted_defect(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def synthetic_defect(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
     """Spoil a part of a normal image, near the boundary of what can be seen.
 
     A scar or a patch of 0.2 to 8 % of the picture is blended with another normal image, a stain, a blur or noise; no

@@ -10,13 +10,13 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import Measured, measure_batch
 from anomaly_cli.scoring.parallel import parallel_map
-from anomaly_cli.scoring.rows import to_row
+from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
 from anomaly_cli.training.fit import TrainedDetector
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 
-def score_normals(trained: TrainedDetector, run: Run) -> Iterator[Row]:
+def score_normals(trained: TrainedDetector, run: TrainingContext) -> Iterator[Row]:
     """Score every normal image as if it had not been there when the detector was learned.
 
     Flagged are those that stand out (`Calibration.suspects`). There is no q-value: among images that set the unit
@@ -37,13 +37,13 @@ def score_normals(trained: TrainedDetector, run: Run) -> Iterator[Row]:
             image = load_image(path, run.config.image_size)
         except UnreadableImageError as error:
             return error
-        return measure_batch(trained.fold_detectors[fold], trained.map_unit, [image])[0]
+        return measure_batch(trained.fold_detectors[fold], trained.map_scale, [image])[0]
 
     results = parallel_map(measure, numbered, run.workers)
     for done, ((_, path), result) in enumerate(zip(numbered, results, strict=True), start=1):
-        row = to_row(path, result, trained.calibration)
+        row = make_row(path, result, trained.calibration)
         if isinstance(result, Measured):
-            row = replace(row, flagged=bool(trained.calibration.suspects(result.deviations[None])[0]))
+            row = replace(row, flagged=bool(trained.calibration.outliers(result.deviations[None])[0]))
         run.progress("scoring the normal images", done, len(numbered))
         yield row
     for path, reason in trained.normals.unreadable:

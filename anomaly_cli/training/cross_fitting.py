@@ -20,13 +20,13 @@ from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.scoring.measure import to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
-from anomaly_cli.training.augmentation import planted_defect
+from anomaly_cli.training.augmentation import synthetic_defect
 from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutImage:
     """An image to be measured by the detector of the fold that has not seen it."""
 
     fold: int
@@ -35,17 +35,17 @@ class HeldOut:
     other: Path | None = None  # normal image that the defect may be cut from
 
 
-def load_held_out(item: HeldOut, run: Run) -> Tensor:
+def load_held_out(item: HeldOutImage, run: TrainingContext) -> Tensor:
     """Read one image, with a planted defect where one is wanted: (1, 3, h, w)."""
     image = load_again(item.path, run)
     if item.defect_seed is not None and item.other is not None:
         other = load_again(item.other, run)
-        changed = planted_defect(image.pixels, other.pixels, np.random.default_rng(item.defect_seed))
+        changed = synthetic_defect(image.pixels, other.pixels, np.random.default_rng(item.defect_seed))
         image = LoadedImage(changed, image.height, image.width)
     return to_tensor(image).to(run.device)
 
 
-def load_again(path: Path, run: Run) -> LoadedImage:
+def load_again(path: Path, run: TrainingContext) -> LoadedImage:
     """Read an image that could be read before.
 
     Raises:
@@ -59,8 +59,8 @@ def load_again(path: Path, run: Run) -> LoadedImage:
 
 def measure_held_out(
     detectors: list[AnomalyDetector],
-    held_out: list[HeldOut],
-    run: Run,
+    held_out: list[HeldOutImage],
+    run: TrainingContext,
     step: str = "held-out",
     phase: str = "calibrating on held-out normal images",
 ) -> list[list[Tensor]]:
@@ -69,7 +69,7 @@ def measure_held_out(
     `step` is the name under which they are saved, `phase` what the progress says.
     """
 
-    def measure(item: HeldOut) -> list[Tensor]:
+    def measure(item: HeldOutImage) -> list[Tensor]:
         return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
 
     return list(run.map_images(step, phase, measure, held_out))
@@ -82,7 +82,12 @@ FOLDS_OF_FEW = 10
 
 
 def fit_fold_detectors(
-    cells: dict[str, Cells], folds: Tensor, backbone: Backbone, held_out: list[HeldOut], run: Run, step: str
+    cells: dict[str, Cells],
+    folds: Tensor,
+    backbone: Backbone,
+    held_out: list[HeldOutImage],
+    run: TrainingContext,
+    step: str,
 ) -> tuple[list[AnomalyDetector], list[list[Tensor]]]:
     """Learn from all cells and without each fold; measure every held-out image by the detector of its fold."""
     learned = learn_scales(cells, folds, run)
@@ -92,7 +97,7 @@ def fit_fold_detectors(
     return detectors, measured
 
 
-def deal_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:
+def assign_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:
     """Assign each of (count,) images a fold; there are more folds when images are few.
 
     Args:
@@ -116,10 +121,10 @@ def deal_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -
     return fold
 
 
-def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[str, ScaleModel]]:
+def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -> list[dict[str, ScaleModel]]:
     """Learn every scale once from all images and once without each fold: entry 0, then one a fold."""
-    left_out = [None, *range(int(folds.max()) + 1)]
-    jobs = [(fold, name) for fold in left_out for name in cells]
+    excluded = [None, *range(int(folds.max()) + 1)]
+    jobs = [(fold, name) for fold in excluded for name in cells]
 
     def learn(job: tuple[int | None, str]) -> ScaleModel:
         fold, name = job
@@ -135,13 +140,13 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: Run) -> list[dict[
     for scale in parallel_map(learn, own, run.workers):
         scales.append(scale)
         run.progress("choosing prototypes", len(scales), len(own))
-    learned: list[dict[str, ScaleModel]] = [{} for _ in left_out]
+    learned: list[dict[str, ScaleModel]] = [{} for _ in excluded]
     for (fold, name), scale in zip(jobs, run.processes.join(scales), strict=True):
         learned[0 if fold is None else fold + 1][name] = scale
     return learned
 
 
-def learn_scale(cells: Tensor, count: int, floor: float, run: Run) -> ScaleModel:
+def learn_scale(cells: Tensor, count: int, floor: float, run: TrainingContext) -> ScaleModel:
     """Fit one scale on (M, D) normal cells: whitening, then a memory of `count` of them.
 
     The prototypes are a coreset, so every one is a real normal cell.

@@ -38,7 +38,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    beside: int = 1
+    local_count: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -57,7 +57,7 @@ class Processes:
         dist.all_gather_object(shares, results)
         return [shares[i % self.count][i // self.count] for i in range(sum(map(len, shares)))]
 
-    def from_first(self, value: Item) -> Item:
+    def broadcast(self, value: Item) -> Item:
         """Take the value of the first process in all of them, where it decides how the run goes on."""
         if self.count == 1:
             return value
@@ -65,7 +65,7 @@ class Processes:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def join_rows(self, rows: Tensor) -> Tensor:
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
         """Join the (B, D) rows of all processes, equally many each, in the order of ranks: (count · B, D).
 
         Differentiable: each process gets the gradients that all of them have for its rows.
@@ -73,11 +73,11 @@ class Processes:
         if self.count == 1:
             return rows
         placed = [rows if rank == self.rank else torch.zeros_like(rows) for rank in range(self.count)]
-        joined: Tensor = _Sum.apply(torch.cat(placed))
-        return joined
+        process_group: Tensor = _Sum.apply(torch.cat(placed))
+        return process_group
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 class _Sum(torch.autograd.Function):
@@ -166,7 +166,7 @@ def local_device(name: str) -> str:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def process_group() -> Iterator[Processes]:
     """Join the processes that `torchrun` started with this one; without it, there is this one alone.
 
     Raises:
@@ -174,7 +174,7 @@ def joined() -> Iterator[Processes]:
         ProcessError: another process ended before the work was done.
     """
     if _world_size() == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if missing := [name for name in VARIABLES if name not in os.environ]:
         raise ConfigError(f"WORLD_SIZE={_world_size()}, but {missing[0]} is not set: start the processes with torchrun")

@@ -13,21 +13,21 @@ from torch import Tensor
 from anomaly_cli.config import MIN_NORMALS
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import (
-    USUAL_SENSITIVITY,
+    DEFAULT_SENSITIVITY,
     calibrate,
+    component_weights,
     deviations_of,
     set_cell_means,
-    voice_weights,
 )
 from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
-from anomaly_cli.detector.calibration import Calibration, Unit
+from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE, has_small_scale
 from anomaly_cli.training.cell_samples import Origin
-from anomaly_cli.training.cross_fitting import HeldOut, deal_folds, fit_fold_detectors
-from anomaly_cli.training.labelled_fit import learn_known, look_at_anomalies
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.cross_fitting import HeldOutImage, assign_folds, fit_fold_detectors
+from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
+from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import learn_from_scratch
-from anomaly_cli.training.stage2 import weigh_scales
+from anomaly_cli.training.stage2 import fit_scale_weights
 from anomaly_cli.training.training_set import NormalSet, sample_cells
 
 LOCAL_STRIDES = (4, 8, 16)  # a coarser one adds nothing (docs/method.md)
@@ -49,18 +49,18 @@ class TrainedDetector:
 
     detector: AnomalyDetector
     calibration: Calibration
-    map_unit: Unit
+    map_scale: ScoreScale
     normals: NormalSet
     anomalies: int
     unreadable_anomalies: list[tuple[Path, str]]
     fold_detectors: list[AnomalyDetector]
     folds: Tensor
-    suspects: list[Path]
+    outliers: list[Path]
     origins: dict[str, list[Origin]]
 
 
 def train_detector(
-    paths: list[Path], anomalies: list[Path], backbone: Backbone, run: Run, *, clean: bool = True
+    paths: list[Path], anomalies: list[Path], backbone: Backbone, run: TrainingContext, *, clean: bool = True
 ) -> TrainedDetector:
     """Learn what the images at `paths` have in common.
 
@@ -83,48 +83,48 @@ def train_detector(
     if backbone.name == SCRATCH:
         learn_from_scratch(backbone, names, paths, anomalies, run)
     cells, normals = sample_cells(paths, backbone, names, run)
-    folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
+    folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
-    held_out = [HeldOut(int(folds[i]), normals.paths[i]) for i in numbers]
+    held_out = [HeldOutImage(int(folds[i]), normals.paths[i]) for i in numbers]
     detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
     # Defects are planted once it is known which images may be anomalous themselves.
-    weights = voice_weights(detectors[0], run.config.image_size, USUAL_SENSITIVITY)
-    suspects = run.processes.from_first(_suspects(detectors[0], measured, weights))
-    if suspects:
-        left_out = torch.tensor([numbers[i] for i in suspects])
-        cells = {name: each.without(left_out) for name, each in cells.items()}
+    weights = component_weights(detectors[0], run.config.image_size, DEFAULT_SENSITIVITY)
+    outliers = run.processes.broadcast(_find_outliers(detectors[0], measured, weights))
+    if outliers:
+        excluded = torch.tensor([numbers[i] for i in outliers])
+        cells = {name: each.without(excluded) for name, each in cells.items()}
         detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
-    sensitivity = weigh_scales(detectors, held_out, measured, suspects, run)
-    labelled = look_at_anomalies(detectors[0], anomalies, run)
-    known = learn_known(detectors, held_out, labelled.looks, run, suspects=suspects)
+    sensitivity = fit_scale_weights(detectors, held_out, measured, outliers, run)
+    labelled = describe_anomalies(detectors[0], anomalies, run)
+    known = fit_labelled_classifier(detectors, held_out, labelled.looks, run, outliers=outliers)
     if not clean:
-        kept = [i for i in range(len(measured)) if i not in set(suspects)]
+        kept = [i for i in range(len(measured)) if i not in set(outliers)]
         measured, known = [measured[i] for i in kept], known[kept]
         set_cell_means(detectors, measured, run.config.seed)
-    weights = voice_weights(detectors[0], run.config.image_size, sensitivity)
-    calibration, map_unit = calibrate(detectors[0], measured, weights, known)
+    weights = component_weights(detectors[0], run.config.image_size, sensitivity)
+    calibration, map_scale = calibrate(detectors[0], measured, weights, known)
     return TrainedDetector(
         detector=detectors[0],
         calibration=calibration,
-        map_unit=map_unit,
+        map_scale=map_scale,
         normals=normals,
         anomalies=len(anomalies) - len(labelled.unreadable),
         unreadable_anomalies=labelled.unreadable,
         fold_detectors=detectors[1:],
         folds=folds,
-        suspects=[held_out[i].path for i in suspects],
+        outliers=[held_out[i].path for i in outliers],
         origins={name: each.origins(detectors[0].scale(name).memory.chosen) for name, each in cells.items()},
     )
 
 
-def _suspects(detector: AnomalyDetector, measured: list[list[Tensor]], weights: NDArray[np.float64]) -> list[int]:
+def _find_outliers(detector: AnomalyDetector, measured: list[list[Tensor]], weights: NDArray[np.float64]) -> list[int]:
     """Number the held-out images that stand so far out that no memory should learn from them.
 
     A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
     in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
     """
     calibration, _ = calibrate(detector, measured, weights)
-    standing_out = np.flatnonzero(calibration.suspects(deviations_of(detector, measured)))
+    standing_out = np.flatnonzero(calibration.outliers(deviations_of(detector, measured)))
     return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
 
 

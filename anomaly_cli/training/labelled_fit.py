@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
-from anomaly_cli.detector.labelled_anomalies import KnownAnomalies, fit_known
+from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_labelled
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import to_tensor
-from anomaly_cli.training.cross_fitting import HeldOut, load_held_out
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.cross_fitting import HeldOutImage, load_held_out
+from anomaly_cli.training.run import TrainingContext
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledDescriptors:
     """What is remembered of labelled anomalies.
 
     Attributes:
@@ -31,7 +31,7 @@ class Labelled:
     unreadable: list[tuple[Path, str]]
 
 
-def look_at_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Run) -> Labelled:
+def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: TrainingContext) -> LabelledDescriptors:
     """Take from labelled anomalies what is remembered of them."""
 
     def look(path: Path) -> dict[str, Any]:
@@ -44,20 +44,20 @@ def look_at_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Run
     results = list(run.map_images("anomalies", "looking at the known anomalies", look, anomalies))
     looks = [each["look"] for each in results if "look" in each]
     failed = zip(anomalies, results, strict=True)
-    return Labelled(
+    return LabelledDescriptors(
         torch.cat(looks).to(run.device) if looks else None,
         [(path, each["unreadable"]) for path, each in failed if "unreadable" in each],
     )
 
 
-def learn_known(
+def fit_labelled_classifier(
     detectors: list[AnomalyDetector],
-    held_out: list[HeldOut],
+    held_out: list[HeldOutImage],
     looks: Tensor | None,
-    run: Run,
+    run: TrainingContext,
     *,
-    suspects: list[int],
-    before: KnownAnomalies | None = None,
+    outliers: list[int],
+    before: LabelledAnomalyClassifier | None = None,
 ) -> Tensor:
     """Fit what labelled anomalies add, for every detector against normal images that none of its memories knows.
 
@@ -66,7 +66,7 @@ def learn_known(
         held_out: normal images.
         looks: (A, D) of the labelled anomalies; None where there are none.
         run: settings and machine.
-        suspects: numbers of those held-out images that may be no normal ones, which no fit takes for normal.
+        outliers: numbers of those held-out images that may be no normal ones, which no fit takes for normal.
         before: what was known before, which is kept.
 
     Returns:
@@ -76,13 +76,13 @@ def learn_known(
     if looks is None and before is None:
         return torch.zeros(len(held_out), 0)
 
-    def look(item: HeldOut) -> Tensor:
+    def look(item: HeldOutImage) -> Tensor:
         return detectors[item.fold + 1].looks(load_held_out(item, run)).cpu()
 
     seen = torch.cat(list(run.map_images("known", "looking for what is known", look, held_out))).to(run.device)
     folds = torch.tensor([item.fold for item in held_out])
     normal = torch.ones(len(held_out), dtype=torch.bool)
-    normal[suspects] = False
+    normal[outliers] = False
     answers = torch.zeros(len(held_out), 1)
     for fold, detector in enumerate(detectors, start=-1):
         known = _fit(before, seen[normal & (folds != fold)], looks)
@@ -91,9 +91,9 @@ def learn_known(
     return answers
 
 
-def _fit(before: KnownAnomalies | None, normal: Tensor, looks: Tensor | None) -> KnownAnomalies:
+def _fit(before: LabelledAnomalyClassifier | None, normal: Tensor, looks: Tensor | None) -> LabelledAnomalyClassifier:
     if before is None:
-        return fit_known(normal, cast(Tensor, looks))
+        return fit_labelled(normal, cast(Tensor, looks))
     if looks is None:
         return before
-    return fit_known(torch.cat([before.normal, normal]), torch.cat([before.looks, looks]))
+    return fit_labelled(torch.cat([before.normal, normal]), torch.cat([before.looks, looks]))

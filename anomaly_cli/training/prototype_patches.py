@@ -8,10 +8,10 @@ from anomaly_cli.detector.prototype_patches import Patches, cut_patch
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.cell_samples import Origin
 from anomaly_cli.training.cross_fitting import load_again
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 
-def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: Run) -> Patches:
+def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: TrainingContext) -> Patches:
     """Cut a picture of the surroundings of every origin.
 
     Args:

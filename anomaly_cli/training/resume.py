@@ -15,16 +15,16 @@ from anomaly_cli.detector.devices import processor
 from anomaly_cli.files import content_of, locked, os_errors_as_output_error
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.distributed import Processes
-from anomaly_cli.training.run import Run
-from anomaly_cli.training.saved_steps import SavedSteps, pack
+from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.step_cache import SavedSteps, serialize
 
 Announce = Callable[[SavedSteps], None]  # told what a killed run left
 
 
 @contextmanager
 def resumed(
-    run: Run, model: Path, images: Sequence[Sequence[Path]], backbone: Backbone, tell: Announce
-) -> Iterator[Run]:
+    run: TrainingContext, model: Path, images: Sequence[Sequence[Path]], backbone: Backbone, tell: Announce
+) -> Iterator[TrainingContext]:
     """Keep the steps of a run in `<model>.steps`, and remove them once the model is written.
 
     Args:
@@ -42,7 +42,7 @@ def resumed(
         return {
             "config": asdict(run.config),
             "images": [list(parallel_map(content_of, each, run.workers)) for each in images],
-            "weights": hashlib.sha256(pack(backbone.state_dict())).hexdigest(),
+            "weights": hashlib.sha256(serialize(backbone.state_dict())).hexdigest(),
             "processes": run.processes.count,
             "device": str(run.device),
             "processor": processor(),
@@ -62,7 +62,7 @@ def resumed(
 def _opened(folder: Path, identity: Callable[[], dict[str, Any]], processes: Processes) -> Iterator[SavedSteps]:
     """Open a folder for the processes of this run alone; an empty one is not left behind."""
     if not processes.is_first:
-        yield SavedSteps(folder, processes.from_first({}))  # the first one has it, and what is of no use is gone
+        yield SavedSteps(folder, processes.broadcast({}))  # the first one has it, and what is of no use is gone
         return
     lock = folder / "lock"
     with os_errors_as_output_error(str(folder)):
@@ -71,7 +71,7 @@ def _opened(folder: Path, identity: Callable[[], dict[str, Any]], processes: Pro
         try:
             known = identity()
             steps = SavedSteps(folder, known)
-            processes.from_first(known)
+            processes.broadcast(known)
             yield steps
         finally:
             if list(folder.iterdir()) == [lock]:

@@ -11,8 +11,8 @@ import torch
 
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.scoring.parallel import Progress, parallel_map
-from anomaly_cli.training.distributed import ALONE, Processes
-from anomaly_cli.training.saved_steps import Steps, pack, unpack
+from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes
+from anomaly_cli.training.step_cache import Steps, deserialize, serialize
 
 BLOCK = 20  # images, whose results are saved together
 
@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingContext:
     """What every step of a training run needs.
 
     Attributes:
@@ -37,7 +37,7 @@ class Run:
     device: torch.device
     workers: int
     progress: Progress
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     saved: Steps = field(default_factory=Steps)
 
     def map_images(
@@ -56,8 +56,8 @@ class Run:
         if self.processes.count == 1:
             yield from chain.from_iterable(own)
         else:  # packed, since pickling each of many small tensors takes several times as long
-            for packed in self.processes.join([pack(results) for results in own]):
-                yield from unpack(packed)
+            for packed in self.processes.join([serialize(results) for results in own]):
+                yield from deserialize(packed)
 
     def _map_blocks(
         self, step: str, phase: str, function: Callable[[Item], Any], blocks: Sequence[tuple[int, Sequence[Item]]]

@@ -17,9 +17,9 @@ from anomaly_cli.detector.contrastive import Schedule, StageOne
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.parallel import parallel_map
-from anomaly_cli.training.augmentation import free_view
+from anomaly_cli.training.augmentation import random_view
 from anomaly_cli.training.distributed import Processes, share_statistics
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 16  # images, of all processes together
@@ -34,7 +34,7 @@ def learn_backbone(
     images: list[np.ndarray],
     normal: Tensor,
     schedule: Schedule,
-    run: Run,
+    run: TrainingContext,
 ) -> None:
     """Train the whole backbone in place with stage 1, prototypes of every scale beside it.
 
@@ -51,11 +51,11 @@ def learn_backbone(
     """
     device = next(backbone.parameters()).device
     share_statistics(backbone, run.processes)
-    learner = StageOne(backbone, names, schedule, run.config.seed, run.processes.join_rows)
+    learner = StageOne(backbone, names, schedule, run.config.seed, run.processes.all_gather_rows)
     optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=1e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)
     parts: dict[str, Any] = {"learner": learner, "optimiser": optimiser, "cosine": cosine}
-    first = _go_on(parts, schedule, run)
+    first = _load_training_state(parts, schedule, run)
     learner.train()
     several = run.processes.count > 1
     loss_of = DistributedDataParallel(learner) if several else learner
@@ -72,9 +72,9 @@ def learn_backbone(
     backbone.eval()
 
 
-def _go_on(parts: dict[str, Any], schedule: Schedule, run: Run) -> int:
+def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: TrainingContext) -> int:
     """Take up the state that a killed run saved: how many steps it had done."""
-    state = run.processes.from_first(run.saved.load(SAVED) if run.processes.is_first else None)
+    state = run.processes.broadcast(run.saved.load(SAVED) if run.processes.is_first else None)
     if state is None:
         return 0
     for name, part in parts.items():
@@ -109,7 +109,7 @@ def draw_batch(
 def _views(image: np.ndarray, crop: int, draw: np.random.Generator) -> list[list[np.ndarray]]:
     """Make twice a view of an image and one of it turned by quarters, both times by as many."""
     turns = int(draw.integers(1, 4))
-    return [[np.rot90(free_view(image, crop, draw), k) for k in (0, turns)] for _ in range(2)]
+    return [[np.rot90(random_view(image, crop, draw), k) for k in (0, turns)] for _ in range(2)]
 
 
 SCRATCH_IMAGES = 1_000  # at most so many are kept in memory while `scratch` learns its backbone
@@ -117,7 +117,7 @@ SCRATCH_STEPS = {Effort.QUICK: 60, Effort.STANDARD: 200, Effort.THOROUGH: 3_000}
 
 
 def learn_from_scratch(
-    backbone: Backbone, names: tuple[str, ...], paths: list[Path], anomalies: list[Path], run: Run
+    backbone: Backbone, names: tuple[str, ...], paths: list[Path], anomalies: list[Path], run: TrainingContext
 ) -> None:
     """Train the random backbone with stage 1 on the normal images and the labelled anomalies."""
     chosen = [*paths[:: max(1, -(-len(paths) // SCRATCH_IMAGES))], *anomalies[:SCRATCH_IMAGES]]
@@ -135,4 +135,4 @@ def learn_from_scratch(
     if images:  # where there are none, `sample_cells` says what is wrong
         schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
         learn_backbone(backbone, names, images, normal, schedule, run)
-    backbone.freeze()
+    backbone.prepare_for_inference()

@@ -10,18 +10,18 @@ from torch import Tensor
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import Floats, deviations_of, scale_weights, sensitivities
 from anomaly_cli.detector.scales import POOLED_SCALES
-from anomaly_cli.training.cross_fitting import HeldOut, measure_held_out
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.cross_fitting import HeldOutImage, measure_held_out
+from anomaly_cli.training.run import TrainingContext
 
-PLANTED = 128  # defects that tell how well each scale shows one
+SYNTHETIC_DEFECTS = 128  # defects that tell how well each scale shows one
 
 
-def weigh_scales(
+def fit_scale_weights(
     detectors: list[AnomalyDetector],
-    held_out: list[HeldOut],
+    held_out: list[HeldOutImage],
     measured: list[list[Tensor]],
-    suspects: list[int],
-    run: Run,
+    outliers: list[int],
+    run: TrainingContext,
 ) -> float:
     """Stage 2: weigh the local scales, in all detectors, by how well each shows defects planted in normal images.
 
@@ -30,9 +30,9 @@ def weigh_scales(
     Returns:
         The sensitivity of the fused map.
     """
-    left_out = set(suspects)
-    numbers = [i for i in range(len(held_out)) if i not in left_out]
-    spoiled = [numbers[i % len(numbers)] for i in range(PLANTED)]
+    excluded = set(outliers)
+    numbers = [i for i in range(len(held_out)) if i not in excluded]
+    spoiled = [numbers[i % len(numbers)] for i in range(SYNTHETIC_DEFECTS)]
     items = [
         replace(held_out[number], defect_seed=run.config.seed + i, other=held_out[numbers[(i + 1) % len(numbers)]].path)
         for i, number in enumerate(spoiled)
@@ -45,8 +45,8 @@ def weigh_scales(
         normal, odd = (np.log(deviations_of(detectors[0], each)[:, rows]) for each in (measured, planted))
         return normal, odd
 
-    weights = run.processes.from_first(scale_weights(*logs(), numbers, spoiled).tolist())
+    weights = run.processes.broadcast(scale_weights(*logs(), numbers, spoiled).tolist())
     for detector in detectors:
         for name, weight in zip(detector.local_names, weights, strict=True):
             detector.scale(name).weight.fill_(weight)
-    return float(run.processes.from_first(float(sensitivities(*logs(), numbers, spoiled)[0])))
+    return float(run.processes.broadcast(float(sensitivities(*logs(), numbers, spoiled)[0])))

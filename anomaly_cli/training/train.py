@@ -19,11 +19,11 @@ from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.tables.formats import check_output
 from anomaly_cli.tables.writer import write_table
-from anomaly_cli.training.distributed import joined, local_device
+from anomaly_cli.training.distributed import local_device, process_group
 from anomaly_cli.training.prototype_patches import cut_patches
 from anomaly_cli.training.resume import Announce, resumed
-from anomaly_cli.training.run import Run
-from anomaly_cli.training.training_set import never_enlarging
+from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.training_set import limit_image_size
 
 if TYPE_CHECKING:
     from anomaly_cli.training.fit import TrainedDetector
@@ -36,7 +36,7 @@ class TrainReport:
     model_path: Path
     model: Model
     unreadable: list[tuple[Path, str]]
-    suspects: list[Path]
+    outliers: list[Path]
     copies: int
     copies_together: int
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: how much a killed run had done of it
@@ -69,11 +69,11 @@ def train(
     audit_format = None if audit_normals is None else check_output(audit_normals, None)
     paths = collect(normal, patterns)
     known = collect(anomalies, patterns) if anomalies else []
-    with joined() as processes:
-        workers = max(1, worker_count() // processes.beside)
-        paths, known = processes.from_first((paths, known))  # of a folder that is being filled each saw its own
-        config = processes.from_first(never_enlarging(config, paths, workers))
-        run = Run(config, choose_device(local_device(device)), workers, progress, processes)
+    with process_group() as processes:
+        workers = max(1, worker_count() // processes.local_count)
+        paths, known = processes.broadcast((paths, known))  # of a folder that is being filled each saw its own
+        config = processes.broadcast(limit_image_size(config, paths, workers))
+        run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes)
         backbone = build_backbone(config.backbone, weights, config.seed)
         resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)
         with resuming as run:
@@ -87,27 +87,27 @@ def train(
         model_path=model_path,
         model=model,
         unreadable=normals.unreadable + trained.unreadable_anomalies,
-        suspects=trained.suspects,
+        outliers=trained.outliers,
         copies=normals.copies,
         copies_together=normals.held_out_together,
         reused=run.saved.reused,
     )
 
 
-def _save(trained: TrainedDetector, path: Path, run: Run, *, thumbnails: bool) -> Model:
+def _save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbnails: bool) -> Model:
     """Write the model file in the first process; the others have no thumbnails in theirs."""
     first = run.processes.is_first
     provenance = Provenance(
         images=len(trained.normals.paths),
         anomalies=trained.anomalies,
         unreadable=len(trained.normals.unreadable),
-        suspects=len(trained.suspects),
+        suspects=len(trained.outliers),
         training_set=trained.normals.digest,
         versions=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails and first else {}
-    model = Model(trained.detector, trained.calibration, trained.map_unit, run.config, provenance, patches)
+    model = Model(trained.detector, trained.calibration, trained.map_scale, run.config, provenance, patches)
     if first:
         save_model(model, path)
     return model

@@ -18,12 +18,12 @@ from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.images.duplicates import group_copies
+from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.scoring.measure import to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them. Of more images as many give a cell each
 SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
@@ -53,7 +53,7 @@ class NormalSet:
         return int(np.count_nonzero(self.groups))
 
 
-def never_enlarging(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
+def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
     """Lower the image size to that of the median normal image: enlarging shows nothing and hides form."""
 
     def side(path: Path) -> float | None:
@@ -75,7 +75,7 @@ def sample_cells(
     paths: list[Path],
     backbone: Backbone,
     names: tuple[str, ...],
-    run: Run,
+    run: TrainingContext,
     *,
     at_least: int = MIN_NORMALS,
 ) -> tuple[dict[str, Cells], NormalSet]:
@@ -124,7 +124,7 @@ def sample_cells(
     cells = {name: reservoir.cells(name) for name in names}
     hashes = [quality.content_hash for quality in qualities]
     digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
-    groups = group_copies(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
+    groups = group_near_duplicates(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
     return cells, NormalSet(readable, unreadable, digest, int(np.count_nonzero(groups)), _separable(groups))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_cli.config import MIN_NORMALS
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
-from anomaly_cli.detector.anomaly_distance import deviations_of, with_known
+from anomaly_cli.detector.anomaly_distance import append_labelled_weight, deviations_of
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.checkpoint import Model, load_model, save_model
 from anomaly_cli.detector.devices import choose_device
@@ -25,10 +25,10 @@ from anomaly_cli.files import check_writable
 from anomaly_cli.images.find import collect
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.cross_fitting import HeldOut, deal_folds, measure_held_out
-from anomaly_cli.training.labelled_fit import learn_known, look_at_anomalies
+from anomaly_cli.training.cross_fitting import HeldOutImage, assign_folds, measure_held_out
+from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.prototype_patches import cut_patches
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.training_set import sample_cells
 
 
@@ -70,23 +70,23 @@ def update(
     check_writable(target)
     chosen = choose_device(device)
     old = load_model(model_path, chosen)
-    run = Run(old.config, chosen, worker_count(), progress)
+    run = TrainingContext(old.config, chosen, worker_count(), progress)
     known = collect(anomalies) if anomalies else []
     names = old.detector.scale_names
     least = MIN_NORMALS if known else 1
     cells, normals = sample_cells(collect(normal), old.detector.backbone, names, run, at_least=least)
-    folds = deal_folds(len(normals.paths), run.config.seed, normals.groups)
+    folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
-    held_out = [HeldOut(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
-    labelled = look_at_anomalies(detectors[0], known, run)
+    held_out = [HeldOutImage(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
+    labelled = describe_anomalies(detectors[0], known, run)
     before = old.detector.known_anomalies
-    answers = learn_known(detectors, held_out, labelled.looks, run, suspects=[], before=before)
+    answers = fit_labelled_classifier(detectors, held_out, labelled.looks, run, outliers=[], before=before)
     measured = measure_held_out(detectors, held_out, run)
     deviations = deviations_of(detectors[0], measured, answers)
     if not known:
         deviations = np.concatenate([old.calibration.normal_deviations, deviations])
     weights = old.calibration.weights[: 1 + len(names)]  # without known anomalies
-    calibration = Calibration.fit(deviations, with_known(weights, detectors[0]))
+    calibration = Calibration.fit(deviations, append_labelled_weight(weights, detectors[0]))
     count = len(known) - len(labelled.unreadable)
     provenance = replace(
         old.provenance,
@@ -102,7 +102,7 @@ def update(
     return UpdateReport(target, model, len(normals.paths), count, normals.unreadable + labelled.unreadable)
 
 
-def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Run) -> AnomalyDetector:
+def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: TrainingContext) -> AnomalyDetector:
     """Copy a detector with memories that also cover the cells of those new images that `kept` (images,) names."""
     scales = {}
     for name in old.scale_names:
@@ -123,7 +123,9 @@ def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
     return copy
 
 
-def _patches(old: Model, grown: AnomalyDetector, cells: dict[str, Cells], paths: list[Path], run: Run) -> Patches:
+def _patches(
+    old: Model, grown: AnomalyDetector, cells: dict[str, Cells], paths: list[Path], run: TrainingContext
+) -> Patches:
     """Keep the thumbnails of the old prototypes that stay, and cut those of the new ones."""
     chosen = {name: grown.scale(name).memory.chosen for name in grown.scale_names}
     old_counts = {name: len(pictures) for name, pictures in old.patches.items()}

@@ -29,7 +29,7 @@ from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.training import cross_fitting, fit, stage1, training_set
 from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.training_set import NormalSet
 from benchmarks.accuracy import quality
 from benchmarks.accuracy.datasets import AnomalySet, subsample
@@ -51,11 +51,11 @@ class Variant:
     backbone: str = EMBEDDED
 
 
-def only_voices(heard: Callable[[str], bool]) -> Callable[..., Floats]:
+def only_components(active: Callable[[str], bool]) -> Callable[..., Floats]:
     """Let only some deviations speak in the image score."""
 
     def weights(detector: AnomalyDetector, *_: object) -> Floats:
-        return np.array([float(heard(name)) for name in detector.deviation_names])
+        return np.array([float(active(name)) for name in detector.deviation_names])
 
     return weights
 
@@ -138,7 +138,7 @@ def cell_alone(feature_map: Tensor) -> Tensor:
 
 def nothing_planted(*_: object) -> float:
     """Let all scales weigh alike and the map as usual."""
-    return anomaly_distance.USUAL_SENSITIVITY
+    return anomaly_distance.DEFAULT_SENSITIVITY
 
 
 def no_learning(*_: object) -> None:
@@ -151,7 +151,7 @@ def own_view(query: Tensor, *_: object) -> Tensor:
 
 
 def taught_first(
-    paths: list[Path], backbone: Backbone, names: tuple[str, ...], run: Run
+    paths: list[Path], backbone: Backbone, names: tuple[str, ...], run: TrainingContext
 ) -> tuple[dict[str, Cells], NormalSet]:
     """Go on with stage 1 from the weights of the backbone before cells are taken."""
     backbone._packed = None  # of the weights before
@@ -168,8 +168,8 @@ def _memory(choose: Choose) -> tuple[Any, str, Any]:
     return (PrototypeMemory, "choose", choose)
 
 
-def _voices(heard: Callable[[str], bool]) -> tuple[Any, str, Any]:
-    return (fit, "voice_weights", only_voices(heard))
+def _components(active: Callable[[str], bool]) -> tuple[Any, str, Any]:
+    return (fit, "component_weights", only_components(active))
 
 
 SCALES, MEMORY, WHITENING, LEARNED, FUSION, AGGREGATION = (
@@ -182,14 +182,14 @@ SCALES, MEMORY, WHITENING, LEARNED, FUSION, AGGREGATION = (
 )
 VARIANTS: dict[str, Variant] = {
     PRODUCT: Variant("–"),
-    "stride 8 alone": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (8,)), _voices("map".__eq__)]),
-    "stride 16 alone": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (16,)), _voices("map".__eq__)]),
-    "stride 4 alone": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (4,)), _voices("map".__eq__)]),
+    "stride 8 alone": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (8,)), _components("map".__eq__)]),
+    "stride 16 alone": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (16,)), _components("map".__eq__)]),
+    "stride 4 alone": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (4,)), _components("map".__eq__)]),
     "map of 8 and 16": Variant(SCALES, replaced=[(fit, "LOCAL_STRIDES", (8, 16))]),
-    "stride 4 on its own grid": Variant(SCALES, replaced=[(features, "on_grid", own_grid)]),
-    "map alone, no pooled scale": Variant(SCALES, replaced=[_voices("map".__eq__)]),
-    "pooled scales, no map": Variant(SCALES, replaced=[_voices(lambda name: name in POOLED_SCALES)]),
-    "image scale alone": Variant(SCALES, replaced=[_voices(IMAGE_SCALE.__eq__)]),
+    "stride 4 on its own grid": Variant(SCALES, replaced=[(features, "to_scale_grid", own_grid)]),
+    "map alone, no pooled scale": Variant(SCALES, replaced=[_components("map".__eq__)]),
+    "pooled scales, no map": Variant(SCALES, replaced=[_components(lambda name: name in POOLED_SCALES)]),
+    "image scale alone": Variant(SCALES, replaced=[_components(IMAGE_SCALE.__eq__)]),
     "memory off (Mahalanobis)": Variant(MEMORY, replaced=[_memory(mean_memory)]),
     "memory and whitening off": Variant(MEMORY, replaced=[_memory(mean_memory), whitened(no_whitening, no_whitening)]),
     "random prototypes": Variant(MEMORY, replaced=[_memory(random_memory)]),
@@ -197,7 +197,7 @@ VARIANTS: dict[str, Variant] = {
     "1,000 prototypes of 20,000 cells": Variant(
         MEMORY, replaced=[(training_set, "CANDIDATE_CELLS", 20_000)], prototypes=1_000
     ),
-    "suspects shape the memory": Variant(MEMORY, replaced=[(fit, "_suspects", no_suspects)]),
+    "suspects shape the memory": Variant(MEMORY, replaced=[(fit, "_find_outliers", no_suspects)]),
     "no whitening": Variant(WHITENING, replaced=[whitened(no_whitening, no_whitening)]),
     "local whitening as sharp as the pooled": Variant(WHITENING, replaced=[(cross_fitting, "LOCAL_FLOOR", SHRINKAGE)]),
     "diagonal whitening of cells": Variant(WHITENING, replaced=[whitened(local=diagonal_whitening)]),
@@ -206,19 +206,19 @@ VARIANTS: dict[str, Variant] = {
     "stage 1 from the embedded weights": Variant(
         LEARNED, replaced=[(fit, "sample_cells", taught_first), (stage1, "LEARNING_RATE", 1e-4)]
     ),
-    "no planted defects (stage 2)": Variant(LEARNED, replaced=[(fit, "weigh_scales", nothing_planted)]),
-    "every cell of stride 8 alone": Variant(SCALES, replaced=[(features, "softened", cell_alone)]),
-    "mean of 3×3 cells at all strides": Variant(SCALES, replaced=[(features, "on_grid", neighbourhood_mean)]),
+    "no planted defects (stage 2)": Variant(LEARNED, replaced=[(fit, "fit_scale_weights", nothing_planted)]),
+    "every cell of stride 8 alone": Variant(SCALES, replaced=[(features, "smooth_3x3", cell_alone)]),
+    "mean of 3×3 cells at all strides": Variant(SCALES, replaced=[(features, "to_scale_grid", neighbourhood_mean)]),
     "as much map whatever the images": Variant(
-        FUSION, replaced=[(anomaly_distance, "MAP_WEIGHT", 0.0), (anomaly_distance, "LEAST_MAP_WEIGHT", 1.0)]
+        FUSION, replaced=[(anomaly_distance, "MAP_WEIGHT", 0.0), (anomaly_distance, "MIN_MAP_WEIGHT", 1.0)]
     ),
     "sharper maximum of the voices": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
     "no small copy": Variant(FUSION, replaced=[(anomaly_distance, "SMALL_WEIGHT", 0.0)]),
     "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
     "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),
-    "hottest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "HOT_SHARE", 1e-6)]),
-    "hottest 1 %": Variant(AGGREGATION, replaced=[(anomaly_detector, "HOT_SHARE", 0.01)]),
-    "hottest 5 %": Variant(AGGREGATION, replaced=[(anomaly_detector, "HOT_SHARE", 0.05)]),
+    "hottest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 1e-6)]),
+    "hottest 1 %": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 0.01)]),
+    "hottest 5 %": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 0.05)]),
 }
 
 # From random weights, which only pictures of objects are worth: `--cifar FILE --variants` and these names.

@@ -78,8 +78,8 @@ def training(data: AnomalySet, hidden: list[Path], folder: Path, config: Detecto
     if hidden:
         worst = {Path(path) for path, _, _ in read_paths(audited)[: max(1, round(WORST_SHARE * len(normal)))]}
         figures["found_in_worst_tenth"] = float(np.mean([path in worst for path in hidden]))
-    hits = sum(path in set(hidden) for path in report.suspects)
-    figures |= {"suspects": len(report.suspects), "suspects_hidden": hits, "hidden": len(hidden)}
+    hits = sum(path in set(hidden) for path in report.outliers)
+    figures |= {"suspects": len(report.outliers), "suspects_hidden": hits, "hidden": len(hidden)}
     return figures | {"train_s": train_s}
 
 

@@ -31,7 +31,7 @@ from anomaly_cli.detector.backbones.backbone import EMBEDDED, Backbone
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.coreset import select_coreset
-from anomaly_cli.detector.features import scale_features, softened
+from anomaly_cli.detector.features import scale_features, smooth_3x3
 from anomaly_cli.detector.nearest_prototype import nearest_prototype
 from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE
 from anomaly_cli.detector.whitening import Whitening
@@ -107,15 +107,15 @@ def _trained(
         model = training.train(normal, Path(folder) / "model.safetensors", config, progress=quiet).model
     device = next(model.detector.buffers()).device
 
-    def judge(paths: list[Path]) -> Iterator[Judgement]:
+    def judge_batch(paths: list[Path]) -> Iterator[Judgement]:
         size = model.config.image_size
-        for result in measure_images(model.detector, model.map_unit, paths, size, worker_count(), device):
+        for result in measure_images(model.detector, model.map_scale, paths, size, worker_count(), device):
             if isinstance(result, UnreadableImageError):
                 raise result
             score = score_of(model.calibration, result.deviations[None])
             yield Judgement(score, result.anomaly_map, result.height, result.width)
 
-    return judge
+    return judge_batch
 
 
 class _Scale(NamedTuple):
@@ -170,7 +170,7 @@ def _plain_cells(backbone: Backbone, side: int, path: Path) -> tuple[LoadedImage
 
 def own_grid(feature_map: Tensor, stride: int) -> Tensor:
     """Leave (N, D, h, w) cells of stride 4 on the grid of that stride, softened as those of stride 8."""
-    return softened(feature_map) if stride <= FINEST_STEP else feature_map
+    return smooth_3x3(feature_map) if stride <= FINEST_STEP else feature_map
 
 
 def _features(
@@ -290,11 +290,11 @@ def pooled_detector(make: Callable[[int, int], Pipeline], normal: list[Path], se
     detector: PooledDetector = make(len(normal), settings.seed)
     detector.fit(np.stack([row for _, row in rows(normal)]))
 
-    def judge(paths: list[Path]) -> Iterator[Judgement]:
+    def judge_batch(paths: list[Path]) -> Iterator[Judgement]:
         for image, row in rows(paths):
             yield Judgement(-float(detector.score_samples(row[None])[0]), None, image.height, image.width)
 
-    return judge
+    return judge_batch
 
 
 def isolation_forest(_normals: int, seed: int) -> Pipeline:

@@ -23,7 +23,7 @@ from PIL import Image
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.images.duplicates import MAX_LIGHT, MAX_LOOK_BITS, group_copies
+from anomaly_cli.images.duplicates import MAX_LIGHT, MAX_LOOK_BITS, group_near_duplicates
 from anomaly_cli.images.find import find_images
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
@@ -114,7 +114,7 @@ def report(folder: Path, measured: list[Measured]) -> None:
 
 
 def _groups(qualities: list[Quality]) -> NDArray[np.int64]:
-    return group_copies(
+    return group_near_duplicates(
         [quality.content_hash for quality in qualities],
         [quality.look for quality in qualities],
         [quality.brightness for quality in qualities],

@@ -81,7 +81,7 @@ def _localisation(trained: training.TrainReport, test: list[TestImage]) -> Pixel
     model = trained.model
     paths = [image.path for image in known_truth(test)]
     device = torch.device("cpu")
-    results = measure_images(model.detector, model.map_unit, paths, model.config.image_size, worker_count(), device)
+    results = measure_images(model.detector, model.map_scale, paths, model.config.image_size, worker_count(), device)
     readable = (each for each in results if not isinstance(each, UnreadableImageError))
     return localisation(known_truth(test), ((each.anomaly_map, each.height, each.width) for each in readable))
 

@@ -68,13 +68,13 @@ def measure(job: Job) -> list[Row]:
         normal = small_copies(job.normal, folder / "normal", size)
         held_out = small_copies(job.held_out, folder / "held out", size)
         start = time.perf_counter()
-        judge = STYLE_METHODS[job.method](normal, job.settings)
+        judge_batch = STYLE_METHODS[job.method](normal, job.settings)
         train_s = time.perf_counter() - start
-        untouched = [each.score for each in judge(held_out)]
+        untouched = [each.score for each in judge_batch(held_out)]
         rows: list[Row] = []
         for look in LOOKS:
             changed = [change(path, look, folder, seed) for path in held_out]
-            scores = [each.score for each in judge(changed)]
+            scores = [each.score for each in judge_batch(changed)]
             labels = [False] * len(untouched) + [True] * len(scores)
             row: Row = {"set": job.name, "seed": seed, "method": job.method, "look": look, "normals": len(normal)}
             row |= {"tested": len(labels)} | image_metrics(labels, untouched + scores)._asdict()

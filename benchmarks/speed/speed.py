@@ -54,7 +54,7 @@ def compare_rates(model: Model, paths: list[Path]) -> tuple[float, float]:
             pass
 
     def score() -> None:
-        for _ in measure_images(model.detector, model.map_unit, paths, size, workers, device):
+        for _ in measure_images(model.detector, model.map_scale, paths, size, workers, device):
             pass
 
     rounds = [(seconds(read), seconds(score)) for _ in range(ROUNDS)]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_cli.detector.anomaly_detector import HOT_SHARE, MIN_DEVIATION, AnomalyDetector, ScaleModel
+from anomaly_cli.detector.anomaly_detector import MIN_DEVIATION, TOP_CELL_FRACTION, AnomalyDetector, ScaleModel
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.memory import PrototypeMemory
@@ -91,7 +91,7 @@ def slow_distance(scale: ScaleModel, cell: Tensor) -> float:
 
 def slow_hottest(cells: Tensor) -> float:
     ordered: list[float] = sorted(cells.flatten().tolist(), reverse=True)
-    count = max(1, round(HOT_SHARE * len(ordered)))
+    count = max(1, round(TOP_CELL_FRACTION * len(ordered)))
     return sum(ordered[:count]) / count
 
 

@@ -173,6 +173,6 @@ def test_the_state_of_a_built_backbone_makes_an_empty_one_equal() -> None:
 
     empty.load_state_dict(built.state_dict())
 
-    empty.freeze()
+    empty.prepare_for_inference()
     for each, expected in zip(empty(random_images()), built(random_images()), strict=True):
         torch.testing.assert_close(each, expected)

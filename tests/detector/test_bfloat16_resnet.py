@@ -6,11 +6,11 @@ from networks import random_compact_resnet
 
 from anomaly_cli.detector import devices
 from anomaly_cli.detector.backbones import bfloat16_resnet
-from anomaly_cli.detector.backbones.bfloat16_resnet import PackedResNet, can_pack, pack
+from anomaly_cli.detector.backbones.bfloat16_resnet import PrepackedResNet, can_prepack, prepack
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.backbones.compact_resnet import CompactResNet
 
-needs_packing = pytest.mark.skipif(not can_pack(), reason="this build of torch cannot pack convolutions")
+needs_packing = pytest.mark.skipif(not can_prepack(), reason="this build of torch cannot pack convolutions")
 
 
 def fused() -> CompactResNet:
@@ -24,7 +24,7 @@ def test_the_packed_network_in_float32_is_the_network(sides: tuple[int, int]) ->
     network = fused()
     images = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
 
-    packed = PackedResNet(network, torch.float32)(images.contiguous(memory_format=torch.channels_last))[0]
+    packed = PrepackedResNet(network, torch.float32)(images.contiguous(memory_format=torch.channels_last))[0]
 
     for ours, expected in zip(packed, network(images), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
@@ -66,7 +66,7 @@ def test_images_of_two_sizes_have_the_same_maps_side_by_side_as_apart(sides: tup
     backbone = build_backbone("embedded")
     large, small = torch.rand(2, 3, 128, 160), torch.rand(3, 3, *sides)
 
-    maps_of_large, maps_of_small = backbone.side_by_side([large, small])
+    maps_of_large, maps_of_small = backbone.forward_batches([large, small])
 
     assert all(map(torch.equal, maps_of_large, backbone(large)))
     assert all(map(torch.equal, maps_of_small, backbone(small)))
@@ -92,7 +92,7 @@ def test_weights_are_laid_out_once_a_size_of_image(capfd: pytest.CaptureFixture[
 @needs_packing
 @torch.inference_mode()
 def test_of_more_sizes_than_are_kept_laid_out_the_oldest_make_room() -> None:
-    backbone = PackedResNet(fused(), torch.bfloat16 if devices.prefers_bfloat16() else torch.float32)
+    backbone = PrepackedResNet(fused(), torch.bfloat16 if devices.prefers_bfloat16() else torch.float32)
     sizes = [torch.rand(1, 3, 64, 64 + 32 * i) for i in range(bfloat16_resnet.LAYOUTS + 2)]
 
     first, second = ([backbone(images)[0] for images in sizes] for _ in range(2))
@@ -102,9 +102,9 @@ def test_of_more_sizes_than_are_kept_laid_out_the_oldest_make_room() -> None:
 
 
 def test_a_build_without_the_operations_keeps_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16_resnet, "can_pack", lambda: False)
+    monkeypatch.setattr(bfloat16_resnet, "can_prepack", lambda: False)
 
-    assert pack(fused()) is None
+    assert prepack(fused()) is None
     assert build_backbone("embedded")._packed is None
 
 

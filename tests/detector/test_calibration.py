@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anomaly_cli.detector.calibration import Calibration, Unit, joined
+from anomaly_cli.detector.calibration import Calibration, ScoreScale, fuse_scores
 from anomaly_cli.statistics.conformal import conformal_p_values
-from anomaly_cli.statistics.fdr import STOREY_LAMBDA, normal_share, q_values
+from anomaly_cli.statistics.fdr import STOREY_LAMBDA, null_proportion, q_values
 from anomaly_cli.statistics.prediction_limit import normal_limit
 
 Floats = NDArray[np.float64]
@@ -59,7 +59,7 @@ def slow_joined(standard: list[float], weights: list[float]) -> float:
 def test_voices_are_joined_by_their_smooth_maximum(voices: list[tuple[float, float]]) -> None:
     standard, weights = [z for z, _ in voices], [w + 1e-3 for _, w in voices]
 
-    value = float(joined(np.array([standard]), np.array(weights))[0])
+    value = float(fuse_scores(np.array([standard]), np.array(weights))[0])
 
     assert value == pytest.approx(slow_joined(standard, weights), abs=1e-9)
 
@@ -67,12 +67,12 @@ def test_voices_are_joined_by_their_smooth_maximum(voices: list[tuple[float, flo
 def test_a_voice_without_weight_is_not_heard() -> None:
     standard, weights = np.array([[1.0, 50.0, 2.0]]), np.array([0.5, 0.0, 0.5])
 
-    np.testing.assert_allclose(joined(standard, weights), joined(standard[:, ::2], weights[::2]))
+    np.testing.assert_allclose(fuse_scores(standard, weights), fuse_scores(standard[:, ::2], weights[::2]))
 
 
 def test_one_sure_voice_outweighs_two_that_see_nothing() -> None:
     weights = np.full(3, 1 / 3)
-    sure, spread = joined(np.array([[9.0, 0.0, 0.0], [3.0, 3.0, 3.0]]), weights)
+    sure, spread = fuse_scores(np.array([[9.0, 0.0, 0.0], [3.0, 3.0, 3.0]]), weights)
 
     assert sure > spread
 
@@ -141,7 +141,7 @@ def test_flagging_at_a_rate_keeps_the_mean_false_discovery_share_below_it() -> N
 @given(P_VALUES)
 @REPEATABLE
 def test_the_share_of_normal_images_equals_counting(p_values: list[float]) -> None:
-    share = normal_share(p_values)
+    share = null_proportion(p_values)
 
     assert share == pytest.approx(slow_share(p_values))
     assert 0 < share <= 1
@@ -150,7 +150,7 @@ def test_the_share_of_normal_images_equals_counting(p_values: list[float]) -> No
 def test_the_share_of_normal_images_is_estimated_from_above() -> None:
     rng = np.random.default_rng(3)
 
-    shares = [normal_share(np.concatenate([rng.random(140), np.full(60, 0.01)])) for _ in range(200)]
+    shares = [null_proportion(np.concatenate([rng.random(140), np.full(60, 0.01)])) for _ in range(200)]
 
     assert 0.7 <= np.mean(shares) < 0.74
 
@@ -170,7 +170,7 @@ def test_q_values_keep_the_order_of_p_values_and_stay_in_range(p_values: list[fl
 
     assert ((q > 0) & (q <= 1)).all()
     assert (np.diff(q[np.argsort(p_values, kind="stable")]) >= -1e-12).all()
-    assert (q >= np.array(p_values) * normal_share(p_values) - 1e-12).all()
+    assert (q >= np.array(p_values) * null_proportion(p_values) - 1e-12).all()
 
 
 @given(P_VALUES, SEEDS)
@@ -235,7 +235,7 @@ def test_the_limit_of_many_values_is_close_to_their_99th_percentile() -> None:
 
 def test_the_unit_is_one_half_at_the_median_and_one_at_the_limit() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=201)
-    unit = Unit.fit(values)
+    unit = ScoreScale.fit(values)
 
     assert unit.apply(np.median(values)) == 0.5
     assert unit.apply(normal_limit(values)) == pytest.approx(1.0)
@@ -247,14 +247,14 @@ def test_the_unit_is_one_half_at_the_median_and_one_at_the_limit() -> None:
 def test_the_unit_is_strictly_increasing_and_positive(median: float, spread: float, steps: list[int]) -> None:
     values = median + spread * np.sort(np.array(steps)) / 100
 
-    applied = Unit(median, median + spread).apply(values)
+    applied = ScoreScale(median, median + spread).apply(values)
 
     assert (np.diff(applied) > 0).all()
     assert (applied > 0).all()
 
 
 def test_the_unit_has_no_kink_at_the_median() -> None:
-    unit, step = Unit(2.0, 5.0), 1e-6
+    unit, step = ScoreScale(2.0, 5.0), 1e-6
 
     below, at, above = unit.apply([2.0 - step, 2.0, 2.0 + step])
 
@@ -262,11 +262,11 @@ def test_the_unit_has_no_kink_at_the_median() -> None:
 
 
 def test_the_unit_keeps_the_shape_of_a_map() -> None:
-    assert Unit(0.0, 1.0).apply(np.zeros((2, 3, 4))).shape == (2, 3, 4)
+    assert ScoreScale(0.0, 1.0).apply(np.zeros((2, 3, 4))).shape == (2, 3, 4)
 
 
 def test_the_unit_of_identical_values_is_finite() -> None:
-    unit = Unit.fit([3.0] * 10)
+    unit = ScoreScale.fit([3.0] * 10)
 
     assert np.isfinite(unit.apply([0.0, 3.0, 3.1])).all()
     assert unit.apply(3.0) == 0.5

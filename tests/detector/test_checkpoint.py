@@ -68,7 +68,7 @@ def refusal(path: Path) -> str:
 
 def measurements(model: Model, folder: Path) -> list[Measured]:
     paths = sorted((folder / "incoming").glob("*.*g"))
-    results = measure_images(model.detector, model.map_unit, paths, model.config.image_size, 2, torch.device("cpu"))
+    results = measure_images(model.detector, model.map_scale, paths, model.config.image_size, 2, torch.device("cpu"))
     return [result for result in results if isinstance(result, Measured)]
 
 
@@ -111,7 +111,7 @@ def test_a_loaded_model_knows_its_settings_origin_and_calibration(trained_again:
 
     assert loaded.config == original.config == CONFIG
     assert loaded.provenance == original.provenance
-    assert loaded.map_unit == original.map_unit
+    assert loaded.map_scale == original.map_scale
     assert loaded.detector.scale_names == original.detector.scale_names
     for name, value in asdict(original.calibration).items():
         np.testing.assert_equal(asdict(loaded.calibration)[name], value)

@@ -8,8 +8,8 @@ from shared_run import CONFIG
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.contrastive import Schedule, StageOne, memory_contrast, nt_xent, variance_penalty
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.training.distributed import ALONE
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.distributed import SINGLE_PROCESS
+from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import draw_batch, learn_backbone
 
 
@@ -55,7 +55,7 @@ def test_a_normal_image_moves_the_memory() -> None:
 def test_an_image_that_is_turned_is_another_picture_in_both_views() -> None:
     sloping = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3 + 20, (64, 64, 3)).copy()
 
-    views, chosen = draw_batch([sloping], 32, (0, 0), ALONE)
+    views, chosen = draw_batch([sloping], 32, (0, 0), SINGLE_PROCESS)
 
     across = (views[:, 0, :, 0] - views[:, 0, :, -1]).abs().mean(dim=1)
     down = (views[:, 0, 0] - views[:, 0, -1]).abs().mean(dim=1)
@@ -95,7 +95,7 @@ def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> Non
         backbone = build_backbone("scratch", seed=1)
         schedule = Schedule(2, 64, prototypes=8)
         normal = torch.tensor([True, True, True, False])
-        run = Run(CONFIG, torch.device("cpu"), 1, lambda _phase, done, _total: seen.append(done))
+        run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda _phase, done, _total: seen.append(done))
         learn_backbone(backbone, ("8", "image"), images, normal, schedule, run)
         assert not backbone.training
         return backbone.state_dict()

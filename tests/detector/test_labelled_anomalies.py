@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_cli.detector import labelled_anomalies
 from anomaly_cli.detector.checkpoint import load_model, save_model
-from anomaly_cli.detector.labelled_anomalies import KnownAnomalies, fit_look
+from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_look
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_odds_equal_a_loop_over_images_and_channels_and_stay_finite() -> None:
     weights, looks = random(LOOKS), random(3, LOOKS, seed=2)
     looks[2] = weights * 1e6
-    known_anomalies = KnownAnomalies(random(5, LOOKS), random(2, LOOKS), weights, torch.tensor(0.5))
+    known_anomalies = LabelledAnomalyClassifier(random(5, LOOKS), random(2, LOOKS), weights, torch.tensor(0.5))
 
     answers = known_anomalies(looks)
 
@@ -46,7 +46,9 @@ def test_the_odds_equal_a_loop_over_images_and_channels_and_stay_finite() -> Non
 def test_the_more_known_anomalies_the_louder_they_speak_up_to_a_limit(count: int, weight: float) -> None:
     looks = torch.zeros(count, LOOKS)
 
-    assert KnownAnomalies(looks, looks, torch.zeros(LOOKS), torch.tensor(0.0)).weight == pytest.approx(weight)
+    assert LabelledAnomalyClassifier(looks, looks, torch.zeros(LOOKS), torch.tensor(0.0)).weight == pytest.approx(
+        weight
+    )
 
 
 def test_looks_are_told_apart_by_two_regressions_each_whitened_by_the_other_half() -> None:
@@ -95,7 +97,7 @@ def test_labels_add_a_column_and_survive_the_model_file(labelled: Path) -> None:
     model = load_model(labelled / "known.safetensors")
     assert (trained.exit_code, scored.exit_code) == (0, 0)
     assert model.provenance.anomalies == 4
-    assert model.detector.column_names[-1] == labelled_anomalies.KNOWN_NAME
+    assert model.detector.column_names[-1] == labelled_anomalies.LABELLED_NAME
     assert {row["path"][-8:] for row in rows[:3]} == {"bad0.jpg", "bad1.jpg", "bad2.jpg"}
     answers = [float(row["scale_known"]) for row in rows]
     assert min(answers) >= 0
@@ -117,7 +119,7 @@ def test_known_anomalies_of_another_width_than_the_detector_are_damage(labelled:
     width = model.detector.look_width
     shapes = {"normal": (8, width), "looks": (2, width), "look_weights": (width,), "look_offset": ()}
     parts = {name: torch.zeros(shape if name != part else (*shape, 3)) for name, shape in shapes.items()}
-    model.detector.known_anomalies = KnownAnomalies(**parts)
+    model.detector.known_anomalies = LabelledAnomalyClassifier(**parts)
     save_model(model, labelled / "odd.safetensors")
 
     with pytest.raises(CheckpointError, match=r"odd\.safetensors is damaged or was edited; train the detector again"):

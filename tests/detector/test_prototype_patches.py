@@ -15,7 +15,15 @@ from shared_run import CONFIG, SETTINGS, Trained, texture
 
 from anomaly_cli.detector.checkpoint import PATCHES, Model, load_model
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.prototype_patches import CONTEXT, IMAGE_SIDE, PATCH_SIDE, cut_patch, pack, patch_box, unpack
+from anomaly_cli.detector.prototype_patches import (
+    CONTEXT,
+    IMAGE_SIDE,
+    PATCH_SIDE,
+    cut_patch,
+    decode_patches,
+    encode_patches,
+    patch_box,
+)
 from anomaly_cli.detector.scales import IMAGE_SCALE
 from anomaly_cli.errors import InputError
 from anomaly_cli.images.decode import load_image
@@ -23,7 +31,7 @@ from anomaly_cli.scoring.measure import to_tensor
 from anomaly_cli.training import train as training
 from anomaly_cli.training.cell_samples import Origin
 from anomaly_cli.training.prototype_patches import cut_patches
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 
 def nearest_patches(model: Model, paths: list[Path], name: str) -> list[bytes]:
@@ -104,10 +112,10 @@ def test_a_patch_of_an_image_that_is_smaller_than_it_is_reduced_too() -> None:
 def test_pictures_come_out_of_a_pack_as_they_went_in() -> None:
     pictures = [b"one", b"\x00", b"a third \xff"]
 
-    content, ends = pack(pictures)
+    content, ends = encode_patches(pictures)
 
     assert (content.dtype, ends.tolist()) == (torch.uint8, [3, 4, 13])
-    assert unpack(content, ends, 3) == pictures
+    assert decode_patches(content, ends, 3) == pictures
 
 
 @pytest.mark.parametrize(
@@ -118,11 +126,11 @@ def test_a_pack_that_does_not_fit_is_refused(ends: list[int], count: int) -> Non
     content = torch.zeros(13, dtype=torch.uint8)
 
     with pytest.raises(ValueError, match=f"^{len(ends)} thumbnails in 13 bytes, for {count} prototypes$"):
-        unpack(content, torch.tensor(ends), count)
+        decode_patches(content, torch.tensor(ends), count)
 
 
 def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
-    run = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+    run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
 
     with pytest.raises(InputError, match=r"^gone\.png was changed or removed during training: no such file$"):
         cut_patches({"8": [Origin(0, 3)]}, [Path("gone.png")], run)

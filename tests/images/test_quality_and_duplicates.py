@@ -16,9 +16,9 @@ from PIL import Image
 from shared_run import SETTINGS, Trained
 
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.images.duplicates import MAX_LIGHT, MAX_LOOK_BITS, group_copies
+from anomaly_cli.images.duplicates import MAX_LIGHT, MAX_LOOK_BITS, group_near_duplicates
 from anomaly_cli.images.quality import LOOK_BYTES, Quality, measure_quality
-from anomaly_cli.training.cross_fitting import deal_folds
+from anomaly_cli.training.cross_fitting import assign_folds
 
 QUALITY = ("aspect", "brightness", "contrast", "sharpness", "content_hash", "duplicate_group")
 
@@ -36,7 +36,7 @@ def quality_of(path: Path) -> Quality:
 
 def groups_of(qualities: list[Quality]) -> list[int]:
     hashes, looks = [each.content_hash for each in qualities], [each.look for each in qualities]
-    groups: list[int] = group_copies(hashes, looks, [each.brightness for each in qualities]).tolist()
+    groups: list[int] = group_near_duplicates(hashes, looks, [each.brightness for each in qualities]).tolist()
     return groups
 
 
@@ -100,7 +100,7 @@ def test_groups_equal_those_of_comparing_all_pairs(seed: int) -> None:
     looks = [looks[first[content]] for content in hashes]  # the same bytes look the same
     light = [light[first[content]] for content in hashes]
 
-    found = group_copies(hashes, [look.tobytes().hex() for look in looks], light).tolist()
+    found = group_near_duplicates(hashes, [look.tobytes().hex() for look in looks], light).tolist()
 
     assert max(found) > 1
     assert found == groups_by_all_pairs(hashes, looks, light)
@@ -119,8 +119,8 @@ def test_blank_images_are_copies_where_their_light_is_the_same_and_never_of_a_sc
 
 
 def test_no_file_and_one_file_are_in_no_group() -> None:
-    assert group_copies([], [], []).tolist() == []
-    assert group_copies(["00" * 32], ["00" * LOOK_BYTES], [0.5]).tolist() == [0]
+    assert group_near_duplicates([], [], []).tolist() == []
+    assert group_near_duplicates(["00" * 32], ["00" * LOOK_BYTES], [0.5]).tolist() == [0]
 
 
 def test_the_content_hash_is_the_sha256_of_the_file(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_training_on_near_copies_warns(tmp_path: Path) -> None:
 def test_copies_get_the_same_fold_and_folds_stay_even() -> None:
     groups = np.array([1, 0, 2, 1, 0, 2, 0, 1] * 5)
 
-    folds = deal_folds(40, 0, groups).numpy()
+    folds = assign_folds(40, 0, groups).numpy()
 
     assert [len(set(folds[groups == number])) for number in (1, 2)] == [1, 1]
     assert folds.min() == 0
@@ -190,7 +190,7 @@ def test_copies_get_the_same_fold_and_folds_stay_even() -> None:
 
 def squared_gaps(normals: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """Distance of each of (N, D) points to the nearest of those that its fold leaves in."""
-    folds = deal_folds(len(normals), 0, groups).numpy()
+    folds = assign_folds(len(normals), 0, groups).numpy()
     gaps = ((normals[:, None] - normals) ** 2).sum(axis=2)
     gaps[folds[:, None] == folds] = np.inf
     nearest: NDArray[np.float64] = gaps.min(axis=1)

@@ -13,7 +13,7 @@ from shared_run import SIDE
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_cli.errors import InputError
-from anomaly_cli.review import curves
+from anomaly_cli.review import evaluation_plots
 from anomaly_cli.review.masks import find_masks
 
 HEADER = "path,score,flagged,status,reason\n"
@@ -265,7 +265,7 @@ def test_curves_are_drawn_in_every_format(table: Path) -> None:
 
 
 def test_without_matplotlib_the_error_says_what_to_install(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "find_spec", lambda _: None)
+    monkeypatch.setattr(evaluation_plots, "find_spec", lambda _: None)
 
     result = anomaly("evaluate", "t.csv", "--labels", "folders", "--curves", "c.png")
 

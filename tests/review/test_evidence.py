@@ -30,7 +30,7 @@ from anomaly_cli.scoring.measure import Measured, measure_images, to_tensor
 def measured(loaded: Model, trained: Trained) -> dict[str, Measured]:
     paths = sorted((trained.folder / "incoming").glob("*.*g"))
     size, device = loaded.config.image_size, torch.device("cpu")
-    results = measure_images(loaded.detector, loaded.map_unit, paths, size, 1, device)
+    results = measure_images(loaded.detector, loaded.map_scale, paths, size, 1, device)
     return {path.name: result for path, result in zip(paths, results, strict=True) if isinstance(result, Measured)}
 
 
@@ -43,15 +43,17 @@ def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
     for each in measured.values():
         image = torch.from_numpy(each.pixels).permute(2, 0, 1)[None] / 255
         features = scale_features(loaded.detector.backbone, image, loaded.detector.local_names)
-        for name, (hottest, nearest) in zip(loaded.detector.local_names, each.hottest.tolist(), strict=True):
+        for name, (peak_cells, nearest) in zip(loaded.detector.local_names, each.peak_cells.tolist(), strict=True):
             scale = loaded.detector.scale(name)
             distances = []
             for cell in features[name][0].flatten(1).T:
                 deviations = (scale.whitening(cell[None]) - scale.memory.prototypes).square().sum(1)
                 distances.append(deviations.sqrt())
             farthest = max(float(each.min()) for each in distances)
-            assert float(distances[hottest].min()) == pytest.approx(farthest, rel=rounding)
-            assert float(distances[hottest][nearest]) == pytest.approx(float(distances[hottest].min()), rel=rounding)
+            assert float(distances[peak_cells].min()) == pytest.approx(farthest, rel=rounding)
+            assert float(distances[peak_cells][nearest]) == pytest.approx(
+                float(distances[peak_cells].min()), rel=rounding
+            )
 
 
 def test_the_pixels_are_those_that_the_network_saw(measured: dict[str, Measured], trained: Trained) -> None:
@@ -71,7 +73,7 @@ def test_the_evidence_is_of_the_scale_that_fired_most(loaded: Model, measured: d
 
         assert evidence is not None
         assert evidence.scale == max(("4", "8", "16"), key=fired.__getitem__)
-        cell, prototype = each.hottest[["4", "8", "16"].index(evidence.scale)].tolist()
+        cell, prototype = each.peak_cells[["4", "8", "16"].index(evidence.scale)].tolist()
         assert evidence.hot == cut_patch(each.pixels, evidence.scale, cell)
         assert evidence.normal == loaded.patches[evidence.scale][prototype]
         scales.add(evidence.scale)
@@ -83,7 +85,7 @@ def test_the_hottest_cell_of_a_spoiled_image_is_at_the_coloured_patch(measured: 
     pixels = measured[name].pixels.astype(float)
     colourful = np.argwhere(np.ptp(pixels, axis=2) > 100)  # normal images are gray, but for the noise
 
-    for scale, (cell, _) in zip(("4", "8", "16"), measured[name].hottest.tolist(), strict=True):
+    for scale, (cell, _) in zip(("4", "8", "16"), measured[name].peak_cells.tolist(), strict=True):
         left, top, right, bottom = patch_box(64, 64, scale, cell)
         y, x = colourful.mean(axis=0)
         assert left <= x < right

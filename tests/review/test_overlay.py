@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
 from anomaly_cli.review import overlay
-from anomaly_cli.review.overlay import draw_overlay, encode_map16, tints
+from anomaly_cli.review.overlay import colour_table, draw_overlay, encode_map16
 
 Pixels = NDArray[np.uint8]
 
@@ -44,14 +44,14 @@ def oklab_lightness(colour: Pixels) -> float:
 
 
 def test_the_lightness_of_the_colours_rises_in_even_steps() -> None:
-    lightness = [oklab_lightness(colour) for colour in tints()[:, :3]]
+    lightness = [oklab_lightness(colour) for colour in colour_table()[:, :3]]
 
     assert np.diff(lightness).min() > 0
     np.testing.assert_allclose(lightness, np.linspace(0.20, 0.90, 256), atol=0.003)
 
 
 def test_no_channel_of_the_colours_clips() -> None:
-    colours = tints()[:, :3]
+    colours = colour_table()[:, :3]
 
     assert colours.min() > 0
     assert colours.max() < 255
@@ -69,7 +69,7 @@ def test_the_tint_equals_a_blend_computed_pixel_by_pixel() -> None:
 
     result = tinted(image, anomaly_map, full_scale=1.2)
 
-    colours = tints()[:, :3]
+    colours = colour_table()[:, :3]
     for y, x in itertools.product(range(6), range(8)):
         value = anomaly_map[y, x]
         opacity = 0.65 * max(0.0, (value - 0.5) / (1.2 - 0.5))
@@ -96,11 +96,11 @@ def test_the_map_is_resized_by_interpolating_between_the_centres_of_its_cells() 
     assert abs(difference).max() <= 2
 
 
-@given(value=st.floats(0, 0.99), hottest=st.floats(1, 100))
-def test_a_map_value_has_the_same_colour_whatever_else_is_in_the_picture(value: float, hottest: float) -> None:
+@given(value=st.floats(0, 0.99), peak_cells=st.floats(1, 100))
+def test_a_map_value_has_the_same_colour_whatever_else_is_in_the_picture(value: float, peak_cells: float) -> None:
     grey = np.full((40, 40, 3), 128, np.uint8)
     alone, beside = np.full((40, 40), value), np.full((40, 40), value)
-    beside[30:, 30:] = hottest
+    beside[30:, 30:] = peak_cells
 
     np.testing.assert_array_equal(tinted(grey, alone)[:20, :20], tinted(grey, beside)[:20, :20])
 
@@ -202,7 +202,7 @@ def test_a_caption_is_made_printable(caption: str, shown: str) -> None:
 def test_a_long_caption_loses_as_little_of_its_middle_as_possible(text: str, width: int) -> None:
     font = ImageFont.load_default(12)
 
-    shown = overlay._elided(text, font, width)
+    shown = overlay._truncate_middle(text, font, width)
 
     if font.getlength(text) <= width:
         assert shown == text

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from shared_run import NORMALS, SETTINGS, Trained
 
 from anomaly_cli.detector.checkpoint import Model
-from anomaly_cli.review.prototype_sheet import COLUMNS, GAP, MARGIN, PAPER, TILE, TITLE, draw_sheet, side_by_side
+from anomaly_cli.review.prototype_sheet import COLUMNS, GAP, MARGIN, PAPER, TILE, TITLE, draw_sheet, leaf_order
 
 STEP = TILE + GAP
 
@@ -37,7 +37,7 @@ def test_every_prototype_is_drawn_scale_by_scale_with_alike_ones_side_by_side(he
     y = TITLE + 2 * MARGIN
     for name, thumbnails in loaded.patches.items():
         y += TITLE + 2 * MARGIN
-        order = side_by_side(loaded.detector.scale(name).memory.prototypes.numpy())
+        order = leaf_order(loaded.detector.scale(name).memory.prototypes.numpy())
         for place, number in enumerate(order):
             top, left = y + place // COLUMNS * STEP, MARGIN + place % COLUMNS * STEP
             np.testing.assert_array_equal(sheet[top : top + TILE, left : left + TILE], tile_of(thumbnails[number]))
@@ -80,20 +80,18 @@ def test_points_on_a_line_are_put_in_their_order() -> None:
     places = rng.permutation(40).astype(np.float32)
     points = np.outer(places, rng.normal(size=6)).astype(np.float32)
 
-    order = side_by_side(points)
+    order = leaf_order(points)
 
     assert places[order].tolist() in (sorted(places), sorted(places, reverse=True))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 30])
 def test_every_prototype_has_one_place(count: int) -> None:
-    assert sorted(side_by_side(np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32))) == list(
-        range(count)
-    )
+    assert sorted(leaf_order(np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32))) == list(range(count))
 
 
 def test_identical_prototypes_have_a_place_each() -> None:
-    assert sorted(side_by_side(np.ones((9, 3), np.float32))) == list(range(9))
+    assert sorted(leaf_order(np.ones((9, 3), np.float32))) == list(range(9))
 
 
 @pytest.mark.parametrize(

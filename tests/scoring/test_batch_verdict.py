@@ -19,9 +19,9 @@ from shared_run import SETTINGS, texture
 from anomaly_cli.config import FlagRule, Rule
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.errors import ConfigError
+from anomaly_cli.scoring.batch_verdict import Gate, Verdict, expected_false_alarms, judge_batch, write_verdict
 from anomaly_cli.scoring.rows import flag_rows
-from anomaly_cli.scoring.verdict import Gate, Verdict, expected_false_alarms, judge, write_verdict
-from anomaly_cli.statistics.fdr import normal_share
+from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.tables.row import Row, rank_rows
 
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=60)
@@ -92,7 +92,7 @@ def test_expected_false_alarms_equal_counting_and_keep_what_the_rule_promises(
 
     flagged = [row.p_value for row in readable if row.flagged and row.p_value is not None]
     assert expected == pytest.approx(
-        min(len(flagged), max(flagged, default=0) * len(p_values) * normal_share(p_values))
+        min(len(flagged), max(flagged, default=0) * len(p_values) * null_proportion(p_values))
     )
     if rule.kind is Rule.FDR:
         assert expected <= rule.value * len(flagged) + 1e-9
@@ -125,7 +125,7 @@ def judged(count: int, normals: int = 30) -> Verdict:
     ]
     broken = Row(path="broken.png", status="unreadable", reason="empty file")
     rule = FlagRule(Rule.TOP, 2)
-    return judge(flag_rows([broken, *rows], rule), ("8", "16"), calibration, rule, Path("m.safetensors"))
+    return judge_batch(flag_rows([broken, *rows], rule), ("8", "16"), calibration, rule, Path("m.safetensors"))
 
 
 def test_a_verdict_counts_files_and_names_the_worst() -> None:

@@ -252,9 +252,9 @@ STAGES = (
     "anomaly_cli.scoring.journal:Journal.finished",
     "anomaly_cli.scoring.score:mark_copies",
     "anomaly_cli.scoring.score:flag_rows",
-    "anomaly_cli.scoring.score:judge",
+    "anomaly_cli.scoring.score:judge_batch",
     "anomaly_cli.scoring.score:write_table",
-    "anomaly_cli.scoring.verdict:write_verdict",
+    "anomaly_cli.scoring.batch_verdict:write_verdict",
     "anomaly_cli.scoring.journal:Journal.remove",
 )
 

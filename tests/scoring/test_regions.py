@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from anomaly_cli.scoring.regions import Region, hottest_region
+from anomaly_cli.scoring.regions import Region, peak_region
 
 Map = NDArray[np.float64]
 # Few distinct values make ties, plateaus and touching regions likely.
@@ -48,12 +48,12 @@ def flood_fill_twin(anomaly_map: Map, limit: float, image_height: int, image_wid
 def test_the_region_equals_a_flood_fill(anomaly_map: Map, limit: float, height: int, width: int) -> None:
     expected = flood_fill_twin(anomaly_map, limit, height, width)
 
-    assert hottest_region(anomaly_map, limit, height, width) == expected
+    assert peak_region(anomaly_map, limit, height, width) == expected
 
 
 @given(MAPS, st.integers(1, 50), st.integers(1, 50))
 def test_the_box_is_never_empty_and_lies_in_the_image(anomaly_map: Map, height: int, width: int) -> None:
-    region = hottest_region(anomaly_map, 1.0, height, width)
+    region = peak_region(anomaly_map, 1.0, height, width)
 
     assert 0 <= region.x < region.x + region.width <= width
     assert 0 <= region.y < region.y + region.height <= height
@@ -64,7 +64,7 @@ def test_the_box_rounds_outwards_to_whole_pixels() -> None:
     anomaly_map = np.zeros((3, 3))
     anomaly_map[1, 1] = 2.0
 
-    region = hottest_region(anomaly_map, 1.0, image_height=10, image_width=100)
+    region = peak_region(anomaly_map, 1.0, image_height=10, image_width=100)
 
     assert region == Region(x=33, y=3, width=34, height=4, fraction=1 / 9)
 
@@ -72,29 +72,29 @@ def test_the_box_rounds_outwards_to_whole_pixels() -> None:
 def test_a_hotter_cell_elsewhere_leaves_a_larger_region_out() -> None:
     anomaly_map = np.array([[1.2, 1.2, 1.2, 0.0, 1.3]])
 
-    assert hottest_region(anomaly_map, 1.0, 1, 5) == Region(4, 0, 1, 1, 0.2)
+    assert peak_region(anomaly_map, 1.0, 1, 5) == Region(4, 0, 1, 1, 0.2)
 
 
 def test_regions_that_touch_at_a_corner_are_one() -> None:
-    assert hottest_region(np.eye(4) * 1.5, 1.0, 8, 8) == Region(0, 0, 8, 8, 0.25)
+    assert peak_region(np.eye(4) * 1.5, 1.0, 8, 8) == Region(0, 0, 8, 8, 0.25)
 
 
 def test_the_halo_of_a_strong_anomaly_is_left_out() -> None:
     anomaly_map = np.array([[1.1, 1.1, 4.0, 8.0, 4.0, 1.1]])
 
-    assert hottest_region(anomaly_map, 1.0, 1, 6) == Region(2, 0, 3, 1, 0.5)
+    assert peak_region(anomaly_map, 1.0, 1, 6) == Region(2, 0, 3, 1, 0.5)
 
 
 def test_a_normal_image_shows_its_hottest_cell() -> None:
-    assert hottest_region(np.array([[0.3, 0.8, 0.7]]), 1.0, 1, 3) == Region(1, 0, 1, 1, 1 / 3)
+    assert peak_region(np.array([[0.3, 0.8, 0.7]]), 1.0, 1, 3) == Region(1, 0, 1, 1, 1 / 3)
 
 
 def test_a_map_of_zeros_gives_its_first_cell() -> None:
-    assert hottest_region(np.zeros((4, 4)), 1.0, 8, 8) == Region(0, 0, 2, 2, 1 / 16)
+    assert peak_region(np.zeros((4, 4)), 1.0, 8, 8) == Region(0, 0, 2, 2, 1 / 16)
 
 
 def test_float32_maps_give_plain_python_numbers() -> None:
-    region = hottest_region(np.eye(2, dtype=np.float32), 1.0, 4, 4)
+    region = peak_region(np.eye(2, dtype=np.float32), 1.0, 4, 4)
 
     assert type(region.x) is type(region.width) is int
     assert type(region.fraction) is float
@@ -102,4 +102,4 @@ def test_float32_maps_give_plain_python_numbers() -> None:
 
 def test_a_map_that_is_not_two_dimensional_is_refused() -> None:
     with pytest.raises(ValueError, match="unpack"):
-        hottest_region(np.zeros(4), 1.0, 8, 8)
+        peak_region(np.zeros(4), 1.0, 8, 8)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from shared_run import Trained
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
-from anomaly_cli.detector.calibration import Unit
+from anomaly_cli.detector.calibration import ScoreScale
 from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.devices import choose_devices
 from anomaly_cli.errors import InputError, UnreadableImageError
@@ -33,8 +33,8 @@ from anomaly_cli.scoring import measure, parallel
 from anomaly_cli.scoring import score as scoring
 from anomaly_cli.scoring.measure import Measured, measure_images, measure_on
 from anomaly_cli.scoring.parallel import parallel_map
-from anomaly_cli.scoring.regions import hottest_region
-from anomaly_cli.scoring.rows import to_row
+from anomaly_cli.scoring.regions import peak_region
+from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.training import train as training
 
 OF_THE_RUN = ("rank", "q_value", "flagged")  # columns that depend on what else is scored
@@ -181,7 +181,7 @@ def test_batches_of_mixed_sizes_give_what_one_image_at_a_time_gives(
     cpu, elsewhere = torch.device("cpu"), cast(torch.device, SimpleNamespace(type="accelerator"))
 
     def measured(device: torch.device) -> list[Measured | UnreadableImageError]:
-        return list(measure_images(loaded.detector, loaded.map_unit, paths, 64, 2, device))
+        return list(measure_images(loaded.detector, loaded.map_scale, paths, 64, 2, device))
 
     shapes = {load_image(path, 64).pixels.shape for path in paths if path.exists()}
     assert len(shapes) == 3
@@ -207,7 +207,7 @@ def test_many_images_are_batched_without_loss(loaded: Model, monkeypatch: pytest
     paths = sorted((trained.folder / "incoming").glob("good*.png"))
     elsewhere = cast(torch.device, SimpleNamespace(type="accelerator"))
 
-    results = list(measure_images(loaded.detector, loaded.map_unit, paths, 64, 2, elsewhere))
+    results = list(measure_images(loaded.detector, loaded.map_scale, paths, 64, 2, elsewhere))
 
     assert len(results) == 5
     assert batches == [2, 2, 1]
@@ -221,7 +221,7 @@ def test_images_dealt_out_to_several_devices_come_back_in_order_and_the_same(
     used = set()
     measure_batch = measure.measure_batch
 
-    def noted(detector: AnomalyDetector, unit: Unit, images: list[LoadedImage]) -> list[Measured]:
+    def noted(detector: AnomalyDetector, unit: ScoreScale, images: list[LoadedImage]) -> list[Measured]:
         used.add(id(detector))
         time.sleep(0.01)  # so that no detector is done with all before the next has begun
         return measure_batch(detector, unit, images)
@@ -232,13 +232,13 @@ def test_images_dealt_out_to_several_devices_come_back_in_order_and_the_same(
     devices = [accelerator] if count == 1 else [torch.device("cpu")] * count
     calibration = loaded.calibration
 
-    alone = list(measure_on([accelerator], loaded.detector, loaded.map_unit, paths, 64, 2))
+    alone = list(measure_on([accelerator], loaded.detector, loaded.map_scale, paths, 64, 2))
     used.clear()
-    dealt = list(measure_on(devices, loaded.detector, loaded.map_unit, paths, 64, 2))
+    dealt = list(measure_on(devices, loaded.detector, loaded.map_scale, paths, 64, 2))
 
     assert len(used) == count
-    assert [to_row(path, each, calibration) for path, each in zip(paths, dealt, strict=True)] == [
-        to_row(path, each, calibration) for path, each in zip(paths, alone, strict=True)
+    assert [make_row(path, each, calibration) for path, each in zip(paths, dealt, strict=True)] == [
+        make_row(path, each, calibration) for path, each in zip(paths, alone, strict=True)
     ]
 
 
@@ -314,7 +314,7 @@ def test_raw_maps_agree_with_each_other_and_with_the_regions_of_the_table(here: 
     for row in rows_of(table("incoming")):
         exact = np.load(Path("npy", row["path"] + ".map.npy"))
         coded = np.asarray(Image.open(Path("png16", row["path"] + ".map.png")))
-        region = hottest_region(exact, 1.0, int(row["height"]), int(row["width"]))
+        region = peak_region(exact, 1.0, int(row["height"]), int(row["width"]))
         assert (str(exact.dtype), str(coded.dtype), exact.shape) == ("float32", "uint16", coded.shape)
         np.testing.assert_allclose(coded / 1000, exact, rtol=0, atol=0.000501)
         assert [int(row[f"region_{side}"]) for side in "xywh"] == [region.x, region.y, region.width, region.height]

@@ -19,10 +19,10 @@ from command_line import DEADLINE_S, anomaly, close_the_reader_of_stdout, rows_o
 from typer.testing import Result
 
 from anomaly_cli.commands import inputs as command_inputs
-from anomaly_cli.commands.inputs import arriving
+from anomaly_cli.commands.inputs import iter_paths
 from anomaly_cli.scoring import parallel, stream
-from anomaly_cli.scoring.parallel import as_they_arrive
-from anomaly_cli.scoring.stream import patiently
+from anomaly_cli.scoring.parallel import ordered_map
+from anomaly_cli.scoring.stream import retry_while_changing
 from anomaly_cli.tables.row import Row
 
 UNREADABLE = Row(path="a", status="unreadable", reason="truncated")
@@ -138,12 +138,12 @@ def test_results_keep_the_order_of_arrival_whatever_each_takes() -> None:
         time.sleep(takes[index])
         return index
 
-    assert list(as_they_arrive(wait, range(6), workers=3)) == list(range(6))
+    assert list(ordered_map(wait, range(6), workers=3)) == list(range(6))
 
 
 def test_a_result_is_there_while_the_next_item_is_still_awaited() -> None:
     items: Queue[int | None] = Queue()
-    results = as_they_arrive(abs, iter(items.get, None), workers=2)
+    results = ordered_map(abs, iter(items.get, None), workers=2)
 
     for item in (-1, -2, -3):
         items.put(item)
@@ -161,7 +161,7 @@ def test_no_more_items_are_taken_than_a_few_ahead() -> None:
             taken.append(1)
             yield len(taken)
 
-    results = as_they_arrive(abs, endless(), workers=2)
+    results = ordered_map(abs, endless(), workers=2)
     assert next(results) == 1
     time.sleep(0.1)
 
@@ -174,13 +174,13 @@ def test_errors_of_items_and_of_the_function_reach_the_reader_in_their_turn() ->
         yield 2
         raise OSError("no more")
 
-    results = as_they_arrive(abs, two_then_error(), workers=2)
+    results = ordered_map(abs, two_then_error(), workers=2)
 
     assert (next(results), next(results)) == (1, 2)
     with pytest.raises(OSError, match="no more"):
         next(results)
     with pytest.raises(ZeroDivisionError):
-        list(as_they_arrive(lambda item: 1 // item, [1, 0], workers=1))
+        list(ordered_map(lambda item: 1 // item, [1, 0], workers=1))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
@@ -188,7 +188,7 @@ def test_names_are_cut_right_wherever_a_read_ends(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(command_inputs, "CHUNK_BYTES", chunk)
     (tmp_path / "names").write_bytes("a\n\nbé c\nlast".encode())
 
-    assert list(arriving(str(tmp_path / "names"), null=False)) == [Path("a"), Path("bé c"), Path("last")]
+    assert list(iter_paths(str(tmp_path / "names"), null=False)) == [Path("a"), Path("bé c"), Path("last")]
 
 
 # Half-written files
@@ -224,10 +224,10 @@ def test_a_broken_file_that_nobody_has_touched_lately_is_not_waited_for(
 
     for moment in (time.time() - 5, time.time() + 1000):
         os.utime(image, (moment, moment))
-        assert patiently(lambda path: UNREADABLE, image) is UNREADABLE
+        assert retry_while_changing(lambda path: UNREADABLE, image) is UNREADABLE
 
     for path in (tmp_path, tmp_path / "gone", Path("no\0name")):
-        assert patiently(lambda path: UNREADABLE, path) is UNREADABLE
+        assert retry_while_changing(lambda path: UNREADABLE, path) is UNREADABLE
 
 
 def test_a_file_that_goes_on_changing_is_given_up_after_a_while(
@@ -243,7 +243,7 @@ def test_a_file_that_goes_on_changing_is_given_up_after_a_while(
         looks.append(path)
         return UNREADABLE
 
-    assert patiently(changing, image) is UNREADABLE
+    assert retry_while_changing(changing, image) is UNREADABLE
     assert 2 <= len(looks) <= 8
 
 

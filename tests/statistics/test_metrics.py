@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomaly_cli.statistics.bootstrap import Counts, bootstrap, share_interval
 from anomaly_cli.statistics.image_metrics import image_metrics, precision_at
-from anomaly_cli.statistics.pixel_metrics import NORMAL_PIXELS, REGION_PIXELS, Map, Mask, PixelRanking, pixel_metrics
+from anomaly_cli.statistics.pixel_metrics import NORMAL_PIXELS, REGION_PIXELS, Map, Mask, PixelCurves, pixel_metrics
 
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=40)
 SEEDS = st.integers(0, 2**20)
@@ -175,7 +175,7 @@ def test_an_image_drawn_twice_counts_like_two_equal_images(seed: int, count: int
     counts = rng.integers(0, 4, count)
     counts[0] += 1
 
-    drawn = PixelRanking(zip(maps, masks, strict=True)).measure(counts)
+    drawn = PixelCurves(zip(maps, masks, strict=True)).measure(counts)
 
     images = np.repeat(np.arange(count), counts)
     assert drawn == pytest.approx(pixel_metrics([maps[i] for i in images], [masks[i] for i in images]))

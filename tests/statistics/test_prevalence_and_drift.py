@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from anomaly_cli.config import MIN_BATCH
-from anomaly_cli.detector.calibration import Unit
+from anomaly_cli.detector.calibration import ScoreScale
 from anomaly_cli.statistics import prevalence
 from anomaly_cli.statistics.drift import drift
-from anomaly_cli.statistics.prevalence import anomaly_share, straight
+from anomaly_cli.statistics.prevalence import anomaly_share, invert_unit
 
 Floats = NDArray[np.float64]
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=30)
@@ -26,7 +26,7 @@ TINY = float(np.finfo(np.float64).tiny)
 
 def scores_of(standard: Floats) -> Floats:
     """Scores of images whose deviations lie so many spreads above the median of normal."""
-    return Unit(0.0, 2.6).apply(standard)
+    return ScoreScale(0.0, 2.6).apply(standard)
 
 
 def planted(seed: int, count: int, anomalous: int, distance: float = 6.0) -> Floats:
@@ -36,14 +36,14 @@ def planted(seed: int, count: int, anomalous: int, distance: float = 6.0) -> Flo
 
 def slow_share(normal: Floats, found: Floats) -> tuple[float, float, float]:
     """Sum the posterior in loops, bin by bin, from counts of the values themselves."""
-    known = sorted(straight(normal))
+    known = sorted(invert_unit(normal))
     n, N = len(known), len(found)
     low, median, high = np.quantile(known, (0.16, 0.5, 0.84))
     spread = (high - low) / 2
     near_ranks = sorted({max(1, round(tail * (n + 1))) for tail in prevalence.TAILS}, reverse=True)
     near = [known[n - rank] for rank in near_ranks]
     far = [median + edge * spread for edge in prevalence.FAR_EDGES if median + edge * spread > near[-1]]
-    values = list(straight(found))
+    values = list(invert_unit(found))
     above = [N, *(sum(value > edge for value in values) for edge in near + far), 0]
     counts = [more - fewer for more, fewer in itertools.pairwise(above)]
     bell = NormalDist()
@@ -153,8 +153,8 @@ def test_identical_normal_images_give_a_share_and_a_verdict_on_drift() -> None:
 def test_straight_scores_are_deviations_again() -> None:
     deviations = np.linspace(-9, 30, 100)
 
-    np.testing.assert_allclose(straight(Unit(0.0, 2.6).apply(deviations)), deviations / 2.6, atol=1e-12)
-    assert np.isfinite(straight([0.0])).all()
+    np.testing.assert_allclose(invert_unit(ScoreScale(0.0, 2.6).apply(deviations)), deviations / 2.6, atol=1e-12)
+    assert np.isfinite(invert_unit([0.0])).all()
 
 
 def scales_of(rng: np.random.Generator, count: int, shift: float = 0.0, scales: int = 3) -> Floats:

@@ -19,7 +19,7 @@ from anomaly_cli.scoring.measure import measure_batch
 from anomaly_cli.training.cell_samples import Cells
 from anomaly_cli.training.cross_fitted_scores import score_normals
 from anomaly_cli.training.fit import TrainedDetector, train_detector
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.run import TrainingContext
 
 SETTINGS_OF_AUDIT = tuple(word for word in SETTINGS if word not in ("--effort", "quick"))
 
@@ -37,12 +37,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
-    return Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+def run() -> TrainingContext:
+    return TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
-def learned(mixed: Path, run: Run) -> TrainedDetector:
+def learned(mixed: Path, run: TrainingContext) -> TrainedDetector:
     return train_detector(sorted(mixed.iterdir()), [], build_backbone("embedded", None, 0), run)
 
 
@@ -57,22 +57,22 @@ def test_outlyingness_is_the_distance_from_the_median_in_units_of_the_median_dis
     median = sorted(z)[3]
     spread = 1.4826 * sorted(abs(value - median) for value in z)[3]
 
-    outlying = calibration.outlyingness(np.array(deviations)[:, None])
+    outlying = calibration.robust_z(np.array(deviations)[:, None])
 
     assert outlying == pytest.approx([(value - median) / spread for value in z])
-    assert calibration.suspects(np.array(deviations)[:, None]).tolist() == [d == 30 for d in deviations]
+    assert calibration.outliers(np.array(deviations)[:, None]).tolist() == [d == 30 for d in deviations]
 
 
 def test_few_normal_images_need_to_stand_out_more() -> None:
     few, many = (calibration_of(list(np.exp(np.linspace(-1, 1, n)))) for n in (8, 400))
     outlying = np.exp([[2.7]])
 
-    assert all(each.outlyingness(outlying)[0] > SUSPECT_LIMIT for each in (few, many))
-    assert [bool(each.suspects(outlying)[0]) for each in (few, many)] == [False, True]
+    assert all(each.robust_z(outlying)[0] > SUSPECT_LIMIT for each in (few, many))
+    assert [bool(each.outliers(outlying)[0]) for each in (few, many)] == [False, True]
 
 
 def test_identical_normal_images_do_not_stand_out() -> None:
-    assert calibration_of([2.0] * 9).outlyingness(np.full((3, 1), 2.0)).tolist() == [0, 0, 0]
+    assert calibration_of([2.0] * 9).robust_z(np.full((3, 1), 2.0)).tolist() == [0, 0, 0]
 
 
 def test_cells_of_an_image_are_left_out_by_its_number() -> None:
@@ -86,26 +86,28 @@ def test_cells_of_an_image_are_left_out_by_its_number() -> None:
 
 
 def test_spoiled_normal_images_are_suspects(learned: TrainedDetector, mixed: Path) -> None:
-    assert set(learned.suspects) >= {mixed / "spoiled0.png", mixed / "spoiled1.png"}
-    assert len(learned.suspects) <= 4
+    assert set(learned.outliers) >= {mixed / "spoiled0.png", mixed / "spoiled1.png"}
+    assert len(learned.outliers) <= 4
 
 
 def test_suspects_stay_in_the_calibration(learned: TrainedDetector) -> None:
     assert len(learned.calibration.normal_deviations) == 26
 
 
-def test_an_audit_leaves_suspects_out_of_the_units(mixed: Path, run: Run) -> None:
+def test_an_audit_leaves_suspects_out_of_the_units(mixed: Path, run: TrainingContext) -> None:
     trained = train_detector(sorted(mixed.iterdir()), [], build_backbone("embedded", None, 0), run, clean=False)
 
-    assert len(trained.calibration.normal_deviations) == 26 - len(trained.suspects)
+    assert len(trained.calibration.normal_deviations) == 26 - len(trained.outliers)
 
 
-def test_a_normal_image_is_scored_by_the_detector_that_has_not_seen_it(learned: TrainedDetector, run: Run) -> None:
+def test_a_normal_image_is_scored_by_the_detector_that_has_not_seen_it(
+    learned: TrainedDetector, run: TrainingContext
+) -> None:
     rows = {Path(row.path): row for row in score_normals(learned, run)}
 
     for path, fold in zip(learned.normals.paths, learned.folds.tolist(), strict=True):
         image = load_image(path, CONFIG.image_size)
-        measured = measure_batch(learned.fold_detectors[fold], learned.map_unit, [image])[0]
+        measured = measure_batch(learned.fold_detectors[fold], learned.map_scale, [image])[0]
         expected = learned.calibration.scores(measured.deviations[None])[0][0]
         assert rows[path].score == pytest.approx(expected)
 

@@ -29,7 +29,7 @@ from anomaly_cli.detector.contrastive import Schedule, StageOne
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.statistics.image_metrics import image_metrics
 from anomaly_cli.training import stage1, training_set
-from anomaly_cli.training.distributed import ALONE, Processes, joined, local_device, share_statistics
+from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes, local_device, process_group, share_statistics
 from anomaly_cli.training.stage1 import draw_batch
 from benchmarks.speed import processes as benchmark
 
@@ -78,7 +78,7 @@ def in_two_processes(function: Callable[[Processes], object], folder: Path) -> l
 
 def _call(function: Callable[[Processes], object], rank: int, port: int, folder: Path) -> None:
     become(rank, port)
-    with joined() as processes:
+    with process_group() as processes:
         torch.save(function(processes), folder / str(rank))
 
 
@@ -93,7 +93,7 @@ def gradients(processes: Processes) -> dict[str, Tensor]:
     """Loss, gradients and running statistics of one step from random weights, in double precision."""
     backbone = build_backbone("scratch", seed=1)
     share_statistics(backbone, processes)
-    learner = StageOne(backbone, SCALES, SCHEDULE, 0, processes.join_rows).double().train()
+    learner = StageOne(backbone, SCALES, SCHEDULE, 0, processes.all_gather_rows).double().train()
     views, chosen = draw_batch(images(), SCHEDULE.crop, (0, 0), processes)
     normal = torch.arange(len(chosen)) >= ANOMALIES
     several = processes.count > 1
@@ -105,7 +105,7 @@ def gradients(processes: Processes) -> dict[str, Tensor]:
 
 
 def test_two_processes_have_the_loss_gradients_and_statistics_of_one(tmp_path: Path) -> None:
-    one = gradients(ALONE)
+    one = gradients(SINGLE_PROCESS)
 
     for two in in_two_processes(gradients, tmp_path):
         assert set(two) == set(one)
@@ -124,7 +124,7 @@ def test_the_shares_of_all_processes_make_up_the_batch(count: int) -> None:
         assert len(views) == 4 * n
         assert torch.equal(chosen, shares[0][1])
     if n * count == 16:
-        views, chosen = draw_batch(images(), 64, (3, 5), ALONE)
+        views, chosen = draw_batch(images(), 64, (3, 5), SINGLE_PROCESS)
         assert torch.equal(chosen, shares[0][1])
         for kind in (0, 1):
             joined_views = torch.cat([share[2 * kind * n : 2 * (kind + 1) * n] for share, _ in shares])
@@ -137,9 +137,9 @@ def test_the_shares_of_all_processes_make_up_the_batch(count: int) -> None:
 def exchange(processes: Processes) -> dict[str, Tensor]:
     own = [f"{item} by {processes.rank}" for item in processes.share(["a", "b", "c"])]
     assert processes.join(own) == ["a by 0", "b by 1", "c by 0"]
-    assert processes.from_first({"rank": processes.rank}) == {"rank": 0}
+    assert processes.broadcast({"rank": processes.rank}) == {"rank": 0}
     rows = torch.full((2, 1), float(processes.rank + 1), requires_grad=True)
-    everybody = processes.join_rows(rows)
+    everybody = processes.all_gather_rows(rows)
     (everybody * torch.tensor([[1.0], [2.0], [3.0], [4.0]])).sum().backward()
     assert rows.grad is not None
     return {"rows": everybody.detach().flatten(), "gradient": rows.grad.flatten()}
@@ -156,9 +156,9 @@ def test_results_and_rows_come_back_in_order_with_the_gradients_of_all(tmp_path:
 def test_a_process_alone_keeps_what_it_has() -> None:
     rows = torch.ones(2, 3)
 
-    assert ALONE.share([1, 2]) == ALONE.join([1, 2]) == [1, 2]
-    assert ALONE.from_first("a") == "a"
-    assert ALONE.join_rows(rows) is rows
+    assert SINGLE_PROCESS.share([1, 2]) == SINGLE_PROCESS.join([1, 2]) == [1, 2]
+    assert SINGLE_PROCESS.broadcast("a") == "a"
+    assert SINGLE_PROCESS.all_gather_rows(rows) is rows
 
 
 # The command

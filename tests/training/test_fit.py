@@ -15,16 +15,16 @@ from shared_run import CONFIG, SETTINGS, spoiled, texture
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
-from anomaly_cli.detector.anomaly_distance import MAX_SENSITIVITY, voice_weights
+from anomaly_cli.detector.anomaly_distance import MAX_SENSITIVITY, component_weights
 from anomaly_cli.detector.backbones.backbone import EMBEDDED
 from anomaly_cli.detector.backbones.build import empty_backbone
 from anomaly_cli.detector.checkpoint import load_model
-from anomaly_cli.detector.labelled_anomalies import KnownAnomalies
+from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
 from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.detector.whitening import Whitening
-from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, HeldOut, deal_folds
-from anomaly_cli.training.run import Run
-from anomaly_cli.training.stage2 import PLANTED, weigh_scales
+from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, HeldOutImage, assign_folds
+from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.stage2 import SYNTHETIC_DEFECTS, fit_scale_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def scores(folder: str, model: str) -> dict[str, float]:
 
 def test_every_image_is_held_out_once_and_folds_are_even() -> None:
     for count, folds in ((8, 8), (30, FOLDS_OF_FEW), (103, 5)):
-        sizes = torch.bincount(deal_folds(count, seed=3))
+        sizes = torch.bincount(assign_folds(count, seed=3))
         assert len(sizes) == folds
         assert sizes.sum() == count
         assert sizes.max() - sizes.min() <= 1
@@ -54,7 +54,7 @@ def test_the_map_weighs_more_where_planted_defects_show_and_pictures_are_large(
     whitening = Whitening(torch.zeros(3), torch.eye(3))
     scales = {name: ScaleModel(whitening) for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE)}
 
-    weights = voice_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, sensitivity)
+    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, sensitivity)
 
     assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5])
 
@@ -65,25 +65,25 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
 ) -> None:
     scales = [{name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16")} for _ in range(3)]
     detectors = [AnomalyDetector(empty_backbone(EMBEDDED), each) for each in scales]
-    held_out = [HeldOut(i % 2, Path(f"{i}.png")) for i in range(5)]
+    held_out = [HeldOutImage(i % 2, Path(f"{i}.png")) for i in range(5)]
     logs = torch.tensor([-1.0, 1.0, -1.0, 1.0, 70.0])  # spread 1 without the last, a suspect
 
     def maps(log: float, raised: tuple[float, float]) -> list[Tensor]:
         return [torch.full((1, side, side), log + more).exp() for side, more in zip((8, 4), raised, strict=True)]
 
-    planted: list[HeldOut] = []
+    planted: list[HeldOutImage] = []
 
-    def measure(_detectors: object, items: list[HeldOut], *_: object) -> list[list[Tensor]]:
+    def measure(_detectors: object, items: list[HeldOutImage], *_: object) -> list[list[Tensor]]:
         planted.extend(items)
         return [maps(float(logs[int(item.path.stem)]), shown) for item in items]
 
     monkeypatch.setattr("anomaly_cli.training.stage2.measure_held_out", measure)
-    run = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
-    sensitivity = weigh_scales(detectors, held_out, [maps(float(log), (0.0, 0.0)) for log in logs], [4], run)
+    run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+    sensitivity = fit_scale_weights(detectors, held_out, [maps(float(log), (0.0, 0.0)) for log in logs], [4], run)
 
     assert {item.path.name for item in planted} == {"0.png", "1.png", "2.png", "3.png"}
     assert all(item.other not in (None, item.path) for item in planted)
-    assert len({item.defect_seed for item in planted}) == len(planted) == PLANTED
+    assert len({item.defect_seed for item in planted}) == len(planted) == SYNTHETIC_DEFECTS
     assert all(item.fold == int(item.path.stem) % 2 for item in planted)
     for detector in detectors:
         weights = [float(detector.scale(name).weight) for name in ("8", "16")]
@@ -96,9 +96,9 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
 def test_known_anomalies_weigh_a_share_of_all_other_voices() -> None:
     scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
     looks = torch.zeros(4, 2)
-    known = KnownAnomalies(looks, looks, torch.zeros(2), torch.tensor(0.0))
+    known = LabelledAnomalyClassifier(looks, looks, torch.zeros(2), torch.tensor(0.0))
 
-    weights = voice_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, 1.5)
+    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, 1.5)
 
     assert weights.tolist() == pytest.approx([1.5, 0, 0, 1, 2.5 * 2 / 7])
 

@@ -13,14 +13,14 @@ from shared_run import CONFIG, spoiled, texture
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.labelled_anomalies import fit_known
+from anomaly_cli.detector.labelled_anomalies import fit_labelled
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import to_tensor
-from anomaly_cli.training.cross_fitting import HeldOut
-from anomaly_cli.training.labelled_fit import learn_known, look_at_anomalies
-from anomaly_cli.training.run import Run
+from anomaly_cli.training.cross_fitting import HeldOutImage
+from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
+from anomaly_cli.training.run import TrainingContext
 
-RUN = Run(CONFIG, torch.device("cpu"), 1, lambda *_: None)
+RUN = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
 NORMALS, FOLDS = 12, 2
 
 
@@ -46,8 +46,8 @@ def copies(detector: AnomalyDetector) -> list[AnomalyDetector]:
     return [AnomalyDetector(detector.backbone, scales).eval() for _ in range(1 + FOLDS)]
 
 
-def held_out(files: list[Path]) -> list[HeldOut]:
-    return [HeldOut(i % FOLDS, path) for i, path in enumerate(files[:NORMALS])]
+def held_out(files: list[Path]) -> list[HeldOutImage]:
+    return [HeldOutImage(i % FOLDS, path) for i, path in enumerate(files[:NORMALS])]
 
 
 def looks_in(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
@@ -70,7 +70,7 @@ def looks_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
 
 
 def test_a_look_is_the_whole_coarse_map_and_the_hottest_cells(detector: AnomalyDetector, files: list[Path]) -> None:
-    labelled = look_at_anomalies(detector, files[NORMALS:], RUN)
+    labelled = describe_anomalies(detector, files[NORMALS:], RUN)
 
     assert labelled.looks is not None
     assert labelled.looks.shape == (3, detector.look_width)
@@ -80,7 +80,7 @@ def test_a_look_is_the_whole_coarse_map_and_the_hottest_cells(detector: AnomalyD
 def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyDetector, files: list[Path]) -> None:
     files[NORMALS + 1].write_bytes(b"no image")
 
-    labelled = look_at_anomalies(detector, files[NORMALS:], RUN)
+    labelled = describe_anomalies(detector, files[NORMALS:], RUN)
 
     assert labelled.unreadable == [(files[NORMALS + 1], "not an image")]
     assert labelled.looks is not None
@@ -90,11 +90,11 @@ def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyD
 def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDetector, files: list[Path]) -> None:
     detectors, looks = copies(detector), looks_in(detector, files)
 
-    answers = learn_known(detectors, held_out(files), looks[NORMALS:], RUN, suspects=[3])
+    answers = fit_labelled_classifier(detectors, held_out(files), looks[NORMALS:], RUN, outliers=[3])
 
     normal = [i for i in range(NORMALS) if i != 3]
     for fold in range(FOLDS):
-        fitted = fit_known(looks[[i for i in normal if i % FOLDS != fold]], looks[NORMALS:])
+        fitted = fit_labelled(looks[[i for i in normal if i % FOLDS != fold]], looks[NORMALS:])
         expected = fitted(looks[[i for i in range(NORMALS) if i % FOLDS == fold]])
         torch.testing.assert_close(answers[fold::FOLDS].log(), expected.log(), atol=1e-3, rtol=1e-3)
     assert detectors[0].known_anomalies is not None
@@ -103,11 +103,11 @@ def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDe
 
 def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, files: list[Path]) -> None:
     looks = looks_in(detector, files)
-    before = fit_known(looks[:6], looks[NORMALS : NORMALS + 1])
+    before = fit_labelled(looks[:6], looks[NORMALS : NORMALS + 1])
     kept, joined = copies(detector), copies(detector)
 
-    answers = learn_known(kept, held_out(files), None, RUN, suspects=[], before=before)
-    learn_known(joined, held_out(files), looks[NORMALS + 1 :], RUN, suspects=[], before=before)
+    answers = fit_labelled_classifier(kept, held_out(files), None, RUN, outliers=[], before=before)
+    fit_labelled_classifier(joined, held_out(files), looks[NORMALS + 1 :], RUN, outliers=[], before=before)
 
     assert all(each.known_anomalies is before for each in kept)
     torch.testing.assert_close(answers.log(), before(looks[:NORMALS]).log(), atol=1e-3, rtol=1e-3)
@@ -118,7 +118,7 @@ def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, fil
 def test_where_nothing_is_known_nothing_is_added(detector: AnomalyDetector, files: list[Path]) -> None:
     detectors = copies(detector)
 
-    answers = learn_known(detectors, held_out(files), None, RUN, suspects=[])
+    answers = fit_labelled_classifier(detectors, held_out(files), None, RUN, outliers=[])
 
     assert answers.shape == (NORMALS, 0)
     assert detectors[0].known_anomalies is None

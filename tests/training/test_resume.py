@@ -22,7 +22,7 @@ from anomaly_cli.config import Effort
 from anomaly_cli.images import decode
 from anomaly_cli.images.decode import LoadedImage
 from anomaly_cli.training import stage1, training_set
-from anomaly_cli.training.saved_steps import SavedSteps, pack, unpack
+from anomaly_cli.training.step_cache import SavedSteps, deserialize, serialize
 
 MODEL = Path("mine.safetensors")
 STEPS = Path("mine.safetensors.steps")
@@ -42,7 +42,7 @@ class StoppedClock:
 def small_steps(patch: pytest.MonkeyPatch) -> None:
     """Save often, learn little, and write the same date into every model."""
     patch.setattr("anomaly_cli.training.run.BLOCK", 4)
-    patch.setattr("anomaly_cli.training.stage2.PLANTED", 8)
+    patch.setattr("anomaly_cli.training.stage2.SYNTHETIC_DEFECTS", 8)
     patch.setattr(stage1, "STEPS_BETWEEN_SAVES", 2)
     patch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, 6)
     patch.setattr("anomaly_cli.training.train.datetime", StoppedClock)
@@ -293,7 +293,7 @@ def test_a_step_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
     steps.save("a", value)
 
-    for again in (steps.load("a"), SavedSteps(tmp_path, {"images": "one"}).load("a"), unpack(pack(value))):
+    for again in (steps.load("a"), SavedSteps(tmp_path, {"images": "one"}).load("a"), deserialize(serialize(value))):
         assert str(again) == str(value)
     assert steps.load("b") is None
     assert SavedSteps(tmp_path, {"images": "two"}).load("a") is None
@@ -302,4 +302,4 @@ def test_a_step_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 def test_a_network_in_the_order_of_channels_last_comes_back(tmp_path: Path) -> None:
     weights = torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
 
-    assert torch.equal(unpack(pack(weights)), weights)
+    assert torch.equal(deserialize(serialize(weights)), weights)

@@ -12,8 +12,8 @@ from PIL import Image
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.run import Run
-from anomaly_cli.training.training_set import SIZED_IMAGES, NormalSet, never_enlarging, sample_cells
+from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.training_set import SIZED_IMAGES, NormalSet, limit_image_size, sample_cells
 
 WANTED = DetectorConfig(image_size=256)
 
@@ -37,22 +37,22 @@ def picture(path: Path, height: int, width: int) -> Path:
 def test_small_images_are_not_enlarged(tmp_path: Path, height: int, width: int, size: int) -> None:
     paths = [picture(tmp_path / f"{i}.png", height, width) for i in range(3)]
 
-    assert never_enlarging(WANTED, paths, 2) == DetectorConfig(image_size=size)
+    assert limit_image_size(WANTED, paths, 2) == DetectorConfig(image_size=size)
 
 
 def test_a_few_small_images_do_not_lower_the_size_of_the_others(tmp_path: Path) -> None:
     sides = [300, 64, 300, 300, 64]
     paths = [picture(tmp_path / f"{i}.png", side, side) for i, side in enumerate(sides)]
 
-    assert never_enlarging(WANTED, paths, 2) == WANTED
+    assert limit_image_size(WANTED, paths, 2) == WANTED
 
 
 def test_files_that_cannot_be_read_have_no_size(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"")
     paths = [tmp_path / "0.png", picture(tmp_path / "1.png", 100, 100)]
 
-    assert never_enlarging(WANTED, paths, 1) == DetectorConfig(image_size=128)
-    assert never_enlarging(WANTED, paths[:1], 1) == WANTED
+    assert limit_image_size(WANTED, paths, 1) == DetectorConfig(image_size=128)
+    assert limit_image_size(WANTED, paths[:1], 1) == WANTED
 
 
 def test_of_many_images_some_of_every_part_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_of_many_images_some_of_every_part_are_looked_at(tmp_path: Path, monkeyp
         picture(path, 128, 128)
 
     assert SIZED_IMAGES == 100
-    assert never_enlarging(WANTED, paths, 1) == DetectorConfig(image_size=64)  # the first, fourth and seventh
+    assert limit_image_size(WANTED, paths, 1) == DetectorConfig(image_size=64)  # the first, fourth and seventh
 
 
 def small_set(folder: Path, count: int) -> list[Path]:
@@ -75,7 +75,7 @@ def small_set(folder: Path, count: int) -> list[Path]:
 
 
 def sampled(paths: list[Path], workers: int = 2) -> tuple[dict[str, Cells], NormalSet]:
-    run = Run(DetectorConfig(image_size=64), torch.device("cpu"), workers, lambda phase, done, total: None)
+    run = TrainingContext(DetectorConfig(image_size=64), torch.device("cpu"), workers, lambda phase, done, total: None)
     return sample_cells(paths, build_backbone("embedded", None, 0), ("16", "image"), run)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from anomaly_cli.detector.backbones.bfloat16_resnet import PackedResNet, pack
+from anomaly_cli.detector.backbones.bfloat16_resnet import PrepackedResNet, prepack
 from anomaly_cli.detector.backbones.compact_resnet import CompactResNet
 
 EMBEDDED = "embedded"
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
         self.name = name
         self.network = network
         self.strides = strides
-        self._packed: PackedResNet | None = None
+        self._packed: PrepackedResNet | None = None
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
@@ -46,9 +46,9 @@ class Backbone(nn.Module):
         Returns:
             One (N, D_s, h_s, w_s) map a stride, finest first.
         """
-        return self.side_by_side([images])[0]
+        return self.forward_batches([images])[0]
 
-    def side_by_side(self, batches: Sequence[Tensor]) -> list[list[Tensor]]:
+    def forward_batches(self, batches: Sequence[Tensor]) -> list[list[Tensor]]:
         """Compute what `forward` does on batches of different sizes, together where that is faster."""
         inputs = [((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last) for x in batches]
         if self._packed is not None and inputs[0].device.type == "cpu" and not torch.compiler.is_compiling():
@@ -57,8 +57,8 @@ class Backbone(nn.Module):
         answers = [network(x) for x in inputs]
         return [list(maps.values()) if isinstance(maps, dict) else list(maps) for maps in answers]
 
-    def freeze(self) -> Self:
+    def prepare_for_inference(self) -> Self:
         """Take the weights for final, for inference alone from here on; makes it faster where that is possible."""
         if isinstance(self.network, CompactResNet) and self.mean.device.type == "cpu":
-            self._packed = pack(self.network.eval().fuse())
+            self._packed = prepack(self.network.eval().fuse())
         return self

@@ -19,7 +19,7 @@ LAYOUTS = 16  # sizes of image, small copies among them, whose weights are kept 
 
 
 @cache
-def can_pack() -> bool:
+def can_prepack() -> bool:
     """Whether this build of torch has the operations that its own compiler (inductor) packs convolutions with."""
     operations = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
         torch._C._nn, "mkldnn_reorder_conv2d_weight"
@@ -91,7 +91,7 @@ class _PackedBlock:
         return [self.second.add(x, shortcut) for x, shortcut in zip(inner, shortcuts, strict=True)]
 
 
-class PackedResNet:
+class PrepackedResNet:
     """A `CompactResNet` whose normalisations are folded, frozen as it is at this moment; no module."""
 
     def __init__(self, network: CompactResNet, dtype: torch.dtype) -> None:
@@ -109,7 +109,7 @@ class PackedResNet:
             for stage in network.stages
         ]
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> PackedResNet:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> PrepackedResNet:
         """Share this: nothing in it changes, and packed weights have no storage that could be copied."""
         return self
 
@@ -132,6 +132,6 @@ class PackedResNet:
         return maps
 
 
-def pack(network: CompactResNet) -> PackedResNet | None:
+def prepack(network: CompactResNet) -> PrepackedResNet | None:
     """Pack a fused network; None where torch cannot, or in float32, which gains less at twice the memory."""
-    return PackedResNet(network, torch.bfloat16) if can_pack() and prefers_bfloat16() else None
+    return PrepackedResNet(network, torch.bfloat16) if can_prepack() and prefers_bfloat16() else None

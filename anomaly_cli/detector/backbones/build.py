@@ -35,7 +35,7 @@ def build_backbone(name: str, weights: Path | None = None, seed: int = 0) -> Bac
     else:
         backbone = torchvision_backbone(name, weights)
     backbone = backbone.to(memory_format=torch.channels_last).eval()
-    return backbone if name == SCRATCH else backbone.freeze()
+    return backbone if name == SCRATCH else backbone.prepare_for_inference()
 
 
 def empty_backbone(name: str) -> Backbone:

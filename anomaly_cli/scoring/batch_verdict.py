@@ -16,7 +16,7 @@ from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import atomic_output, write_to_stdout
 from anomaly_cli.statistics.drift import drift
-from anomaly_cli.statistics.fdr import normal_share
+from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.statistics.prevalence import anomaly_share
 from anomaly_cli.tables.row import Row
 
@@ -60,7 +60,7 @@ class Verdict:
         return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
 
-def judge(
+def judge_batch(
     rows: Sequence[Row], scale_names: Sequence[str], calibration: Calibration, rule: FlagRule, model: Path
 ) -> Verdict:
     """Judge a batch.
@@ -104,7 +104,7 @@ def expected_false_alarms(readable: Sequence[Row]) -> float:
     """Expect from above how many of the flagged are normal: those of all normal images that get a p-value as small."""
     p = [row.p_value for row in readable if row.p_value is not None]
     flagged = [row.p_value for row in readable if row.flagged and row.p_value is not None]
-    return min(normal_share(p) * len(p) * max(flagged, default=0.0), len(flagged))
+    return min(null_proportion(p) * len(p) * max(flagged, default=0.0), len(flagged))
 
 
 def write_verdict(verdict: Verdict, out: Path | None) -> None:

@@ -87,7 +87,7 @@ class SavedSteps(Steps):
             return None
         start, packed = content[: len(self._start)], content[len(self._start) + DIGEST_LENGTH + 1 :]
         digest = content[len(self._start) : len(self._start) + DIGEST_LENGTH]
-        return unpack(packed) if start == self._start and digest == _digest(packed) else None
+        return deserialize(packed) if start == self._start and digest == _digest(packed) else None
 
     def save(self, name: str, value: Any, /) -> None:
         """Keep a finished step, in the place of an earlier one of the same name.
@@ -95,7 +95,7 @@ class SavedSteps(Steps):
         Raises:
             OutputError: it cannot be written.
         """
-        content = pack(value)
+        content = serialize(value)
         with atomic_output(self._path(name)) as file:
             file.write(self._start + _digest(content) + b" " + content)
 
@@ -108,7 +108,7 @@ class SavedSteps(Steps):
         return self.folder / f"{name}{SUFFIX}"
 
 
-def pack(value: Any) -> bytes:
+def serialize(value: Any) -> bytes:
     """Pack a value as `Steps.save` takes it: the tensors as safetensors, the rest as JSON in their metadata."""
     tensors: dict[str, Tensor] = {}
     structure = _without_tensors(value, tensors)
@@ -127,8 +127,8 @@ def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def unpack(content: bytes) -> Any:
-    """Undo `pack`; the content was checked to be what was packed."""
+def deserialize(content: bytes) -> Any:
+    """Undo `serialize`; the content was checked to be what was packed."""
     length = int.from_bytes(content[:8], "little")
     structure = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][KEY])
     return _with_tensors(structure, load(content))
