@@ -1,4 +1,4 @@
-"""The temporary file that becomes an output once it is complete; runs that write the same output take turns."""
+"""Output files, written whole under a temporary name and one run at a time; locks, and what identifies content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from anomaly_cli.errors import OutputError
 
-# Some network and cluster file systems have no locks: there two runs that write one file at one moment spoil it.
+# Some network and cluster file systems have no locks: there two runs that write one file at once may corrupt it.
 NO_LOCKS = frozenset((errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK))
 
 
@@ -22,8 +22,8 @@ NO_LOCKS = frozenset((errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLC
 def open_partial(target: Path) -> Iterator[BinaryIO]:
     """Open `<target>.partial`, which takes the name of the target at the end; after a failure it is removed.
 
-    The name is always the same, so that a killed run leaves one file at most, which the next run takes over. Waits
-    while another run writes there.
+    The name is always the same, so that a killed run leaves one file at most, which the next run reuses. Waits while
+    another run writes there.
 
     Raises:
         OSError: the file cannot be written.
@@ -33,7 +33,7 @@ def open_partial(target: Path) -> Iterator[BinaryIO]:
         try:
             yield file
             file.flush()
-            os.close(os.dup(file.fileno()))  # a network file system tells of a full disk when a file is closed
+            os.close(os.dup(file.fileno()))  # a network file system reports a full disk when a file is closed
             _close_on_windows(file)
             partial.replace(target)
         except BaseException:
@@ -63,7 +63,9 @@ def _close_on_windows(file: BinaryIO) -> None:
 def _wait_for(file: BinaryIO) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows, where a file that another run has open cannot be renamed: an error, no spoiled file
+    except (
+        ImportError
+    ):  # Windows, where a file that another run has open cannot be renamed: an error, not a corrupt file
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -73,7 +75,7 @@ def _wait_for(file: BinaryIO) -> None:
 
 
 def is_still_at(path: Path, file: BinaryIO) -> bool:
-    """Tell whether an open file still has this name, or another process has renamed or removed it."""
+    """Whether an open file still has this name; another process may have renamed or removed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -89,7 +91,7 @@ def locked(path: Path, option: str) -> Iterator[BinaryIO]:
 
     Args:
         path: of the file.
-        option: chooses another place for it.
+        option: command-line option that chooses another place for it.
 
     Raises:
         OutputError: another run has it open, or it cannot be written.
@@ -119,7 +121,7 @@ def _open_for_append(path: Path) -> BinaryIO:
 
 
 def file_stamp(path: Path) -> Stamp | None:
-    """Look at a file without reading it; None if it is none that may be read."""
+    """Identify a file without reading it; None if it is not a regular file or cannot be examined."""
     try:
         status = path.stat()
     except OSError:
@@ -173,7 +175,7 @@ _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")
 def atomic_output(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes its name only once complete; until then, or after a failure, the old one stays.
 
-    Runs that write the same file at the same time take turns, and the last one wins. A link is followed, and the
+    Concurrent runs that write the same file are serialised by a lock; the last one wins. A link is followed, and the
     file it points to is replaced. Devices, pipes and open descriptors such as /dev/stdout are written directly:
     renaming would put a file in the place of the device.
 
@@ -185,7 +187,7 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         OutputError: the file cannot be written.
-        BrokenPipeError: `path` is a pipe whose reader went away.
+        BrokenPipeError: `path` is a pipe without a reader.
     """
     with os_errors_as_output_error(str(path)):
         if is_written_directly(path):
@@ -197,7 +199,7 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_written_directly(path: Path) -> bool:
-    """Tell a device, pipe or open descriptor from a file, which is replaced: a folder below /dev may hold files."""
+    """Whether a path is a device, pipe or open descriptor rather than a file to be replaced; /dev/shm holds files."""
     target = Path(os.path.realpath(path))
     return str(path.absolute()).startswith(_STREAMS) or (target.exists() and not target.is_file())
 
@@ -207,7 +209,7 @@ def write_to_stdout(content: bytes) -> None:
 
     Raises:
         OutputError: that is not possible.
-        BrokenPipeError: the reader went away.
+        BrokenPipeError: there is no reader any more.
     """
     with os_errors_as_output_error("stdout"):
         sys.stdout.buffer.write(content)
@@ -216,7 +218,7 @@ def write_to_stdout(content: bytes) -> None:
 
 @contextmanager
 def os_errors_as_output_error(name: str) -> Iterator[None]:
-    """Turn what goes wrong while `name` is written into one line; a reader that went away stays a BrokenPipeError."""
+    """Raise an OSError during the writing of `name` as an OutputError; a broken pipe stays a BrokenPipeError."""
     try:
         yield
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""Files behind URLs, through fsspec: where a path is expected, a URL may stand; fsspec is imported only then."""
+"""Paths that may be URLs, read through fsspec, which is imported only when there is one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RemotePath(PosixPath):
         return _SCHEME.sub(r"\1\2://", super().__str__())
 
     def find(self, is_wanted: Callable[[str], bool]) -> list[RemotePath]:
-        """List the files below that are wanted, or this one if it is a file; names that start with a dot are hidden.
+        """List the wanted files below, or this one if it is a file; names that start with a dot are hidden.
 
         Args:
-            is_wanted: tells it of a file from its path below this folder. Of a single file it is asked first, by its
-                name: one that it knows is not looked for here, reading it will tell whether it is there.
+            is_wanted: decides by the path below this folder. If it accepts the name of this path itself, the path is
+                taken for a file and not looked up; reading it will show whether it exists.
 
         Raises:
             InputError: nothing is there, it cannot be listed, or the library for its protocol is missing.
@@ -60,7 +60,7 @@ class RemotePath(PosixPath):
         """Read the whole file.
 
         Raises:
-            OSError: likewise as for a path, with the message of the file system.
+            OSError: it cannot be read, with the message of the file system.
         """
         try:
             system, root = self._opened()

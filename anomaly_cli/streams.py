@@ -1,4 +1,4 @@
-"""Standard streams whose other end is closed or gone."""
+"""Standard streams that are closed, or whose reader is gone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TextIO
 
 
 def redirect_stdout_to_null() -> None:
-    """Give up stdout once its reader has gone; Python would complain again when it flushes it at exit."""
+    """Redirect stdout to the null device once its reader is gone; flushing it at exit would fail again."""
     redirect_to_null(sys.stdout)
 
 
 def redirect_to_null(stream: TextIO) -> None:
-    """Let a stream lead nowhere from here on."""
+    """Redirect a stream to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def replace_closed_streams() -> None:
-    """Put something in the place of streams that the shell closed (`>&-`), where the next file to be opened would be.
+    """Replace streams that the shell closed (`>&-`).
 
-    What is written to stderr then goes nowhere; writing to stdout fails as it does for `cat`.
+    Output to stderr is then discarded; writing to stdout fails as it does for `cat`.
     """
     if sys.stdout is None:
         refusing = os.fdopen(os.open(os.devnull, os.O_RDONLY), "wb", buffering=0)

@@ -1,1 +1,1 @@
-"""From files through a model to ranked rows: measuring, journal, streams, Ray, verdict of a batch."""
+"""Score files with a model: measuring, ranked rows, journal, streams, Ray, the verdict on a batch."""

@@ -1,4 +1,4 @@
-"""The verdict on a batch, for people, scripts and gates: counts, what to expect of the flags, share and drift."""
+"""The verdict on a batch: counts, expected false alarms, estimated share of anomalies, drift; and the gates on it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from anomaly_cli.tables.row import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one run of `score` says about its batch; None where images are too few to say it.
+    """What one run of `score` says about its batch; None where there are too few images.
 
     Attributes:
         rule: what chose the flagged ones, as options of the command line.
-        expected_false_alarms: how many of the flagged are normal, expected from above.
+        expected_false_alarms: upper estimate of the normal images among the flagged.
         anomaly_share: estimated share of anomalies among the readable files, flagged or not; `_low` and `_high` are
             the ends of its 95 % interval.
         drift: whether the bulk of the batch differs from the normal images.
         drift_scale: the scale that differs most.
-        drift_nearer: whether it lies nearer to the normal images there than new ones do.
+        drift_nearer: whether it lies nearer to the normal images at that scale than new normal images do.
         smallest_p: no p-value can be below it.
     """
 
@@ -101,7 +101,7 @@ def judge_batch(
 
 
 def expected_false_alarms(readable: Sequence[Row]) -> float:
-    """Expect from above how many of the flagged are normal: those of all normal images that get a p-value as small."""
+    """Estimate an upper bound on the normal images among the flagged: π₀ · N · (largest flagged p-value)."""
     p = [row.p_value for row in readable if row.p_value is not None]
     flagged = [row.p_value for row in readable if row.flagged and row.p_value is not None]
     return min(null_proportion(p) * len(p) * max(flagged, default=0.0), len(flagged))
@@ -142,7 +142,7 @@ class Gate:
         """Read a gate.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not one.
         """
         match = re.fullmatch(r"(?:(drift)|(flagged|unreadable)(?:>(\d+(?:\.\d+)?)(%?))?)", text)
         if match is None:
@@ -153,7 +153,7 @@ class Gate:
         return cls(text, drifted or counted, float(limit or 0), bool(percent))
 
     def tripped_by(self, verdict: Verdict) -> str | None:
-        """Say in a few words why the gate trips, None if it does not."""
+        """Explain in a few words why the gate trips; None if it does not."""
         if self.subject == "drift":
             return f"p = {verdict.drift_p_value:.2g}" if verdict.drift else None
         count = verdict.flagged if self.subject == "flagged" else verdict.unreadable

@@ -1,7 +1,7 @@
-"""What a run of `score` has finished, kept beside its table: a killed run goes on and measures nothing twice.
+"""The finished rows of a run of `score`, kept beside its table: a killed run resumes and measures nothing twice.
 
-A journal is text: a first line that says what its rows depend on, then a line a file. Each line is one write, so that
-a kill tears the last one at most. It survives the end of the process, not a power cut.
+A journal is text: a first line that says what its rows depend on, then one line per file. Each line is one write, so
+that a kill cuts the last one at most. It survives the end of the process, not a power cut.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Journal:
     Attributes:
         path: of the journal.
         resumed: how many finished files `finished` found.
-        discarded: how many finished files of an earlier journal were given up, since it depends on something else.
+        discarded: how many finished files of an earlier journal were discarded, since its identity differs.
     """
 
     def __init__(self, path: Path, file: BinaryIO, identity: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class Journal:
         entries: dict[str, _Entry] = {}
         end = len(header)
         for line in lines:
-            if line.endswith(b"\n"):  # behind the last newline is what a kill tore
+            if line.endswith(b"\n"):  # behind the last newline is what a kill cut off
                 end += len(line)
                 if (entry := _entry(line)) is not None:
                     entries[entry.row.path] = entry
@@ -166,7 +166,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _is_of(entry: _Entry, stamp: Stamp, path: Path) -> bool:
-    """Tell whether a finished file holds the same content still."""
+    """Whether a finished file still has the same content."""
     return entry.stamp == stamp or entry.content == content_of(path)
 
 

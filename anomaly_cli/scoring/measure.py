@@ -1,4 +1,4 @@
-"""Run a detector over image files: decoding beside computing, one row an image, memory independent of their number."""
+"""Run a detector over image files: decoding in parallel with the network, memory independent of the number of files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measured:
         height: of the file, pixels.
         width: of the file, pixels.
         pixels: (h', w', 3) RGB at network size.
-        hottest: (L, 2) as in `Detection`.
+        peak_cells: (L, 2) as in `Detection`.
         quality: where it was asked for.
     """
 
@@ -173,6 +173,6 @@ def measure_batch(detector: AnomalyDetector, map_scale: ScoreScale, images: list
     deviations = detection.deviations.cpu().double().numpy()
     peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
     return [
-        Measured(anomaly_map, each, image.height, image.width, image.pixels, hot, image.quality)
-        for anomaly_map, each, hot, image in zip(maps, deviations, peak_cells, images, strict=True)
+        Measured(anomaly_map, each, image.height, image.width, image.pixels, cells, image.quality)
+        for anomaly_map, each, cells, image in zip(maps, deviations, peak_cells, images, strict=True)
     ]

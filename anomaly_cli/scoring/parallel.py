@@ -51,8 +51,8 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], work
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Apply a function to items in threads and yield each result in order, even while the next item is awaited.
 
-    `items` is read in a thread of its own, a few items ahead; that thread is left alone when it waits for an item
-    that nobody needs any more.
+    `items` is read in a thread of its own, a few items ahead; that thread is not waited for when it blocks on an item
+    that is not needed any more.
 
     Raises:
         Exception: whatever reading `items` or the function raised.

@@ -1,6 +1,6 @@
-"""Score on several machines by Ray Data: batches of paths go out, rows come back in any order.
+"""Score on several machines by Ray Data: batches of paths are sent out, rows come back in any order.
 
-Ray is kept silent: it must not write to stdout or stderr, start a dashboard or report its use to anybody.
+Ray is kept silent: it must not write to stdout or stderr, start a dashboard or send usage statistics.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 
-BATCH = 128  # files; what a killed worker loses and another one measures again
-SHARE = 4  # batches a worker at least, where there are enough files, so that none waits long for the last
+BATCH = 128  # files; if a worker is killed, its batch is measured again
+SHARE = 4  # at least so many batches per worker, where there are enough files, so that the load stays balanced
 PATIENCE_S = 10.0  # for a cluster to answer
 STORE_BYTES = 2**27  # of shared memory besides the model, for paths and rows on their way
 SILENCE = {
@@ -48,7 +48,7 @@ SILENCE = {
 
 
 class Plan(NamedTuple):
-    """What the workers of a run are: how many, the cores and GPUs of each, the device that they use."""
+    """The workers of a run: how many, the cores and GPUs of each, and their device."""
 
     workers: int
     cores: int
@@ -97,7 +97,7 @@ def measure_rows(paths: list[Path], model_path: Path, device: str, *, with_quali
         with_quality: whether to measure the quality, too.
 
     Yields:
-        One row a file, as they are done. A worker that dies is replaced, and its batch measured again.
+        One row per file, as they are finished. A worker that dies is replaced, and its batch measured again.
 
     Raises:
         ClusterError: no cluster answers, a worker cannot start, or none makes any progress.
@@ -113,7 +113,7 @@ def measure_rows(paths: list[Path], model_path: Path, device: str, *, with_quali
 
 
 def make_plan(resources: Mapping[str, float], device: str) -> Plan:
-    """Divide a cluster: a worker a GPU where GPUs are to be used, else a worker a core.
+    """Divide a cluster: one worker per GPU where GPUs are to be used, else one per core.
 
     Args:
         resources: of the whole cluster, as `ray.cluster_resources()` names them.
@@ -165,7 +165,7 @@ def _join_or_start(store_bytes: int) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS", "")
-    if not _answers(address):  # Ray itself would go on trying for minutes
+    if not _answers(address):  # Ray itself would retry for minutes
         raise ClusterError(_no_cluster(f"RAY_ADDRESS={address}"))
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
@@ -185,7 +185,7 @@ def _no_cluster(where: str) -> str:
 
 
 def _answers(address: str) -> bool:
-    """Tell whether somebody listens at `host:port` or `ray://host:port`; what else Ray takes is for Ray to judge."""
+    """Whether a server listens at `host:port` or `ray://host:port`; any other form is left to Ray."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal():
         return True
@@ -239,7 +239,7 @@ def _run(paths: list[Path], content: bytes, job: _Job) -> Generator[Row]:
 
 
 def _reason(error: Exception) -> str:
-    """Tell in one line what an error says: one from a worker ends with it, below the worker's traceback."""
+    """Reduce an error to one line; that of a worker is the last line, below the worker's traceback."""
     from ray.exceptions import RayError
 
     first, *others = str(error).strip().splitlines() or [type(error).__name__]

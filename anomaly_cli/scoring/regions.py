@@ -22,11 +22,11 @@ class Region:
 
 
 def peak_region(anomaly_map: NDArray[np.floating[Any]], limit: float, image_height: int, image_width: int) -> Region:
-    """Find the region around the hottest cell of an anomaly map.
+    """Find the region around the peak of an anomaly map.
 
-    A region is what touches, by side or corner, above a level that moves smoothly with the peak: a normal
-    image shows just its hottest cell, an anomalous one all that exceeds the limit, and a strong anomaly what
-    exceeds half its peak, so that the faint halo around it does not inflate the box.
+    A region is a connected component (sides or corners) above a level that grows with the peak: of a normal
+    image just the peak cell, of an anomalous one all that exceeds the limit, and of a strong anomaly what
+    exceeds half the peak, so that the faint halo around it does not enlarge the box.
 
     Args:
         anomaly_map: (h, w), >= 0; any resolution.
@@ -40,7 +40,7 @@ def peak_region(anomaly_map: NDArray[np.floating[Any]], limit: float, image_heig
     if peak > 0:
         labels, _ = ndimage.label(anomaly_map >= max(min(limit, peak), peak / 2), structure=np.ones((3, 3)))
         region = labels == labels[top, left]
-    else:  # everything equals the peak, but nothing is hot
+    else:  # the map is 0 everywhere
         region = np.zeros((h, w), dtype=bool)
         region[top, left] = True
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))

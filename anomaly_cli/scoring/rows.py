@@ -19,7 +19,7 @@ from anomaly_cli.tables.row import Row, rank_rows
 
 
 def make_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:
-    """Make the table row of one file; p-value and flag follow when the whole run is known."""
+    """Make the table row of one file; q-value and flag need the whole run and are added later."""
     name = os.fspath(path)
     if isinstance(result, UnreadableImageError):
         return Row(path=name, status="unreadable", reason=result.reason)
@@ -53,12 +53,12 @@ def make_row(path: Path, result: Measured | UnreadableImageError, calibration: C
 
 
 def mark_copies(rows: list[Row]) -> list[Row]:
-    """Number the groups of copies and near-copies among the rows that have their quality, in the order of paths."""
+    """Number the groups of duplicates and near-duplicates among the rows with quality values, in the order of paths."""
     marked = list(rows)
-    places = sorted((i for i, row in enumerate(rows) if row.look), key=lambda i: os.fsencode(rows[i].path))
-    hashes, looks = ([getattr(rows[i], name) for i in places] for name in ("content_hash", "look"))
-    groups = group_near_duplicates(hashes, looks, [rows[i].brightness or 0.0 for i in places])
-    for i, group in zip(places, groups.tolist(), strict=True):
+    order = sorted((i for i, row in enumerate(rows) if row.look), key=lambda i: os.fsencode(rows[i].path))
+    content_hashes, perceptual_hashes = ([getattr(rows[i], name) for i in order] for name in ("content_hash", "look"))
+    groups = group_near_duplicates(content_hashes, perceptual_hashes, [rows[i].brightness or 0.0 for i in order])
+    for i, group in zip(order, groups.tolist(), strict=True):
         if group:
             marked[i] = replace(rows[i], duplicate_group=group)
     return marked
@@ -69,11 +69,11 @@ def flag_rows(rows: list[Row], rule: FlagRule) -> list[Row]:
     ranked = rank_rows(rows)
     p = np.array([row.p_value for row in ranked if row.p_value is not None])
     chosen = []
-    for place, (row, q) in enumerate(zip(ranked, q_values(p).tolist(), strict=False)):  # unreadable ones come last
+    for index, (row, q) in enumerate(zip(ranked, q_values(p).tolist(), strict=False)):  # unreadable ones come last
         flagged = {
             Rule.FDR: q <= rule.value,
             Rule.THRESHOLD: (row.score or 0.0) >= rule.value,
-            Rule.TOP: place < rule.value,
+            Rule.TOP: index < rule.value,
             # Of N images at most N are normal, and of these a share of at most p gets a p-value of p or less.
             Rule.MAX_FALSE_ALARMS: (row.p_value or 1.0) * len(p) <= rule.value,
         }[rule.kind]

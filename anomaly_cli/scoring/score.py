@@ -1,4 +1,4 @@
-"""The shared engine behind the command line: one function a subcommand; it never prints and never exits."""
+"""Score a list of files and judge the batch: the work of `anomaly score`, without printing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
 from anomaly_cli.tables.writer import write_table
 
-_Measure = Callable[[list[Path]], Generator[Row]]  # a row a file, in any order
+_Measure = Callable[[list[Path]], Generator[Row]]  # one row per file, in any order
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def rank(paths: list[Path], model: Model, device: torch.device, progress: Progre
 def open_journal_of(
     table: Path, model_path: Path, device: str, *, with_quality: bool = True, engine: Engine = Engine.LOCAL
 ) -> AbstractContextManager[Journal]:
-    """Open the journal of a table for `score`; its rows hold for this model on this machine and these versions only.
+    """Open the journal of a table for `score`; its rows are valid for this model, machine and library versions only.
 
-    The processors of a cluster are unknown here: what it measured goes on in a cluster only.
+    The processors of a cluster are unknown here, so a run of a cluster is resumed in a cluster only.
     """
     local = engine is Engine.LOCAL
     identity = {
@@ -126,7 +126,7 @@ def open_journal_of(
 
 
 def score_files(paths: list[Path], measure: _Measure, progress: Progress, journal: Journal | None = None) -> list[Row]:
-    """Measure those files that the journal has not; rows in any order.
+    """Measure the files that are not in the journal; rows in any order.
 
     Raises:
         InputError: none can be read.
@@ -134,7 +134,7 @@ def score_files(paths: list[Path], measure: _Measure, progress: Progress, journa
     rows = [] if journal is None else journal.finished(paths)
     done = {row.path for row in rows}
     left = [path for path in paths if os.fspath(path) not in done]
-    with closing(measure(left)) as measured:  # closed, it lets go of threads or machines, also after Ctrl-C
+    with closing(measure(left)) as measured:  # closing it ends its threads or leaves the cluster, also after Ctrl-C
         for row in measured:
             rows.append(row)
             if journal is not None:
@@ -146,7 +146,7 @@ def score_files(paths: list[Path], measure: _Measure, progress: Progress, journa
 
 
 def measure_rows(paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool) -> Generator[Row]:
-    """Measure files on the devices of this machine and yield a row each."""
+    """Measure files on the devices of this machine and yield one row per file."""
     size, workers = model.config.image_size, worker_count()
     results = measure_on(devices, model.detector, model.map_scale, paths, size, workers, with_quality=with_quality)
     for path, result in zip(paths, results, strict=True):
@@ -164,5 +164,5 @@ def write_scores(report: ScoreReport, out: Path | None, table_format: TableForma
 
 
 def info(model_path: Path) -> dict[str, Any]:
-    """Describe a model file: its header, with prototypes and channels a scale."""
+    """Describe a model file: its header, with prototypes and channels of each scale."""
     return read_header(model_path)

@@ -1,4 +1,4 @@
-"""Score files as their names arrive: one row each at once, in the order of arrival; nothing is ranked or printed."""
+"""Score files as their names arrive: one row per file, in the order of arrival; nothing is ranked or printed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
 
 FRESH_S = 2.0  # a file changed this recently may be half written
-PATIENCE_S = 10.0  # longest wait for a file that goes on changing
+PATIENCE_S = 10.0  # longest wait for a file that keeps changing
 RETRY_S = 0.1
 
 
@@ -47,10 +47,10 @@ def open_stream(
     patterns: PathPatterns = EVERY_FILE,
     device: str = "auto",
 ) -> Stream:
-    """Load the model and get ready to score the inputs first, then what arrives.
+    """Load the model; the rows of the inputs come first, then those of the arriving files.
 
     Raises:
-        InputError: an input does not exist; of what arrives later that is a row.
+        InputError: an input does not exist; a missing file among the arriving ones gets a row.
     """
     chosen = choose_device(device)
     model = load_model(model_path, chosen)
@@ -68,7 +68,7 @@ def stream_rows(paths: Iterable[Path], model: Model, device: torch.device, thres
         threshold: scores from here on are flagged; what depends on the whole run (rank, q-value) stays unknown.
 
     Yields:
-        One row a file, in the order of arrival; a file that is missing or cannot be read has its row, too.
+        One row per file, in the order of arrival; also for a file that is missing or cannot be read.
     """
 
     def measure(path: Path) -> Row:
@@ -84,7 +84,7 @@ def find_arriving(names: Iterable[Path], patterns: PathPatterns = EVERY_FILE) ->
     for name in names:
         try:
             yield from find_images([name], patterns)
-        except InputError:  # missing, or a folder that cannot be listed: its row says so, others may follow
+        except InputError:  # missing, or a folder that cannot be listed: its row gives the reason
             yield name
 
 
@@ -106,7 +106,7 @@ def append_lines(lines: Iterable[bytes], out: Path | None) -> None:
 
 
 def retry_while_changing(measure: Callable[[Path], Row], path: Path) -> Row:
-    """Measure a file, again and again while it cannot be read and was changed just now: it may be half written."""
+    """Measure a file; retry while it cannot be read and is still being written."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         row = measure(path)
@@ -120,5 +120,5 @@ def _changed_just_now(path: Path) -> bool:
         status = path.stat()
     except (OSError, ValueError):  # gone, or no possible name
         return False
-    # A time in the future, from another clock or a camera, is not now either.
+    # A modification time in the future, from another clock or a camera, does not count as just now.
     return S_ISREG(status.st_mode) and abs(time.time() - status.st_mtime) < FRESH_S

@@ -1,7 +1,7 @@
 """Try every way in and out of the commands from a real shell: `python -m benchmarks.robustness.pipes`.
 
-Prints one row of a Markdown table a promise: what is promised, the shell line that tries it, what came out. Exits with
-1 where something else came out than should.
+Prints a Markdown table with one row per promise: the sentence, the shell line that tests it, its output. Exits with 1
+where an output differs from the expected one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from benchmarks.accuracy.textures import write_textures
 from benchmarks.robustness.malformed import train_model
 
 FILES = 12
-COMPLETION_S = 0.3  # of processor time; a shell waits for that on every press of the key
+COMPLETION_S = 0.3  # of processor time; spent at every press of the key
 DEADLINE_S = 300
 
 
 @dataclass(frozen=True)
 class Promise:
-    """A sentence, the shell line that tries it, and what it prints if the sentence is true."""
+    """A sentence of the docs, the shell line that tests it, and what it prints if the sentence is true."""
 
     sentence: str
     line: str
@@ -128,7 +128,7 @@ class _Silent(http.server.SimpleHTTPRequestHandler):
 
 
 def shell(line: str, environment: dict[str, str]) -> str:
-    """Run a line in a shell in the work place; return what it printed, errors included where it failed."""
+    """Run a line in a shell in the working folder; return what it printed, stderr included."""
     result = subprocess.run(
         ["sh", "-c", line],
         cwd=environment["PWD"],

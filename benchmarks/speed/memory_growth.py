@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from anomaly_cli.cli import app; app()"]
 COMMANDS = ("score", "resume", "list", "heatmap", "report", "train")
 KILLED_AT = 0.9  # of the files are in the journal when the run that `resume` takes up is killed
 MEGABYTE = 1024  # of getrusage, which counts in kB
-LOOK_S = 0.2  # between looks at a growing journal
+POLL_S = 0.2  # between checks of a growing journal
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def kill_half_way(journal: Path, lines: int, *arguments: str | Path) -> None:
     """Run `anomaly` and kill it once its journal has so many lines, or let it end."""
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and _lines(journal) < lines:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         process.kill()
 
 
@@ -96,12 +96,12 @@ def measure(command: str, files: Path, count: int, model: Path, options: Sequenc
 
 
 def bytes_a_file(few: tuple[int, Cost], many: tuple[int, Cost]) -> float:
-    """By how much the peak grows from few files to many, for each file more."""
+    """Growth of the peak from few files to many, per additional file."""
     return (many[1].peak_mb - few[1].peak_mb) * MEGABYTE**2 / (many[0] - few[0])
 
 
 def main() -> None:
-    """Measure and print every peak, and how much each command needs for a file more."""
+    """Measure and print every peak, and how much each command needs per additional file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 5000], help="files, from few to many")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=["score"])
@@ -122,7 +122,7 @@ def main() -> None:
     for command, measured in costs.items():
         if len(measured) > 1:
             ratio = measured[-1][1].peak_mb / measured[0][1].peak_mb
-            print(f"{command:8}{bytes_a_file(measured[0], measured[-1]):6.0f} bytes a file, ratio {ratio:.3f}")
+            print(f"{command:8}{bytes_a_file(measured[0], measured[-1]):6.0f} bytes per file, ratio {ratio:.3f}")
 
 
 if __name__ == "__main__":

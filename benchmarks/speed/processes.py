@@ -1,7 +1,7 @@
 """Compare training on one process and on several: `python -m benchmarks.speed.processes`.
 
-Wall time says what a user waits, CPU time what all processes worked together, imports included: on a machine that
-others use too, only the second can be compared.
+Wall time is what a user waits, CPU time the sum over all processes, imports included: on a shared machine only the
+second can be compared.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def image_auroc(model: Path, folder: Path) -> float:
 
 
 def main() -> None:
-    """Train, score and print one line a run."""
+    """Train, score and print one line per run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -1,8 +1,8 @@
 """Measure how `score --engine ray` scales: `python -m benchmarks.speed.ray_scaling [--files DIR] [--workers 1 2]`.
 
-Each round runs every number of workers once, by turns, each in a local cluster of so many cores. Prints the seconds
+Each round runs every number of workers once, alternating, each in a local cluster of so many cores. Prints the seconds
 until the first row (cluster, workers and model are ready), images/s from there to the last row, both as medians over
-the rounds, and how many bytes of memory a row takes where all rows are gathered and ranked.
+the rounds, and the bytes of memory per row where all rows are gathered and ranked.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def row_bytes(rows: list[Row]) -> float:
 
 
 def report(paths: list[Path], model: Path, counts: list[int], rounds: int) -> None:
-    """Measure and print a line a number of workers."""
+    """Measure and print one line per number of workers."""
     results = [{count: measure(paths, model, count) for count in counts} for _ in range(rounds)]
     base = 0.0
     for count in counts:
@@ -79,7 +79,7 @@ def report(paths: list[Path], model: Path, counts: list[int], rounds: int) -> No
             f"{count} workers: first row after {first_s:6.1f} s, then {rate:7.1f} images/s, "
             f"{rate / count / base:4.2f} of linear"
         )
-    print(f"{row_bytes(results[0][counts[0]][2]):.0f} bytes a row in the driver")
+    print(f"{row_bytes(results[0][counts[0]][2]):.0f} bytes per row in the driver")
 
 
 def main() -> None:

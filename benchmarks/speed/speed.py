@@ -1,9 +1,9 @@
 """Measure speed: `python -m benchmarks.speed.speed [--files DIR]`.
 
-Prints images/s of decoding and resizing alone beside images/s of whole scoring, with the same worker threads and in
-turns; the time of whole scoring with the quality columns in times of scoring without (`--no-quality`), and in float32
-in times of what this processor does, with how far the scores move; seconds of
-training on 100 and scoring 200 images; and seconds of `anomaly --help`.
+Prints images/s of decoding and resizing alone and of whole scoring, with the same worker threads, alternating; the time
+of whole scoring with the quality columns relative to scoring without (`--no-quality`), and in float32 relative to the
+precision that this processor prefers, with the change of the scores; seconds of training on 100 and scoring 200 images;
+and seconds of `anomaly --help`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.accuracy.quality import quiet
 from benchmarks.accuracy.textures import add_image_options, images_of
 from benchmarks.speed.memory_growth import COMMAND
 
-ROUNDS = 5  # what is compared takes turns, so that a busy machine slows both
+ROUNDS = 5  # what is compared alternates, so that a busy machine slows both
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -46,7 +46,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare_rates(model: Model, paths: list[Path]) -> tuple[float, float]:
-    """Return images/s of reading alone and of whole scoring: medians over rounds in turn."""
+    """Return images/s of reading alone and of whole scoring: medians over alternating rounds."""
     size, workers, device = model.config.image_size, worker_count(), torch.device("cpu")
 
     def read() -> None:
@@ -80,7 +80,7 @@ def precision(model_path: Path, paths: list[Path]) -> tuple[float, float, float]
     """Compare scoring as this processor does it with scoring in float32.
 
     Returns:
-        Time of float32 in times of the other, median over rounds in turn; Spearman's correlation of the scores; the
+        Time of float32 in times of the other, median over alternating rounds; Spearman's correlation of the scores; the
         largest difference of a score, as a share of it.
     """
     scores: dict[str, NDArray[np.float64]] = {}

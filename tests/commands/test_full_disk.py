@@ -22,7 +22,7 @@ WITHOUT_MODEL = ("train", "normal", *SETTINGS, "--seed", "1", "-q")
 
 
 def full_disk() -> None:
-    """Hook: as a full disk, no file can grow; what the tests listen to goes elsewhere."""
+    """Hook: as on a full disk, no file can grow."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL))
 

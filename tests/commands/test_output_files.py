@@ -51,7 +51,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file_and_the_next_run_suc
     out = tmp_path / "out.bin"
     out.write_bytes(b"old")
     code = (
-        "import sys, time; from pathlib import Path; from anomaly_cli.table import atomic_output\n"
+        "import sys, time; from pathlib import Path; from anomaly_cli.files import atomic_output\n"
         "with atomic_output(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
     )
@@ -69,7 +69,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file_and_the_next_run_suc
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_two_runs_that_write_one_file_take_turns_and_the_last_one_wins(tmp_path: Path) -> None:
+def test_two_runs_that_write_one_file_do_so_one_after_the_other_and_the_last_one_wins(tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
 
     def write_second() -> None:
@@ -134,7 +134,7 @@ def test_a_pipe_is_written_directly(tmp_path: Path) -> None:
 
 def test_dev_stdout_redirected_to_a_file_stays_the_file_of_the_shell(tmp_path: Path) -> None:
     code = (
-        "import os; from pathlib import Path; from anomaly_cli.table import atomic_output\n"
+        "import os; from pathlib import Path; from anomaly_cli.files import atomic_output\n"
         "with atomic_output(Path('/dev/stdout')) as file:\n    file.write(b'data')\n"
     )
     target = tmp_path / "redirected"

@@ -219,7 +219,7 @@ def test_a_batch_from_another_source_is_called_so_and_trips_its_gate(camera: Pat
     assert result.stderr.endswith(f"gate tripped: drift (p = {verdict['drift_p_value']:.2g})\n")
 
 
-def test_a_batch_from_the_same_source_passes_and_its_share_is_told(camera: Path) -> None:
+def test_a_batch_from_the_same_source_passes_and_its_share_is_estimated(camera: Path) -> None:
     result = anomaly("score", "same", "--summary", "verdict.json", "--fail-on", "drift")
 
     verdict = json.loads(Path("verdict.json").read_text())
@@ -230,7 +230,7 @@ def test_a_batch_from_the_same_source_passes_and_its_share_is_told(camera: Path)
     assert verdict["anomaly_share_low"] <= 0.05
 
 
-def test_images_that_the_model_was_trained_on_are_told_to_be_too_near(camera: Path) -> None:
+def test_images_that_the_model_was_trained_on_are_reported_as_too_near(camera: Path) -> None:
     result = anomaly("score", "normal", "--summary", "verdict.json")
 
     verdict = json.loads(Path("verdict.json").read_text())

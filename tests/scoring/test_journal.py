@@ -1,4 +1,4 @@
-"""`score --resume`: killed anywhere, it goes on, measures nothing twice, and ends with the same bytes."""
+"""`score --resume`: killed anywhere, it resumes, measures nothing twice, and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ def interrupt(rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4, FILES])
-def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_bytes(
-    uninterrupted: bytes, measured: list[str], rows: int
-) -> None:
+def test_a_killed_run_resumes_and_writes_the_same_bytes(uninterrupted: bytes, measured: list[str], rows: int) -> None:
     interrupt(rows)
     done = [json.loads(line)["row"]["path"] for line in JOURNAL.read_bytes().splitlines()[1:]]
 
@@ -209,8 +207,8 @@ def tear_line(number: int, size: int) -> None:
     pytest.MonkeyPatch().setattr(Journal, "_write", torn)
 
 
-def assert_goes_on(hook: Callable[[], None], measured: list[str], whole: tuple[bytes, bytes]) -> None:
-    """Kill a run by the hook, go on in this process and compare with a run that was never killed."""
+def assert_resumes(hook: Callable[[], None], measured: list[str], whole: tuple[bytes, bytes]) -> None:
+    """Kill a run by the hook, resume it in this process and compare with a run that was never killed."""
     options = ("--resume", "-q", "--summary", "verdict.json")
     running = start("score", "mine", *options, hook=hook)
     assert running.exit_code() == -signal.SIGKILL, running.stderr
@@ -261,29 +259,29 @@ STAGES = (
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_killed_before_or_after_any_stage_goes_on(
+def test_a_run_killed_before_or_after_any_stage_is_resumed(
     whole: tuple[bytes, bytes], measured: list[str], stage: str, when: str
 ) -> None:
-    assert_goes_on(partial(kill_around, stage, 0, when), measured, whole)
+    assert_resumes(partial(kill_around, stage, 0, when), measured, whole)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("output", [0, 1])
-def test_a_run_killed_around_the_renaming_of_an_output_goes_on(
+def test_a_run_killed_around_the_renaming_of_an_output_is_resumed(
     whole: tuple[bytes, bytes], measured: list[str], output: int, when: str
 ) -> None:
-    assert_goes_on(partial(kill_around, "pathlib:Path.replace", output, when), measured, whole)
+    assert_resumes(partial(kill_around, "pathlib:Path.replace", output, when), measured, whole)
 
 
 @pytest.mark.parametrize("size", [0, 1, 10, 300])
 @pytest.mark.parametrize("number", [0, 1, 5, FILES + 1])
-def test_a_run_killed_within_a_line_of_its_journal_goes_on(
+def test_a_run_killed_within_a_line_of_its_journal_is_resumed(
     whole: tuple[bytes, bytes], measured: list[str], number: int, size: int
 ) -> None:
-    assert_goes_on(partial(tear_line, number, size), measured, whole)
+    assert_resumes(partial(tear_line, number, size), measured, whole)
 
 
-def test_a_run_killed_at_random_points_goes_on_from_each(whole: tuple[bytes, bytes], measured: list[str]) -> None:
+def test_a_run_killed_at_random_points_is_resumed_from_each(whole: tuple[bytes, bytes], measured: list[str]) -> None:
     counted = start("score", "mine", "--resume", "-q", "--summary", "verdict.json", hook=partial(kill_at, None))
     assert counted.exit_code() == 0, counted.stderr
     assert (TABLE.read_bytes(), Path("verdict.json").read_bytes()) == whole
@@ -291,7 +289,7 @@ def test_a_run_killed_at_random_points_goes_on_from_each(whole: tuple[bytes, byt
     assert steps > 10 * RANDOM_KILLS
 
     for point in random.Random(0).sample(range(1, steps), RANDOM_KILLS):
-        assert_goes_on(partial(kill_at, point), measured, whole)
+        assert_resumes(partial(kill_at, point), measured, whole)
 
 
 # What is measured again
@@ -352,7 +350,7 @@ def test_with_settled_time_stamps_no_file_is_even_read_again(
     assert read == []
 
 
-def test_other_flags_may_be_asked_for_when_going_on(uninterrupted: bytes, measured: list[str]) -> None:
+def test_other_flags_may_be_asked_for_when_resuming(uninterrupted: bytes, measured: list[str]) -> None:
     interrupt(5)
 
     resumed = scored("--resume", "--top", "2")
@@ -417,7 +415,7 @@ def test_what_is_no_regular_file_is_never_entered_and_never_waited_for(tmp_path:
 # Whose journal it is
 
 
-def test_a_journal_of_another_model_is_given_up_with_one_line(uninterrupted: bytes, measured: list[str]) -> None:
+def test_a_journal_of_another_model_is_discarded_with_one_line(uninterrupted: bytes, measured: list[str]) -> None:
     interrupt(4)
     lines = JOURNAL.read_bytes().splitlines(keepends=True)
     header = {**json.loads(lines[0]), "model": "another"}

@@ -1,4 +1,4 @@
-"""`score --engine ray`: the same table from a cluster, whatever happens to its workers, and not a word from Ray."""
+"""`score --engine ray`: the same table from a cluster, whatever happens to its workers, and no output of Ray."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [
 
 EAGER = {"RAY_worker_niceness": "0"}  # other tests at the same time would starve workers of Ray's own priority
 STORE_BYTES = 80 * 2**20  # the least that Ray takes
-BIG = 12  # slow files, so that a run is still going on when its first rows arrive
+BIG = 12  # slow files, so that a run has not ended when its first rows arrive
 TABLE, JOURNAL = Path("scores.csv"), Path("scores.csv.journal")
 
 
@@ -142,7 +142,7 @@ def test_workers_that_are_killed_lose_nothing(big: Path, address: str) -> None:
 # A run of its own
 
 
-def test_a_run_starts_a_cluster_where_there_is_none_and_ray_says_nothing(here: Path) -> None:
+def test_a_run_starts_a_cluster_where_there_is_none_and_ray_prints_nothing(here: Path) -> None:
     expected = anomaly("score", "incoming", "--out", "-")
 
     running = start("score", "incoming", "--out", "-", "--engine", "ray", hook=forget_the_address)
@@ -173,7 +173,7 @@ def stop_after(rows: int, address: str) -> None:
     pytest.MonkeyPatch().setattr(Journal, "add", slow)
 
 
-def test_an_interrupted_run_is_130_lets_the_cluster_go_and_can_be_resumed(big: Path, address: str) -> None:
+def test_an_interrupted_run_is_130_leaves_the_cluster_and_can_be_resumed(big: Path, address: str) -> None:
     running = start("score", "big", "--engine", "ray", "--resume", "-q", hook=partial(stop_after, 3, address))
     running.wait_until_reached()
     running.send(signal.SIGINT)
@@ -253,9 +253,7 @@ def test_what_only_one_machine_can_do_is_refused(here: Path, options: tuple[str,
         ({"CPU": 2.0, "GPU": 4.0}, "cuda", Plan(4, 1, 1, "cuda")),
     ],
 )
-def test_there_is_a_worker_a_gpu_or_else_a_worker_a_core(
-    resources: dict[str, float], device: str, expected: Plan
-) -> None:
+def test_there_is_one_worker_per_gpu_or_else_per_core(resources: dict[str, float], device: str, expected: Plan) -> None:
     assert make_plan(resources, device) == expected
 
 

@@ -1,4 +1,4 @@
-"""The box around the hottest region, against a flood fill written out by hand."""
+"""The box around the region of the peak, against a flood fill written out by hand."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_box_rounds_outwards_to_whole_pixels() -> None:
     assert region == Region(x=33, y=3, width=34, height=4, fraction=1 / 9)
 
 
-def test_a_hotter_cell_elsewhere_leaves_a_larger_region_out() -> None:
+def test_a_higher_peak_elsewhere_leaves_a_larger_region_out() -> None:
     anomaly_map = np.array([[1.2, 1.2, 1.2, 0.0, 1.3]])
 
     assert peak_region(anomaly_map, 1.0, 1, 5) == Region(4, 0, 1, 1, 0.2)
@@ -85,7 +85,7 @@ def test_the_halo_of_a_strong_anomaly_is_left_out() -> None:
     assert peak_region(anomaly_map, 1.0, 1, 6) == Region(2, 0, 3, 1, 0.5)
 
 
-def test_a_normal_image_shows_its_hottest_cell() -> None:
+def test_the_region_of_a_normal_image_is_its_peak_cell() -> None:
     assert peak_region(np.array([[0.3, 0.8, 0.7]]), 1.0, 1, 3) == Region(1, 0, 1, 1, 1 / 3)
 
 

@@ -1,4 +1,4 @@
-"""The pipeline: the same input gives the same bytes, each file is judged for itself, pictures agree with the table."""
+"""Scoring: the same input gives the same bytes, each file is judged for itself, pictures agree with the table."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_results_come_in_the_order_of_the_items_and_workers_stay_only_a_few_ahea
     assert list(results) == [i * i for i in range(2, 101)]
 
 
-# Files that change while being looked at
+# Files that change meanwhile
 
 
 def test_files_that_vanish_or_change_after_listing_are_unreadable_rows(
@@ -167,7 +167,7 @@ def test_links_in_a_circle_list_every_file_once(here: Path) -> None:
     ]
 
 
-# The accelerator's path
+# Batches on accelerators
 
 
 def test_batches_of_mixed_sizes_give_what_one_image_at_a_time_gives(
@@ -214,7 +214,7 @@ def test_many_images_are_batched_without_loss(loaded: Model, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_images_dealt_out_to_several_devices_come_back_in_order_and_the_same(
+def test_images_distributed_over_several_devices_come_back_in_order_and_the_same(
     loaded: Model, monkeypatch: pytest.MonkeyPatch, trained: Trained, count: int
 ) -> None:
     monkeypatch.setattr(measure, "GPU_BATCH", 2)
@@ -336,11 +336,11 @@ def test_if_no_input_holds_an_image_all_inputs_are_named(tmp_path: Path) -> None
 
 
 def test_progress_counts_every_file_once_and_to_the_end(here: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
 
     heatmaps.heatmap(
-        [Path("incoming")], Path("anomaly.safetensors"), Path("out"), progress=lambda *news: told.append(news)
+        [Path("incoming")], Path("anomaly.safetensors"), Path("out"), progress=lambda *call: calls.append(call)
     )
 
-    assert [news for news in told if news[0] == "scoring"] == [("scoring", i, 9) for i in range(1, 10)]
-    assert [news for news in told if news[0] == "drawing"] == [("drawing", i, 9) for i in range(1, 10)]
+    assert [call for call in calls if call[0] == "scoring"] == [("scoring", i, 9) for i in range(1, 10)]
+    assert [call for call in calls if call[0] == "drawing"] == [("drawing", i, 9) for i in range(1, 10)]

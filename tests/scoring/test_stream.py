@@ -1,4 +1,4 @@
-"""`score --stream`: a row a file as soon as its name is known, in the order of arrival."""
+"""`score --stream`: one row per file as soon as its name is known, in the order of arrival."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_file_that_is_still_being_written_is_waited_for(here: Path) -> None:
     assert row | {"path": ""} == expected | {"path": ""}
 
 
-def test_a_broken_file_that_nobody_has_touched_lately_is_not_waited_for(
+def test_a_broken_file_that_was_not_changed_lately_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", None)
@@ -230,21 +230,19 @@ def test_a_broken_file_that_nobody_has_touched_lately_is_not_waited_for(
         assert retry_while_changing(lambda path: UNREADABLE, path) is UNREADABLE
 
 
-def test_a_file_that_goes_on_changing_is_given_up_after_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_keeps_changing_is_reported_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "a"
     monkeypatch.setattr(stream, "PATIENCE_S", 0.3)
     monkeypatch.setattr(stream, "RETRY_S", 0.05)
-    looks = []
+    attempts = []
 
     def changing(path: Path) -> Row:
         path.touch()
-        looks.append(path)
+        attempts.append(path)
         return UNREADABLE
 
     assert retry_while_changing(changing, image) is UNREADABLE
-    assert 2 <= len(looks) <= 8
+    assert 2 <= len(attempts) <= 8
 
 
 # Errors
