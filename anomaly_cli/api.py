@@ -1,4 +1,4 @@
-"""The engine for notebooks: `train`, `score` and `heatmap` on images that lie in files; never prints."""
+"""Functions for notebooks: `train`, `score` and `heatmap` on image files; never prints."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(
 
     Args:
         normal: folder or files of normal images, one or several.
-        model: file to keep the model in; where it is left out the model is kept in memory only.
+        model: file to save the model to; if left out, the model stays in memory only.
         anomalies: known anomalous images, likewise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         settings: fields of `DetectorConfig`: `backbone`, `image_size`, `prototypes`, `effort`, `seed`.
@@ -69,7 +69,7 @@ def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.Dat
         device: as in `train`.
 
     Returns:
-        The table that `anomaly score` writes: a row a file, most anomalous first.
+        The table that `anomaly score` writes: one row per file, most anomalous first.
 
     Raises:
         AnomalyError: what the command would say.
@@ -113,4 +113,4 @@ def _paths(names: Names) -> list[Path]:
 
 
 def _silent(_phase: str, _done: int, _total: int) -> None:
-    """Notebooks show a result, not how it came about."""
+    """Report no progress: notebooks show results only."""

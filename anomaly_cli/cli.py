@@ -1,4 +1,4 @@
-"""The command line as a whole: its commands, its errors as one line each, its exit codes; imports nothing heavy."""
+"""The command-line application: its commands, one-line errors and exit codes; imports nothing heavy."""
 
 from __future__ import annotations
 

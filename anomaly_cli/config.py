@@ -10,7 +10,7 @@ from anomaly_cli.errors import ConfigError
 
 DEFAULT_FDR = 0.05  # share of the flagged images that may be normal
 MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for the calibration
-MIN_BATCH = 20  # readable images, and held-out normal ones: fewer say too little about a batch as a whole
+MIN_BATCH = 20  # readable images, and held-out normal ones: fewer are too few to judge a batch as a whole
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
 
 
@@ -23,7 +23,7 @@ class Effort(StrEnum):
 
 
 class Engine(StrEnum):
-    """Where `score` measures: on this machine, or on those of a Ray cluster."""
+    """Where `score` computes: on this machine, or on those of a Ray cluster."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -56,8 +56,8 @@ class FlagRule:
     """Which images `score` flags.
 
     Attributes:
-        kind: q-value ≤ value, score ≥ value, the `value` highest scores, or as many as let so many normal images of a
-            run be expected among the flagged.
+        kind: q-value ≤ value; score ≥ value; the `value` highest scores; or as many as keep the expected number of
+            flagged normal images of a run ≤ value.
         value: of the option.
     """
 
@@ -104,7 +104,7 @@ class DetectorConfig:
 
     backbone: str = "embedded"  # `embedded`, `scratch` or a torchvision model name
     image_size: int = 256  # pixels; images are resized to about this many pixels squared, aspect kept
-    prototypes: int = 2000  # upper limit a scale
+    prototypes: int = 2000  # upper limit per scale
     effort: Effort = Effort.STANDARD
     seed: int = 0
 

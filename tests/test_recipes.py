@@ -47,7 +47,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from anomaly_cli.cli import app
-from anomaly_cli.journal import Journal
+from anomaly_cli.scoring.journal import Journal
 tries = Path("tries")
 with tries.open("a") as file:
     file.write("try\\n")

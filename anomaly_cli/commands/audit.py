@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def summarise_audit(report: AuditReport, out: str) -> None:
-    """Say how many images stand out, and what the table can and cannot tell."""
+    """Print how many images are flagged, and what the table can and cannot tell."""
     readable = [row for row in report.rows if row.status == "ok"]
     print_stderr(
         f"{plural(len(report.rows), 'file')}: {len(report.flagged)} flagged (beyond the limit of the bulk), "
@@ -41,7 +41,7 @@ def summarise_audit(report: AuditReport, out: str) -> None:
     )
     print_stderr(
         "without a normal folder this ranks how rare an image is among the others; "
-        "for p- and q-values train on images that were looked at"
+        "for p- and q-values train on images that are known to be normal"
     )
     list_worst(readable, report.unreadable)
     print_stderr(f"table: {out}")

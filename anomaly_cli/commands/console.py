@@ -23,7 +23,7 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 
 class ProgressCallback(Protocol):
-    """How the pipeline reports: phase, images done, images in all."""
+    """How workflows report progress: phase, images done, images in total."""
 
     def __call__(self, phase: str, done: int, total: int, /) -> None:
         """Report progress."""
@@ -38,7 +38,7 @@ def print_stderr(text: str) -> None:
 
 
 def escaped(text: str, encoding: str | None) -> str:
-    """Escape what would break a line, steer a terminal or have no encoding: file names hold anything."""
+    """Escape what would break a line, control a terminal or have no encoding: file names may hold anything."""
     encoding = encoding or "utf-8"
     return text.translate(CONTROLS).encode(encoding, "backslashreplace").decode(encoding)
 

@@ -1,4 +1,4 @@
-"""`anomaly evaluate`: what a table is worth where labels are known."""
+"""`anomaly evaluate`: compare a table with labels and print every figure with its interval."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIGURES_IN_WORDS = {
 
 
 def summarise_evaluation(evaluation: Evaluation) -> None:
-    """Say what was compared, every figure with its interval, and what the flags of the table are worth."""
+    """Print what was compared, every figure with its interval, and how good the flags are."""
     normal, anomalous = evaluation.normal, evaluation.anomalous
     print_stderr(f"{plural(normal + anomalous, 'labelled image')}: {normal} normal, {anomalous} anomalous")
     for count, noun, what in (
@@ -43,13 +43,13 @@ def summarise_evaluation(evaluation: Evaluation) -> None:
         print_stderr(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
     if any(figure.low == figure.high for figure in evaluation.figures.values()):
         print_stderr(
-            "an interval of one value says that drawing the images anew changed nothing, not that the figure is certain"
+            "an interval of one value means that resampling the images changed nothing, not that the figure is certain"
         )
     _judge_flags(evaluation)
 
 
 def _judge_flags(evaluation: Evaluation) -> None:
-    """Say how many of the flagged are anomalous, how many anomalies are missed, how many alarms are false."""
+    """Print precision, recall and the rate of false alarms of the flags."""
     found = evaluation.confusion
     hits, alarms = found.flagged_anomalous, found.flagged_normal
     if found.precision is None:
@@ -78,7 +78,7 @@ def evaluate(
     masks: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Masks called like the images, white where anomalous: the maps are evaluated, too."
+            metavar="DIR", help="Masks named like the images, white where anomalous: evaluates the anomaly maps, too."
         ),
     ] = None,
     model: ModelFile = Path("anomaly.safetensors"),
@@ -92,7 +92,7 @@ def evaluate(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare a table with labels: how good is the ranking, what are the flags worth."""
+    """Compare a table with labels: how good are its ranking and its flags."""
     from anomaly_cli import files
     from anomaly_cli.review import evaluation
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:
-    """Say how many overlays were drawn and where."""
+    """Print how many overlays were drawn and where."""
     warn_unreadable(report.unreadable)
     print_stderr(f"{plural(len(report.written), 'overlay')} in {out}")
 
@@ -46,7 +46,7 @@ def heatmap(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Draw where images deviate: an overlay a file, one colour scale for all."""
+    """Draw where images deviate: one overlay per file, one colour scale for all."""
     paths = read_inputs(inputs, files_from, null, required=scores is None)
     patterns = patterns_of(include, exclude)
 

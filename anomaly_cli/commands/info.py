@@ -15,14 +15,14 @@ from anomaly_cli.files import write_to_stdout
 
 
 def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
-    """Describe a model file, a line each, for `anomaly info`."""
+    """Describe a model file in lines of text, one per property."""
     provenance, config, normals = header["provenance"], header["config"], header["normal_scores"]
     yield f"model         {path}, format {header['format']}"
     yield f"trained       {provenance['created']}"
     known = f"{provenance['anomalies']} known anomalous"
     yield f"on            {plural(provenance['images'], 'normal image')}, {known}"
-    suspects = f"{provenance['suspects']} that stood out"
-    yield f"left out      {plural(provenance['unreadable'], 'unreadable file')}, {suspects}"
+    outliers = plural(provenance["suspects"], "outlier")
+    yield f"left out      {plural(provenance['unreadable'], 'unreadable file')}, {outliers}"
     yield f"training set  sha256 {provenance['training_set']}"
     yield f"settings      {', '.join(f'{name} {value}' for name, value in config.items())}"
     yield f"versions      {', '.join(f'{name} {value}' for name, value in provenance['versions'].items())}"

@@ -1,4 +1,4 @@
-"""The files that a command reads: folders, files, URLs and lists of paths, gathered or one by one."""
+"""The inputs of a command: folders, files, URLs and lists of paths, read at once or one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anomaly_cli.errors import ConfigError, InputError
 from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.paths import RemotePath, path_of, paths_of
 
-CHUNK_BYTES = 65536  # of a list of paths; one read gives what is there
+CHUNK_BYTES = 65536  # of a list of paths; one read returns what is there
 
 
 def patterns_of(include: list[str] | None, exclude: list[str] | None) -> PathPatterns:

@@ -1,4 +1,4 @@
-"""The command that reads a table of `score` back: parse, choose, print; it opens no image and loads no model."""
+"""`anomaly list`: print paths of a table; opens no image and loads no model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def list_paths(
     flagged: Annotated[bool, typer.Option("--flagged", help="Only the flagged.")] = False,
     above: Annotated[
         float | None,
-        typer.Option(metavar="SCORE", help="Only scores from here on, as --threshold; 1 = limit of normal."),
+        typer.Option(metavar="SCORE", help="Only scores from this one up, as --threshold; 1 = limit of normal."),
     ] = None,
     top: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the N most anomalous.")] = None,
     unreadable: Annotated[
@@ -32,7 +32,7 @@ def list_paths(
         TableFormat | None, typer.Option("--format", help="Instead of the one that the content shows.")
     ] = None,
 ) -> None:
-    """Print the paths of a table alone, most anomalous first: all that have a score, or those of one option."""
+    """Print only the paths of a table, most anomalous first: all with a score, or those that one option selects."""
     selection = Selection.choose(
         {Selector.FLAGGED: flagged, Selector.ABOVE: above, Selector.TOP: top, Selector.UNREADABLE: unreadable}
     )

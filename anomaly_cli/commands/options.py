@@ -24,7 +24,7 @@ Inputs = Annotated[
 
 FilesFrom = Annotated[
     str | None,
-    typer.Option("--files-from", metavar="FILE|-", help="Read more paths from a file, one a line."),
+    typer.Option("--files-from", metavar="FILE|-", help="Read more paths from a file, one per line."),
 ]
 
 
@@ -66,7 +66,7 @@ ImageSize = Annotated[
 ]
 
 
-Prototypes = Annotated[int, typer.Option(metavar="N", help="Upper limit a scale.")]
+Prototypes = Annotated[int, typer.Option(metavar="N", help="Upper limit per scale.")]
 
 
 Seed = Annotated[int, typer.Option(metavar="N", help="Same images, settings and seed give the same result.")]

@@ -10,8 +10,8 @@ import typer
 from anomaly_cli.commands import console
 from anomaly_cli.commands.options import ModelFile, Quiet
 
-SHOWN_PROTOTYPES = 200  # a scale: ten rows
-MAX_SHOWN_PROTOTYPES = 5000  # to be put in order their distances are compared, all with all
+SHOWN_PROTOTYPES = 200  # per scale: ten rows
+MAX_SHOWN_PROTOTYPES = 5000  # ordering them compares all pairs
 
 
 def prototypes(

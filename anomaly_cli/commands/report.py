@@ -1,4 +1,4 @@
-"""The commands for the person who decides what a table means: parse, call the engine, print what came out."""
+"""`anomaly report`: one HTML page to review a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def report(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Make one HTML page to look through a table, decide image by image and export the labels: no network needed."""
+    """Make one HTML page to review a table image by image and export the labels: no network needed."""
     from anomaly_cli.review.report_page import write_report
 
     with console.progress(quiet) as progress:
@@ -39,7 +39,7 @@ def report(
 
 
 def summarise_page(report: PageReport, out: Path) -> None:
-    """Say what the page shows, what it leaves out and how large it is."""
+    """Print what the page shows, what it leaves out and how large it is."""
     gone = len(report.missing)
     if gone:
         print_stderr(

@@ -1,4 +1,4 @@
-"""The commands that measure images with a model: parse, call the pipeline, print, choose the exit code."""
+"""`anomaly score`: rank images by how far they deviate from normal, print a summary, choose the exit code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Fdr = Annotated[
 
 
 Threshold = Annotated[
-    float | None, typer.Option(metavar="SCORE", help="Flag scores from here on instead; 1 = limit of normal.")
+    float | None, typer.Option(metavar="SCORE", help="Flag scores from this one up instead; 1 = limit of normal.")
 ]
 
 
@@ -111,9 +111,7 @@ Stream = Annotated[
 
 Resume = Annotated[
     bool,
-    typer.Option(
-        "--resume", help="Keep a journal beside the table, so that the same command goes on where it was killed."
-    ),
+    typer.Option("--resume", help="Keep a journal beside the table, so that the same command continues after a kill."),
 ]
 
 
@@ -245,7 +243,7 @@ def _check_gates(gates: list[Gate], verdict: Verdict) -> None:
 
 
 def summarise_scores(report: ScoreReport, out: str) -> None:
-    """Say how many files, how many flagged and what to expect of them, the verdict, the worst, where the table is."""
+    """Print counts, expected false alarms, the verdict on the batch, the worst files and where the table is."""
     verdict, rule = report.verdict, report.rule
     print_stderr(
         f"{plural(verdict.files, 'file')}: {verdict.flagged} flagged ({_in_words(rule)}){_expectation(verdict)}; "
@@ -285,7 +283,7 @@ def _expectation(verdict: Verdict) -> str:
 
 
 def _judge_batch(verdict: Verdict) -> None:
-    """Say how much of the batch is anomalous, and whether it is another batch altogether."""
+    """Print the share of anomalies and whether the batch as a whole differs from the normal images."""
     share, low, high = verdict.anomaly_share, verdict.anomaly_share_low, verdict.anomaly_share_high
     drift_scale, drift_p_value = verdict.drift_scale, verdict.drift_p_value
     if share is None or low is None or high is None or drift_scale is None or drift_p_value is None:

@@ -1,4 +1,4 @@
-"""`anomaly score --stream`: a row a file as soon as it is known; parse, call, print."""
+"""`anomaly score --stream`: one row per file as soon as it is known."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sources(NamedTuple):
 def stream_scores(
     sources: Sources, model: Path, out: Path | None, limit: FlagRule, *, device: str, quiet: bool
 ) -> None:
-    """Write a row a file as soon as it is known."""
+    """Write one row per file as soon as it is known, then print the counts."""
     listed = sources.files_from is not None
     inputs = read_inputs(sources.inputs, None, sources.null and not listed, required=not listed)
     later = () if sources.files_from is None else iter_paths(sources.files_from, sources.null)

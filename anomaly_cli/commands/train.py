@@ -1,4 +1,4 @@
-"""The commands that make or describe a model: parse, call the pipeline, print."""
+"""`anomaly train`: learn a model from normal images and print what was learned."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def train(
     model: ModelFile = Path("anomaly.safetensors"),
     anomalies: Annotated[
         list[str] | None,
-        typer.Option(metavar="DIR", help="Known anomalous images; they shape the distance, never the memory."),
+        typer.Option(metavar="DIR", help="Known anomalous images; they train the classifier, never the memory."),
     ] = None,
     audit_normals: Annotated[
         Path | None,
@@ -59,13 +59,13 @@ def train(
     no_thumbnails: Annotated[
         bool,
         typer.Option(
-            "--no-thumbnails", help="Keep no small pictures of parts of the normal images in the model: private data."
+            "--no-thumbnails", help="Store no small pictures of normal patches in the model, for private data."
         ),
     ] = False,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Save what is done beside the model, so that the same command goes on where it was killed."
+            "--resume", help="Save finished steps beside the model, so that the same command continues after a kill."
         ),
     ] = False,
     device: Device = "auto",
@@ -99,7 +99,7 @@ def train(
 
 
 def warn_discarded(steps: SavedSteps) -> None:
-    """Say that what an earlier training run had done is of no use to this one."""
+    """Warn that the steps of an earlier training run cannot be used by this one."""
     if steps.discarded:
         print_stderr(
             f"warning: {steps.folder} is of other images, settings, version or machine: starting over, "
@@ -108,7 +108,7 @@ def warn_discarded(steps: SavedSteps) -> None:
 
 
 def summarise_training(report: TrainReport, audited: Path | None) -> None:
-    """Say what was learned, which normal images to look at, and what to type next."""
+    """Print what was learned, which normal images to check, and what to type next."""
     for phase, (done, total) in report.reused.items():
         print_stderr(f"resumed: {phase}, {done} of {total} were done already")
     warn_unreadable(report.unreadable)
@@ -131,12 +131,14 @@ def summarise_training(report: TrainReport, audited: Path | None) -> None:
 def _warn_copies(report: TrainReport) -> None:
     if not report.copies:
         return
-    told = f"{report.copies} of the {plural(report.model.provenance.images, 'normal image')} are copies or near-copies"
+    counted = (
+        f"{report.copies} of the {plural(report.model.provenance.images, 'normal image')} are copies or near-copies"
+    )
     if report.copies_together == report.copies:
-        print_stderr(f"warning: {told} of others; they were kept together so that the calibration stays honest")
+        print_stderr(f"warning: {counted} of others; they were held out together, which keeps the p-values valid")
     else:
         print_stderr(
-            f"warning: {told} of others, most of them of one image: p-values will be too small for other images"
+            f"warning: {counted} of others, most of them of one image: p-values will be too small for other images"
         )
 
 
@@ -144,11 +146,10 @@ def _warn_outliers(report: TrainReport, audited: Path | None) -> None:
     outliers, images = report.outliers, report.model.provenance.images
     if not outliers:
         return
-    stands = "stands" if len(outliers) == 1 else "stand"
+    verb, them = ("is an outlier", "it") if len(outliers) == 1 else ("are outliers", "them")
     print_stderr(
-        f"warning: {len(outliers)} of the {plural(images, 'normal image')} {stands} out and shaped no memory; "
-        f"if {'it is' if len(outliers) == 1 else 'they are'} not normal, take {'it' if len(outliers) == 1 else 'them'} "
-        "out and train again:"
+        f"warning: {len(outliers)} of the {plural(images, 'normal image')} {verb}, left out of every memory; "
+        f"if not normal, remove {them} and train again:"
     )
     for path in outliers[:NAMES_SHOWN]:
         print_stderr(f"  {path}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def summarise_update(report: UpdateReport) -> None:
-    """Say what was added, and what the model rests on now."""
+    """Print what was added and what the model is based on now."""
     warn_unreadable(report.unreadable)
     provenance, normals = report.model.provenance, report.model.calibration.normal_scores
     added = [plural(report.normals, "normal image")]

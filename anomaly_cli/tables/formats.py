@@ -1,4 +1,4 @@
-"""Formats of tables, by option, suffix or content, and whether they can be written here."""
+"""Formats of tables: chosen by option, suffix or content; whether their library is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anomaly_cli.files import check_target
 
 
 def format_of_content(content: bytes) -> TableFormat:
-    """Recognise a table by how it begins: a pipe has no suffix."""
+    """Recognise the format of a table by its first bytes."""
     if content.startswith(b"PAR1"):
         return TableFormat.PARQUET
     if content.lstrip().startswith(b"{"):
@@ -42,7 +42,7 @@ def format_of(path: Path | None, chosen: TableFormat | None = None) -> TableForm
     """Decide how a table is stored: as chosen, else by the suffix of its name, else CSV.
 
     Raises:
-        OutputError: parquet was asked for and pyarrow is missing. Ask before scoring, not after.
+        OutputError: parquet was asked for and pyarrow is missing. Call this before the work.
     """
     decided = chosen or by_suffix(path)
     check_library(decided, OutputError)

@@ -1,4 +1,4 @@
-"""Labels that people gave to images: read from a table or from folder names, matched with paths; opens no image."""
+"""Labels of images, read from a table or folder names and matched with paths; opens no image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANOMALOUS = dict.fromkeys(NORMAL_WORDS, False) | dict.fromkeys(ANOMALOUS_WORDS, 
 
 @dataclass(frozen=True)
 class MatchedLabels:
-    """Paths with what is known of them.
+    """Paths and their labels.
 
     Attributes:
         anomalous: label of each path that has one, by the path as given.

@@ -42,7 +42,7 @@ def read_paths(path: Path) -> list[tuple[str, float, bool]]:
 
 @contextmanager
 def reading(name: str, kind: str = "a table of `anomaly score`") -> Iterator[None]:
-    """Turn what goes wrong while a table is opened and read into one line.
+    """Turn errors while a table is opened and read into one line.
 
     Raises:
         InputError: the file cannot be read or is not of this kind.

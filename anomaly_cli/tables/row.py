@@ -16,7 +16,7 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """What `score` says about one file; of an unreadable one only `path`, `status` and `reason` are known."""
+    """The result for one file; of an unreadable one only `path`, `status` and `reason` are known."""
 
     path: str  # from os.fsdecode: a name that is not UTF-8 holds surrogates
     score: float | None = None  # >= 0, higher = more anomalous, 1.0 = the limit of normal
@@ -32,14 +32,14 @@ class Row:
     region_w: int | None = None
     region_h: int | None = None
     region_fraction: float | None = None  # of the anomaly map, in (0, 1]
-    scales: tuple[float, ...] = ()  # what each scale contributed, finest first
+    scales: tuple[float, ...] = ()  # calibrated deviation at each scale, finest first
     aspect: float | None = None  # width / height; this and what follows as in `quality.Quality`
     brightness: float | None = None
     contrast: float | None = None
     sharpness: float | None = None
     content_hash: str | None = None
     look: str | None = None  # perceptual hash, no column: what `duplicate_group` is found by
-    duplicate_group: int | None = None  # the same for files that are copies or near-copies of each other
+    duplicate_group: int | None = None  # equal for files that are copies or near-copies of each other
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.score is not None and math.isfinite(self.score)):

@@ -1,4 +1,4 @@
-"""A table of `score` as the review page needs it: typed values in rank order; opens no image and writes nothing."""
+"""A table of `score` as typed values in rank order, for review and evaluation; opens no image."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from anomaly_cli.tables.reader import Record, read_records, reading
 from anomaly_cli.tables.row import Row, Value
 
 WORDS = ("path", "status", "reason")
-NOT_SHOWN = ("rank", "content_hash")  # the order says the one, and nobody reads the other
+NOT_SHOWN = ("rank", "content_hash")  # the order shows the rank, and nobody reads a hash
 MOST_DECIMALS = 6  # as many digits as the table has
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """What a table says about its files.
+    """The contents of a table.
 
     Attributes:
         digest: SHA-256 of the table; decisions of a reviewer belong to it.
         columns: `WORDS`, `score`, `flagged`, then all others that hold numbers.
-        readable: a list of values a file, as in `columns`: most anomalous first, ties by path.
+        readable: one list of values per file, in the order of `columns`; most anomalous first, ties by path.
         unreadable: (path, reason), by path.
     """
 
@@ -40,7 +40,7 @@ class ReportTable:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a table in any format, whatever columns were added or left out.
+        """Read a table in any format, with columns added or left out.
 
         Raises:
             InputError: it cannot be read, is no such table or lists no file.
@@ -76,12 +76,12 @@ class ReportTable:
 
     @property
     def p_values(self) -> list[float]:
-        """Those that there are; a table of `audit` has none."""
+        """All p-values; a table of `audit` has none."""
         return [_number(p) for p in self.column("p_value") if p is not None]
 
     @property
     def cut(self) -> float:
-        """Score that separates the flagged from the others, in as few digits as do; above all where none is flagged."""
+        """Score that separates the flagged from the others, in as few digits as needed; above all if none is."""
         scores = [_number(score) for score in self.column("score")]
         flagged = [score for score, chosen in zip(scores, self.column("flagged"), strict=True) if chosen]
         others = [score for score, chosen in zip(scores, self.column("flagged"), strict=True) if not chosen]
@@ -93,7 +93,7 @@ class ReportTable:
         return next((cut for cut in rounded if cut > below), lowest)
 
     def rows(self, scale_names: Sequence[str]) -> list[Row] | None:
-        """Rebuild the rows in rank order for a verdict; None where a scale has no column."""
+        """Rebuild the rows in rank order for a verdict; None if a scale has no column."""
         if any(f"scale_{name}" not in self.columns for name in scale_names):
             return None
         rows = []

@@ -1,7 +1,4 @@
-"""Choose paths from a table of `score`, for `xargs` and friends; of the files themselves it knows nothing.
-
-Imports nothing heavy, so that a shell loop may call it for every folder.
-"""
+"""Select paths from a table of `score`; imports nothing heavy, so that a shell loop may call it often."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class Selection:
     """Which rows of a table to list.
 
     Attributes:
-        selector: None for all that have a score.
+        selector: None for all rows with a score.
         value: of `above` (a score) and `top` (a number of rows); the others have none.
     """
 

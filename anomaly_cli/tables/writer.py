@@ -1,7 +1,4 @@
-"""The table that `score` writes: ranks rows, writes them as one complete file, reads it back; scores nothing.
-
-Imports nothing heavy: the command line takes `TableFormat` from here for `--help`.
-"""
+"""Write ranked rows as a table, one complete file or none; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ def to_frame(rows: Iterable[Row], strides: Sequence[str], *, with_quality: bool 
         with_quality: whether the quality columns follow.
 
     Returns:
-        One row a file, numbers rounded to six significant digits. Missing whole numbers are `pd.NA`, missing
+        One row per file, numbers rounded to six significant digits. Missing whole numbers are `pd.NA`, missing
         fractions NaN. Words stay Python objects, because Arrow strings cannot hold a name that is not UTF-8.
     """
     import pandas as pd  # takes longer than all of `--help` may
@@ -71,7 +68,7 @@ def write_table(
 
     Raises:
         OutputError: `out` cannot be written, or pyarrow is missing.
-        BrokenPipeError: the reader of a pipe went away; nothing is wrong with us.
+        BrokenPipeError: the reader of a pipe went away.
     """
     check_library(format, OutputError)
     if out is not None:
@@ -133,8 +130,8 @@ def _write(
 class _UnixLines:
     """Sink that ends lines with a newline only.
 
-    `csv` quotes just the line ends that it is told to write, but every reader takes a bare carriage return in
-    a file name for the end of the row: so it is told both, and what it adds at the end is exchanged here.
+    `csv` quotes a line end in a value only if it writes that line end itself, but every reader takes a bare carriage
+    return for the end of a row. So it writes both, and the end of each line is replaced here.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -282,7 +282,7 @@ def test_info_describes_the_model_on_stdout_whatever_its_name_is(here: Path) -> 
     assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 4"
     assert {
         "on            12 normal images, 0 known anomalous",
-        "left out      2 unreadable files, 0 that stood out",
+        "left out      2 unreadable files, 0 outliers",
         "settings      backbone embedded, image_size 64, prototypes 50, effort quick, seed 0",
         "p-values      no smaller than 0.077",
     } < set(lines)

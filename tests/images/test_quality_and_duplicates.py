@@ -176,7 +176,7 @@ def test_training_on_near_copies_warns(tmp_path: Path) -> None:
 
     told = "2 of the 10 normal images are copies or near-copies of others"
     assert result.exit_code == 0
-    assert f"warning: {told}; they were kept together so that the calibration stays honest\n" in result.stderr
+    assert f"warning: {told}; they were held out together, which keeps the p-values valid\n" in result.stderr
 
 
 def test_copies_get_the_same_fold_and_folds_stay_even() -> None:

@@ -72,7 +72,7 @@ def test_a_perfect_ranking_is_not_called_certain_and_no_flag_is_told(table: Path
         "average precision           1.000   1.000 to 1.000",
         "best F1 of any cut          1.000   1.000 to 1.000",
         "false alarms at 95 % recall 0.000   0.000 to 0.000",
-        "an interval of one value says that drawing the images anew changed nothing, not that the figure is certain",
+        "an interval of one value means that resampling the images changed nothing, not that the figure is certain",
         "the table flags none of them",
     ]
     confusion = evaluated("p.csv", "--labels", "folders")["confusion"]

@@ -271,7 +271,9 @@ def test_a_missing_folder_and_a_folder_as_target_are_one_line(tmp_path: Path) ->
 
 def test_a_reader_that_goes_away_is_a_broken_pipe_and_no_output_error() -> None:
     code = (
-        "from anomaly_cli.table import Row, TableFormat, write_table\n"
+        "from anomaly_cli.tables.formats import TableFormat\n"
+        "from anomaly_cli.tables.row import Row\n"
+        "from anomaly_cli.tables.writer import write_table\n"
         "rows = [Row(path=str(n) * 1000, score=1.0, scales=()) for n in range(1000)]\n"
         "try:\n    write_table(rows, (), None, TableFormat.CSV)\n"
         "except BrokenPipeError:\n    import os; os._exit(7)\n"
@@ -339,7 +341,7 @@ def test_a_table_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
 
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
-    code = "import sys, anomaly_cli.table; print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    code = "import sys, anomaly_cli.tables.writer; print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
 
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

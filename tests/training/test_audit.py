@@ -126,8 +126,8 @@ def test_training_names_suspects_and_writes_the_audited_normals(here: Path, mixe
     assert len(rows) == 27
     assert result.exit_code == 0
     assert (
-        "warning: 2 of the 26 normal images stand out and shaped no memory; "
-        "if they are not normal, take them out and train again:\n"
+        "warning: 2 of the 26 normal images are outliers, left out of every memory; "
+        "if not normal, remove them and train again:\n"
         "  mixed/spoiled0.png\n  mixed/spoiled1.png\n  flagged in normals.csv\n"
     ) in result.stderr
 
@@ -144,7 +144,7 @@ def test_an_audit_ranks_a_folder_without_a_normal_set(here: Path, mixed: Path) -
     assert len(rows) == 26
     assert (
         "without a normal folder this ranks how rare an image is among the others; "
-        "for p- and q-values train on images that were looked at\n"
+        "for p- and q-values train on images that are known to be normal\n"
     ) in result.stderr
     assert result.stderr.endswith("table: audit.csv\n")
 
