@@ -72,9 +72,9 @@ bench-further: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.accuracy.peers --data $(patsubst %/,%,$(sort $(wildcard $(FURTHER)/*/))) --seeds 1 --max-train 100 --max-test 100 --methods ours prototypes prototypes_128 anomalib_padim anomalib_patchcore --out $(RESULTS)/further.csv $(BENCH_OPTIONS)
 
-# What the voices do on photographs.
+# What the components do on photographs.
 bench-photographs: $(INSTALLED)
-	$(BIN)/python -m benchmarks.accuracy.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the voices' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the components' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
 
 # Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
 bench-objects: $(INSTALLED)

@@ -1,10 +1,18 @@
 """The method, from top to bottom, and the model file.
 
-Read in this order: `scales` names and grids → `backbones` images to feature maps → `features` feature maps to
-embeddings → `whitening` → `coreset`, `nearest_prototype`, `memory` Hopfield retrieval and its nearest-prototype
-limit → `contrastive` stage 1, the loss → `anomaly_detector` distance and anomaly maps → `anomaly_distance` stage 2,
-weights of scales and components → `labelled_anomalies` → `calibration` scores in units of the limit of normal.
+Read in this order:
+
+1. `scales`: names and grids. Local scales have a map, pooled scales one cell an image.
+2. `backbones`: images to feature maps.
+3. `features`: feature maps to the embeddings of each scale.
+4. `whitening`: mean and shrunk covariance of normal embeddings.
+5. `coreset`, `memory`, `nearest_prototype`: prototypes, Hopfield retrieval, and its limit β → ∞, which scores.
+6. `contrastive`: the loss of stage 1, which trains a backbone from random weights.
+7. `anomaly_detector`: distances, anomaly maps, and one deviation for each component of the score.
+8. `anomaly_distance`: stage 2, the weights of scales and components.
+9. `labelled_anomalies`: a classifier of labelled anomalies, one more component.
+10. `calibration`: deviations to one image score, in units of the limit of normal.
 
 Beside the method: `devices`, `prototype_patches`, `checkpoint`, `onnx_export`. The loops over images that call these
-formulas lie in `anomaly_cli.training`.
+formulas are in `anomaly_cli.training`.
 """

@@ -1,4 +1,4 @@
-"""The detector: backbone, one prototype memory a scale, and the distance maps and deviations made from them."""
+"""The detector: backbone, a prototype memory for each scale, distance maps and deviations."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.scales import POOLED_SCALES
 from anomaly_cli.detector.whitening import Whitening
 
-TOP_CELL_FRACTION = 0.005  # of the cells of a map make up its deviation: the mean of the hottest
-DESCRIPTOR_CELL_FRACTION = 0.02  # of its cells are remembered of a known anomaly: the mean of the hottest
+TOP_CELL_FRACTION = 0.005  # of the cells of a map: its deviation is the mean of so many largest distances
+DESCRIPTOR_CELL_FRACTION = 0.02  # of the cells of a map, those of largest distance: a descriptor holds their mean
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
 
@@ -27,8 +27,8 @@ class Detection(NamedTuple):
         anomaly_maps: (N, h, w) > 0, weighted mean of the distances of the local scales on the finest grid, where 1 is
             the mean of held-out normal images.
         deviations: (N, E) > 0, one per name in `deviation_names`.
-        hottest: (N, L, 2) for each of the L local scales the number of the hottest cell, counted row by row, and of
-            its nearest prototype; left out where only distances are known.
+        peak_cells: (N, L, 2) for each of the L local scales the index (row-major) of the cell of largest distance,
+            and of its nearest prototype; None where only distances are known.
     """
 
     anomaly_maps: Tensor
@@ -37,7 +37,7 @@ class Detection(NamedTuple):
 
 
 class ScaleModel(nn.Module):
-    """One scale: whitening of its cells, its memory, and what it counts in the fused map."""
+    """One scale: whitening of its cells, its memory, and its weight in the fused map."""
 
     cell_mean: Tensor
     weight: Tensor
@@ -52,8 +52,8 @@ class ScaleModel(nn.Module):
         D = whitening.matrix.shape[1]
         self.whitening = whitening
         self.memory = PrototypeMemory(torch.zeros(1, D))
-        self.register_buffer("weight", torch.ones(()))  # of the scale in the fused map
-        self.register_buffer("cell_mean", torch.ones(()))  # distance of held-out normal cells
+        self.register_buffer("weight", torch.ones(()))  # in the fused map
+        self.register_buffer("cell_mean", torch.ones(()))  # mean distance of held-out normal cells
 
     def compare(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Compare (M, D) backbone cells with the memory.
@@ -66,7 +66,7 @@ class ScaleModel(nn.Module):
 
 
 class AnomalyDetector(nn.Module):
-    """Feature maps → distance to what was normal, a map and a number a scale."""
+    """Feature maps to distances from normal: for each scale a map and one deviation."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class AnomalyDetector(nn.Module):
         Args:
             backbone: in eval mode.
             scales: by name: the strides of the local scales, finest first, then some of `POOLED_SCALES`.
-            known_anomalies: fitted where there are labelled anomalies.
+            known_anomalies: fitted on labelled anomalies; None without them.
         """
         super().__init__()
         self.backbone = backbone
@@ -98,12 +98,12 @@ class AnomalyDetector(nn.Module):
 
     @property
     def deviation_names(self) -> tuple[str, ...]:
-        """Names of the columns of `Detection.deviations`: the fused map, every scale, then the known anomalies."""
+        """Names of the columns of `Detection.deviations`: the fused map, every scale, the labelled anomalies."""
         return ("map", *self.scale_names, *(() if self.known_anomalies is None else (LABELLED_NAME,)))
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Names of what the table shows beside the score: all deviations but the fused map."""
+        """Names of the columns of the table beside the score: all deviations except the fused map."""
         return self.deviation_names[1:]
 
     @torch.inference_mode()
@@ -114,12 +114,12 @@ class AnomalyDetector(nn.Module):
             images: (N, 3, H, W) float RGB in [0, 1].
 
         Returns:
-            One (N, h_s, w_s) map of distances ≥ 0 a scale; a pooled scale's has one cell.
+            For each scale one (N, h_s, w_s) map of distances ≥ 0; that of a pooled scale has one cell.
         """
         return self._distance_maps(scale_features(self.backbone, images, self.scale_names))[0]
 
     def _distance_maps(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Compute the map of each scale, and what `Detection.peak_cells` holds."""
+        """Compute the map of each scale, and `Detection.peak_cells`."""
         maps, peak_cells = [], []
         for name in self.scale_names:
             N, D, h, w = features[name].shape
@@ -133,37 +133,36 @@ class AnomalyDetector(nn.Module):
         return maps, torch.stack(peak_cells, dim=1)
 
     @property
-    def look_width(self) -> int:
-        """D of what `looks` gives."""
+    def descriptor_width(self) -> int:
+        """D of `descriptors`."""
         widths = [len(self.scale(name).whitening.mean) for name in self.local_names]
         return 2 * widths[-1] + sum(widths)
 
     @torch.inference_mode()
-    def looks(self, images: Tensor) -> Tensor:
-        """Take from (N, 3, H, W) images what known anomalies are told by: (N, D).
+    def descriptors(self, images: Tensor) -> Tensor:
+        """Compute the descriptors that the labelled-anomaly classifier takes: (N, 3, H, W) to (N, D).
 
-        The mean and the spread of the cells of the coarsest local scale say what the image shows, the mean of the
-        hottest cells of each local scale what is odd about it.
+        Mean and standard deviation of the cells of the coarsest local scale describe the content, the mean of the
+        cells of largest distance of each local scale what is anomalous.
         """
         features = scale_features(self.backbone, images, self.scale_names)
-        return self._looks(features, self._distance_maps(features)[0])
+        return self._descriptors(features, self._distance_maps(features)[0])
 
-    def _looks(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
+    def _descriptors(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
         coarsest = features[self.local_names[-1]].flatten(2)
         mean = coarsest.mean(dim=2, keepdim=True)
         parts = [mean[..., 0], (coarsest - mean).square().mean(dim=2).sqrt()]
         for name, distances in zip(self.scale_names, distance_maps, strict=True):
             if name not in POOLED_SCALES:
                 _, D, h, w = features[name].shape
-                peak_cells = (
-                    distances.flatten(1).topk(_top_cell_count(h * w, DESCRIPTOR_CELL_FRACTION), dim=1).indices
-                )  # (N, count)
-                cells = features[name].flatten(2).gather(2, peak_cells[:, None].expand(-1, D, -1))
+                count = _top_cell_count(h * w, DESCRIPTOR_CELL_FRACTION)
+                top_cells = distances.flatten(1).topk(count, dim=1).indices  # (N, count)
+                cells = features[name].flatten(2).gather(2, top_cells[:, None].expand(-1, D, -1))  # (N, D, count)
                 parts.append(cells.mean(dim=2))
         return torch.cat(parts, dim=1)
 
     def combine(self, distance_maps: list[Tensor]) -> Detection:
-        """Fuse the distance maps of a batch, one a scale: anomaly maps, and the deviations of map and scales."""
+        """Fuse the distance maps of a batch, one for each scale: anomaly maps, and deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
         grid = by_name[min(self.local_names, key=int)].shape[-2:]
         fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
@@ -181,22 +180,22 @@ class AnomalyDetector(nn.Module):
         return self.detect(scale_features(self.backbone, images, self.scale_names))
 
     def detect(self, features: dict[str, Tensor]) -> Detection:
-        """Measure images by what `scale_features` gives for them; also what `export` makes a graph of."""
+        """Measure images by their `scale_features`; `export` translates this function to a graph."""
         distance_maps, peak_cells = self._distance_maps(features)
         anomaly_maps, deviations, _ = self.combine(distance_maps)
         if self.known_anomalies is not None:
-            known = self.known_anomalies(self._looks(features, distance_maps))
+            known = self.known_anomalies(self._descriptors(features, distance_maps))
             deviations = torch.cat([deviations, known], dim=1)
         return Detection(anomaly_maps, deviations, peak_cells)
 
 
 def _top_cells_mean(maps: Tensor) -> Tensor:
-    """Mean of the hottest `TOP_CELL_FRACTION` of the cells, at least one: (N, h, w) to (N,)."""
+    """Mean of the largest `TOP_CELL_FRACTION` of the cells, at least one: (N, h, w) to (N,)."""
     cells = maps.flatten(1)
     return cells.topk(_top_cell_count(cells.shape[1], TOP_CELL_FRACTION), dim=1).values.mean(dim=1)
 
 
-def _top_cell_count(cells: int, share: float) -> int:
-    """Round a share of the cells; by integers and `sym_max`, for in an exported graph their number is a symbol."""
-    one_of = round(1 / share)
+def _top_cell_count(cells: int, fraction: float) -> int:
+    """Round a fraction of the cells, with integers and `sym_max`: in an exported graph their number is symbolic."""
+    one_of = round(1 / fraction)
     return cast(int, torch.sym_max(1, (cells + one_of // 2) // one_of))

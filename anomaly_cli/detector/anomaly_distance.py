@@ -1,4 +1,4 @@
-"""Stage 2: how much each scale and component weighs in the image score, and the calibration that follows from it."""
+"""Stage 2: weights of scales and score components from synthetic defects, and the calibration that follows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Floats = NDArray[np.float64]
 
 SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
 MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below where the image scale has 1
-MAP_WEIGHT = 0.5  # of a map on which planted defects stand out by one spread of normal images
-MIN_MAP_WEIGHT = 0.5  # of a map on which they do not show
-DEFAULT_SENSITIVITY = 2.0  # taken for granted before defects are planted
-MAX_SENSITIVITY = 5.0  # spreads of normal images that are hardly different are not to be counted
-CELL_SAMPLE = 200_000  # distances a scale that the mean is taken from
+MAP_WEIGHT = 0.5  # of a map that synthetic defects raise by one standard deviation of normal images
+MIN_MAP_WEIGHT = 0.5  # of a map that they do not raise
+DEFAULT_SENSITIVITY = 2.0  # assumed before synthetic defects are measured
+MAX_SENSITIVITY = 5.0  # at most; nearly identical normal images have almost no spread
+CELL_SAMPLE = 200_000  # distances of each scale that its mean is estimated from
 
 
 def calibrate(
@@ -33,9 +33,9 @@ def calibrate(
 
     Args:
         detector: with its cell means and weights set.
-        measured: one map a scale, for every image.
+        measured: for every image one map of each scale.
         weights: (E,) of the deviations in the image score.
-        known: (images, 1) deviations from the known anomalies where the detector has some.
+        known: (images, 1) odds of `LabelledAnomalyClassifier`; None without labelled anomalies.
     """
     detections = _combine(detector, measured)
     peak_cells = np.array([float(detection.anomaly_maps.max()) for detection in detections])
@@ -45,16 +45,16 @@ def calibrate(
 
 
 def sensitivities(normal_logs: Floats, defect_logs: Floats, numbers: list[int], planted_in: list[int]) -> Floats:
-    """Measure how well each deviation shows a synthetic defect.
+    """Measure how sensitive each deviation is to a synthetic defect: Cohen's d, averaged over the defects.
 
     Args:
         normal_logs: (images, E) logarithms of deviations of held-out normal images.
         defect_logs: (defects, E) those of the same images with a defect.
-        numbers: normal images that the spread is taken from.
-        planted_in: (defects,) number of the normal image that each defect was put in.
+        numbers: indices of the normal images whose standard deviation is the unit.
+        planted_in: (defects,) index of the normal image that each defect was put in.
 
     Returns:
-        (E,) d = how much a defect raises the logarithm, in standard deviations of normal images, in [0, 5].
+        (E,) d = mean increase of the logarithm by a defect, in standard deviations of normal images, in [0, 5].
     """
     spread = np.maximum(normal_logs[numbers].std(axis=0), MIN_SPREAD)
     raised: Floats = ((defect_logs - normal_logs[planted_in]) / spread).mean(axis=0)
@@ -62,7 +62,7 @@ def sensitivities(normal_logs: Floats, defect_logs: Floats, numbers: list[int], 
 
 
 def scale_weights(normal_logs: Floats, defect_logs: Floats, numbers: list[int], planted_in: list[int]) -> Floats:
-    """Weigh each local scale 1 + d² in the fused map: alike where none shows anything, else by the power of its signal.
+    """Weigh each local scale by 1 + d² in the fused map: equally where none is sensitive, else by signal power.
 
     Arguments as in `sensitivities`; column 0 is the fused map. Returns (E − 1,) weights of the local scales.
     """
@@ -73,16 +73,18 @@ def scale_weights(normal_logs: Floats, defect_logs: Floats, numbers: list[int], 
 def component_weights(detector: AnomalyDetector, image_size: int, sensitivity: float) -> Floats:
     """Weigh the deviations in the image score.
 
-    Its voices are the fused map, which tells local defects, and the image scale, which tells objects and style. The map
-    has the more to say the better it shows planted defects: on parts of a line an unknown cell is a defect, in
-    photographs of a subject there are always some. The map of a small picture is few cells, each of which sees most of
-    the picture, so its voice grows with the side. The small copy adds a softer voice, and known anomalies one that
-    grows with their number.
+    Components: the fused map (local defects), the image scale (objects, style), the small copy with weight ½, and the
+    labelled anomalies, whose weight grows with their number. The weight of the map grows with its sensitivity to
+    synthetic defects: on a production line an unknown cell is a defect, photographs always have some. It grows with
+    image size too, since the map of a small image has few cells, each of which covers most of it.
 
     Args:
-        detector: with its known anomalies.
-        image_size: pixels.
-        sensitivity: of the fused map, from `fit_scale_weights`.
+        detector: with its classifier of labelled anomalies.
+        image_size: side of the images, pixels.
+        sensitivity: of the fused map, as `sensitivities` gives it.
+
+    Returns:
+        (E,) weights ≥ 0.
     """
     weight_of = {IMAGE_SCALE: 1.0, SMALL_SCALE: SMALL_WEIGHT}
     weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
@@ -91,7 +93,7 @@ def component_weights(detector: AnomalyDetector, image_size: int, sensitivity: f
 
 
 def append_labelled_weight(weights: Floats, detector: AnomalyDetector) -> Floats:
-    """Add the weight of the known anomalies, where there are some, to those of map and scales."""
+    """Append the weight of the labelled anomalies, if there are any, to those of map and scales."""
     if detector.known_anomalies is None:
         return weights
     return np.append(weights, detector.known_anomalies.weight * weights.sum())
@@ -110,7 +112,7 @@ def _combine(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[De
 
 
 def set_cell_means(detectors: list[AnomalyDetector], measured: list[list[Tensor]], seed: int) -> None:
-    """Set the mean distance of a cell, a scale, from held-out normal images, in all detectors."""
+    """Set the mean distance of a cell of each scale from held-out normal images, in all detectors."""
     generator = torch.Generator().manual_seed(seed)
     for i, name in enumerate(detectors[0].scale_names):
         cells = torch.cat([maps[i].flatten() for maps in measured])

@@ -15,9 +15,9 @@ from anomaly_cli.statistics.prediction_limit import MIN_SPREAD, normal_limit
 Floats = NDArray[np.float64]
 
 
-SOFTNESS = 2.0  # of the maximum that joins deviations: nearly their mean where all are usual, the largest far out
+SOFTNESS = 2.0  # τ of the smooth maximum: near the mean for usual deviations, near the largest for extreme ones
 SUSPECT_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
-MAD_EFFICIENCY = 0.37  # of the median absolute deviation: it knows the spread as well as so many values would
+MAD_EFFICIENCY = 0.37  # of the median absolute deviation: its degrees of freedom a value
 MAD_TO_STD = 1.4826  # of a normal distribution
 
 
@@ -42,14 +42,14 @@ class ScoreScale:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images look like: how each scale varies among them, and the scores they get.
+    """Distribution of held-out normal images: log deviations of each component, and image scores.
 
     Attributes:
-        location: (E,) mean of each scale's log deviation.
+        location: (E,) mean log deviation of each component.
         spread: (E,) its standard deviation.
-        weights: (E,) ≥ 0, of each scale's voice in the image score, sum 1.
-        scale_units: unit of each scale's own standardised deviation.
-        score_unit: unit of what `fuse_scores` makes of them.
+        weights: (E,) ≥ 0, weight of each score component, sum 1.
+        scale_units: unit of each component's standardised deviation.
+        score_unit: unit of the value of `fuse_scores`.
         normal_deviations: (n, E) raw deviations of the held-out normal images, in ascending order of their scores.
     """
 
@@ -62,7 +62,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, deviations: Floats, weights: Floats) -> Calibration:
-        """Learn from (n, E) deviations > 0 of images that did not shape what they are measured against."""
+        """Fit on (n, E) deviations > 0 of held-out normal images."""
         logs = np.log(deviations)
         location = logs.mean(axis=0)
         spread = np.maximum(logs.std(axis=0, ddof=1), MIN_SPREAD)
@@ -85,16 +85,16 @@ class Calibration:
             deviations: (N, E), > 0.
 
         Returns:
-            (N,) image scores and (N, E) scores of each scale alone, all in units of the limit of normal.
+            (N,) image scores and (N, E) scores of each component alone, all in units of the limit of normal.
         """
         standard = (np.log(deviations) - self.location) / self.spread
         each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
         return self.score_unit.apply(fuse_scores(standard, self.weights)), each
 
     def robust_z(self, deviations: Floats) -> Floats:
-        """Tell how far (N, E) deviations lie above the median of the held-out normal images, in robust spreads.
+        """Compute (N,) robust z-scores of (N, E) deviations among the held-out normal images.
 
-        Median and median absolute deviation, which anomalies among the normal images hardly move: (N,).
+        From median and median absolute deviation, which anomalies among the normal images hardly move.
         """
         normal, values = (
             fuse_scores((np.log(each) - self.location) / self.spread, self.weights)
@@ -102,20 +102,20 @@ class Calibration:
         )
         centre = np.median(normal)
         spread = MAD_TO_STD * np.median(np.abs(normal - centre))
-        outlying: Floats = (values - centre) / max(spread, MIN_SPREAD)
-        return outlying
+        z: Floats = (values - centre) / max(spread, MIN_SPREAD)
+        return z
 
     def outliers(self, deviations: Floats) -> NDArray[np.bool_]:
-        """Tell which of (N, E) deviations stand so far out that their images may be no normal ones: (N,).
+        """Find which of (N, E) deviations are outliers, whose images may not be normal: (N,) bool.
 
-        The limit is `SUSPECT_LIMIT` where normal images are many, and the prediction limit of Student's t for the same
-        probability where few of them tell the spread.
+        The limit is `SUSPECT_LIMIT` for many normal images, and Student's t prediction limit of the same probability
+        for few, whose spread is uncertain.
         """
         n = len(self.normal_deviations)
         freedom = max(1.0, MAD_EFFICIENCY * (n - 1))
         limit = stdtrit(freedom, ndtr(SUSPECT_LIMIT)) * np.sqrt(1 + 1 / n)
-        standing_out: NDArray[np.bool_] = self.robust_z(deviations) > limit
-        return standing_out
+        outlying: NDArray[np.bool_] = self.robust_z(deviations) > limit
+        return outlying
 
     def p_values(self, scores: ArrayLike) -> Floats:
         """Conformal p-values of (N,) scores against the held-out normal images."""
@@ -123,10 +123,10 @@ class Calibration:
 
 
 def fuse_scores(standard: Floats, weights: Floats) -> Floats:
-    """Join (N, E) standardised deviations to one value an image, their smooth maximum τ log Σ w exp(z / τ): (N,).
+    """Fuse (N, E) standardised deviations of an image to their smooth maximum τ log Σ w exp(z / τ): (N,).
 
-    One voice that is sure is enough, and several that are half sure add up; a mean would let those that see nothing
-    outvote the one that does (docs/method.md).
+    A single strong component dominates and moderate ones accumulate, where a mean would dilute the strong one
+    (docs/method.md).
     """
     active = weights > 0
     values: Floats = SOFTNESS * logsumexp(standard[:, active] / SOFTNESS, axis=1, b=weights[active])

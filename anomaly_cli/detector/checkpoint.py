@@ -1,4 +1,4 @@
-"""Model files: one safetensors file with a JSON header, whole or not there, checked before anything is believed."""
+"""Model files: one safetensors file with a JSON header, whole or not there, checked before any of it is used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Provenance:
         images: readable normal images it was trained on.
         anomalies: labelled anomalous images it was trained on.
         unreadable: files of the normal folder that could not be read.
-        suspects: normal images that stood out and shaped no memory.
+        suspects: outliers among the normal images, left out of every memory.
         training_set: SHA-256 over the contents of the normal images.
         versions: of Python, torch, torchvision and this package.
         created: ISO 8601, UTC.
@@ -116,7 +116,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
 
 
 def parse_model(content: bytes, path: Path, device: torch.device | None = None) -> Model:
-    """Make a model of the content of its file; the path is for errors only.
+    """Make a model from the content of its file; the path is for errors only.
 
     Raises:
         CheckpointError: as `load_model`.
@@ -188,7 +188,7 @@ def fingerprint(path: Path) -> str:
 
 
 def read_content(path: Path) -> bytes:
-    """Read a model file without looking into it.
+    """Read the bytes of a model file.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -214,7 +214,7 @@ def _digest(header: dict[str, Any], state: dict[str, Tensor]) -> str:
 
 
 def _take_patches(names: list[str], state: dict[str, Tensor]) -> Patches:
-    """Take the thumbnails out of the tensors of a file: those of all scales, or none."""
+    """Remove the thumbnails from the tensors of a file: those of all scales, or none."""
     if not any(key.startswith(PATCHES) for key in state):
         return {}
     sizes = {name: len(state[f"scales.stride_{name}.memory.prototypes"]) for name in names}
@@ -243,8 +243,8 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
     detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
     if known is not None:
         widths = {known.normal.shape[1:], known.looks.shape[1:], known.look_weights.shape}
-        if widths != {(detector.look_width,)} or known.look_offset.shape:
-            raise ValueError(f"known anomalies of width {widths}, where the detector has {detector.look_width}")
+        if widths != {(detector.descriptor_width,)} or known.look_offset.shape:
+            raise ValueError(f"descriptors of width {widths}, where the detector has {detector.descriptor_width}")
     detector.load_state_dict(state)
     return detector
 

@@ -3,9 +3,9 @@
 Equation (reconstructed, docs/method.md): L = Σ_s λ_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ] with
 z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a labelled anomaly.
 
-Of images of one kind the contrast alone learns little about form. So each is also met turned by quarters, as a picture
-of another kind with y = 0 (Sohn et al. 2021, *Learning and Evaluating Representations for Deep One-class
-Classification*; Tack et al. 2020 call it a shifted instance).
+Within one class the contrast alone learns little about form. So rotated views (90°, 180° or 270°) serve as negatives
+with y = 0 (shifted instances: Tack et al. 2020; Sohn et al. 2021, *Learning and Evaluating Representations for Deep
+One-class Classification*).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Schedule:
 
     steps: int
     crop: int  # pixels, side of the square views; a multiple of 32
-    prototypes: int = 256  # a scale, learned by gradient
+    prototypes: int = 256  # of each scale, learned by gradient
 
 
 def nt_xent(z: Tensor, positive: Tensor, temperature: float = TEMPERATURE) -> Tensor:
@@ -40,7 +40,7 @@ def nt_xent(z: Tensor, positive: Tensor, temperature: float = TEMPERATURE) -> Te
 
     Args:
         z: (B, D) embeddings.
-        positive: (B, D) what each should be near; those of the other rows are its negatives.
+        positive: (B, D) positive of each row; the other rows are its negatives.
         temperature: > 0.
 
     Returns:
@@ -56,12 +56,12 @@ def variance_penalty(z: Tensor) -> Tensor:
 
 
 def memory_contrast(z: Tensor, other: Tensor, normal: Tensor, prototypes: Tensor) -> Tensor:
-    """Loss of one scale: contrast one view with what the memory retrieves for the other.
+    """Loss of one scale: contrast one view with the retrieval of the other.
 
     Args:
         z: (B, D) embeddings of one view.
-        other: (B, D) embeddings of the same in the other view.
-        normal: (B,) bool; the others meet the other view itself, so they never enter the memory.
+        other: (B, D) embeddings of the other view of the same images.
+        normal: (B,) bool; y. Where false the positive is the other view itself, so that it never enters the memory.
         prototypes: (K, D), compared at unit length and updated by the gradient.
     """
     D = z.shape[1]
@@ -72,7 +72,7 @@ def memory_contrast(z: Tensor, other: Tensor, normal: Tensor, prototypes: Tensor
 
 
 class StageOne(nn.Module):
-    """Backbone and prototypes of every scale: what stage 1 trains, on one process or several."""
+    """Backbone and prototypes of every scale: the parameters of stage 1, on one process or several."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class StageOne(nn.Module):
 
         Args:
             backbone: with its starting weights; trained in place.
-            names: scales that take part, each with λ_s = 1.
+            names: of the scales in the loss, each with λ_s = 1.
             schedule: size of views and memories.
             seed: of the prototypes.
             gather_rows: joins the rows of all processes, where each has its share of a batch.
@@ -106,14 +106,14 @@ class StageOne(nn.Module):
     def forward(self, views: Tensor, normal: Tensor) -> Tensor:
         """Compute the loss of the whole batch, summed over all scales: the same in every process.
 
-        A local scale takes part with the mean of its cells, since two views show different parts of an image.
+        The embedding of a local scale is the mean of its cells, since two views show different parts of an image.
 
         Args:
             views: (4n, 3, H, W) in [0, 1], this process's share of the batch, as `draw_batch` orders it.
             normal: (N,) bool, of the images of the whole batch.
         """
         features = scale_features(self.backbone, views, self.names)
-        kinds = torch.stack([normal, torch.zeros_like(normal)], dim=1).flatten()  # each image, then the same turned
+        kinds = torch.stack([normal, torch.zeros_like(normal)], dim=1).flatten()  # each image, then its rotation
         losses = []
         for name, prototypes in zip(self.names, self.memories, strict=True):
             embeddings = features[name].mean(dim=(2, 3))

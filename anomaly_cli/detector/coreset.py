@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 PROJECTION_WIDTH = 64  # Johnson-Lindenstrauss width for coreset distances; more changed nothing on the benchmark
-CORESET_POOL = 256  # farthest cells that the next prototypes are looked for among
+CORESET_POOL = 256  # farthest cells, among which the next prototypes are searched
 
 
 def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Choose cells that cover all others: greedy k-centre, as PatchCore does (Roth et al. 2022, algorithm 1).
 
-    Distances are measured after a random projection, whose error does not matter for coverage.
+    Distances are measured after a Gaussian random projection, whose error does not matter for coverage.
 
     Args:
         cells: (M, D) float32.
@@ -36,7 +36,7 @@ def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Ten
         centres = cells[picked.to(cells.device)]
         squared = torch.addmm(centres.square().sum(1), cells, centres.T, alpha=-2).amin(dim=1) + lengths
         nearest = torch.minimum(nearest, squared)
-        nearest[picked.to(cells.device)] = float("-inf")  # or cells that coincide with one would have it chosen again
+        nearest[picked.to(cells.device)] = float("-inf")  # else cells that coincide with it would have it chosen again
         if len(chosen) == count:
             return chosen
         picked = _farthest(cells, nearest, count - len(chosen))
@@ -44,10 +44,10 @@ def select_coreset(cells: Tensor, count: int, generator: torch.Generator) -> Ten
 
 
 def _farthest(cells: Tensor, nearest: Tensor, at_most: int) -> Tensor:
-    """Choose as many next cells as can be told without measuring all cells again.
+    """Choose as many next cells as possible without measuring all cells again.
 
-    Within the pool of the farthest cells distances are kept up to date; as long as the farthest of them is no nearer
-    than the pool's nearest was, no cell outside can be farther.
+    Distances are updated within the pool of the farthest cells. As long as the farthest of them is at least as far as
+    the nearest of the pool was, no cell outside the pool can be farther.
 
     Args:
         cells: (M, D).

@@ -52,6 +52,6 @@ def prefers_bfloat16() -> bool:
 
 
 def processor() -> str:
-    """Name what the digits of a score depend on besides files and versions."""
+    """Name the processor and precision, on which the last digits of a score depend."""
     precision = "bfloat16" if prefers_bfloat16() else "float32"
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {precision}"

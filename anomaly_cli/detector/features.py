@@ -9,7 +9,7 @@ from torch import Tensor
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
 
-POOLED_STRIDES = (16, 32)  # whose maps the pooled scales take
+POOLED_STRIDES = (16, 32)  # of the maps that the pooled scales pool
 
 
 def scale_features(
@@ -18,13 +18,13 @@ def scale_features(
     """Compute the raw cells of the named scales.
 
     Local scales are put on a grid by `to_scale_grid` and L2-normalised, so that contrast has no effect. A pooled scale
-    joins the mean of the coarse maps and the spread of the first of them: content and style.
+    concatenates the means of the coarse maps and the standard deviation of the first: content and style.
 
     Args:
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
         names: strides, and some of `POOLED_SCALES`.
-        small: (N, 3, h', w') the copies that the small scale sees, where the caller made them.
+        small: (N, 3, h', w') copies for the small scale; made here if None.
 
     Returns:
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
@@ -43,11 +43,11 @@ def scale_features(
 
 
 def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:
-    """Give a local scale its cells, robust to small shifts: (N, D, h, w) to (N, D, h', w').
+    """Compute the cells of a local scale, robust to small shifts: (N, D, h, w) to (N, D, h', w').
 
-    Cells of a stride finer than `FINEST_STEP` are averaged to that step: what fine channels see, at the price of coarse
-    ones. Those of that step are averaged with the mean of their 3×3 neighbourhood (Roth et al. 2022 take that mean
-    alone). A coarser cell sees its neighbourhood anyway.
+    A stride finer than `FINEST_STEP` is average-pooled to it: fine features at the cost of stride 8. Cells of that
+    stride are averaged with the mean of their 3×3 neighbourhood (Roth et al. 2022 take that mean alone). The receptive
+    field of a coarser cell covers its neighbourhood anyway.
     """
     if stride < FINEST_STEP:
         return F.avg_pool2d(feature_map, FINEST_STEP // stride)
@@ -55,12 +55,12 @@ def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:
 
 
 def smooth_3x3(feature_map: Tensor) -> Tensor:
-    """Average each cell with the mean of its 3×3 neighbourhood: (N, D, h, w), unchanged."""
+    """Average each cell with the mean of its 3×3 neighbourhood: the shape (N, D, h, w) stays."""
     return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
 
 
 def _pooled(maps: dict[int, Tensor]) -> Tensor:
-    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell an image: (N, D, 1, 1)."""
+    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell of each image: (N, D, 1, 1)."""
     coarse = [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
     means = [m.mean(dim=(2, 3), keepdim=True) for m in coarse]
     # Not `Tensor.std`, which takes seven times as long here.

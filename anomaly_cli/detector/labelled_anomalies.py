@@ -1,4 +1,4 @@
-"""Known anomalies: what labelled anomalous images add to the distance from normal, without entering any memory."""
+"""Labelled anomalies: a classifier of descriptors that adds one deviation to the score and enters no memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from anomaly_cli.detector.whitening import Whitening
 
 LABELLED_NAME = "known"  # of the deviation
-WEIGHT_OF_ONE = 1 / 7  # in the image score, where all other voices have 1; grows with the root of the number
+WEIGHT_OF_ONE = 1 / 7  # in the image score, relative to the sum of the other weights; grows with √A
 MAX_WEIGHT = 0.5
-INVERSE_PENALTY = 1e-2  # of the logistic regression on whitened looks
-LOOK_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, and without whitening a third of the gain is lost
-SPREAD_PRIOR = 10  # images that vary as all channels do, beside those that tell the spread of one channel
-REACH = 20.0  # logarithms of the odds stay within ± this
+INVERSE_PENALTY = 1e-2  # C of the logistic regression on whitened descriptors
+DESCRIPTOR_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, without whitening a third of the gain is lost
+SPREAD_PRIOR = 10  # images with the mean variance of all channels, added to the estimate of each channel's
+REACH = 20.0  # log odds are clamped to ± this
 
 
 class LabelledAnomalyClassifier(nn.Module):
-    """One question to an image: does it look more like a known anomaly than like a normal image?
+    """Binary classifier: labelled anomaly against normal image.
 
-    The answer is a ratio > 0, the odds of a logistic regression. An unknown kind of anomaly gets about the odds of a
-    normal image, so what is not known is not ranked lower.
+    Its output is the odds > 0 of a logistic regression. An unseen type of anomaly gets about the odds of a normal
+    image, so it is not penalised. The names of the buffers are those in model files.
     """
 
     normal: Tensor
@@ -30,43 +30,43 @@ class LabelledAnomalyClassifier(nn.Module):
     look_weights: Tensor
     look_offset: Tensor
 
-    def __init__(self, normal: Tensor, looks: Tensor, look_weights: Tensor, look_offset: Tensor) -> None:
-        """Keep what was fitted.
+    def __init__(self, normal: Tensor, anomalous: Tensor, weights: Tensor, offset: Tensor) -> None:
+        """Keep the fitted parameters, and the descriptors for the next fit.
 
         Args:
-            normal: (M, D) looks of held-out normal images, for the next fit.
-            looks: (A, D) looks of the known anomalies, likewise.
-            look_weights: (D,).
-            look_offset: ().
+            normal: (M, D) descriptors of held-out normal images.
+            anomalous: (A, D) descriptors of labelled anomalies.
+            weights: (D,) of the log odds.
+            offset: () of the log odds.
         """
         super().__init__()
         self.register_buffer("normal", normal)
-        self.register_buffer("looks", looks)
-        self.register_buffer("look_weights", look_weights)
-        self.register_buffer("look_offset", look_offset)
+        self.register_buffer("looks", anomalous)
+        self.register_buffer("look_weights", weights)
+        self.register_buffer("look_offset", offset)
 
-    def forward(self, looks: Tensor) -> Tensor:
-        """Compare (N, D) looks of images with the known anomalies: (N, 1) > 0."""
-        odds: Tensor = (looks @ self.look_weights + self.look_offset).clamp(-REACH, REACH).exp()
+    def forward(self, descriptors: Tensor) -> Tensor:
+        """Compute the odds of being anomalous: (N, D) descriptors to (N, 1) > 0."""
+        odds: Tensor = (descriptors @ self.look_weights + self.look_offset).clamp(-REACH, REACH).exp()
         return odds[:, None]
 
     @property
     def weight(self) -> float:
-        """Weight in the image score, where all other voices have 1: the more there are, the surer they are."""
+        """Weight in the image score, relative to the sum of the other weights; grows with the number of anomalies."""
         return min(WEIGHT_OF_ONE * sqrt(len(self.looks)), MAX_WEIGHT)
 
 
-def fit_labelled(normal: Tensor, looks: Tensor) -> LabelledAnomalyClassifier:
-    """Fit the comparison of (M, D) looks of normal images, M ≥ 4, with (A, D) of known anomalies, A ≥ 1."""
-    return LabelledAnomalyClassifier(normal, looks, *fit_look(normal, looks))
+def fit_labelled(normal: Tensor, anomalous: Tensor) -> LabelledAnomalyClassifier:
+    """Fit the classifier on (M, D) descriptors of normal images, M ≥ 4, and (A, D) of labelled anomalies, A ≥ 1."""
+    return LabelledAnomalyClassifier(normal, anomalous, *fit_log_odds(normal, anomalous))
 
 
-def fit_look(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit a class-balanced logistic regression between looks, standardised channel by channel and then whitened.
+def fit_log_odds(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit a class-balanced logistic regression on descriptors, standardised channel by channel, then whitened.
 
-    There are often more channels than images, and a whitening brings the images that it was fitted on far closer
-    together than new ones. So one half of the normal images gives the whitening in which the other half is told from
-    the anomalies, and the other way round; the answer is the mean of both.
+    With more channels than images whitening overfits its own training images. So it is cross-fitted: each half of the
+    normal images gives the whitening in which the other half is separated from the anomalies. The result is the mean
+    of both fits.
 
     Args:
         normal: (M, D), M ≥ 4.
@@ -83,21 +83,21 @@ def fit_look(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit_half(whitened: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell `normal` from `anomalous` in the space that `whitened` gives."""
+    """Separate `normal` from `anomalous` after the whitening of the (M, D) cells `whitened`."""
     from sklearn.linear_model import LogisticRegression
 
-    whitening = Whitening.fit(whitened, LOOK_FLOOR)
+    whitening = Whitening.fit(whitened, DESCRIPTOR_FLOOR)
     embeddings = whitening(normal)
     centre, spread = embeddings.mean(0), _spread(embeddings)
-    looks = torch.cat([embeddings, whitening(anomalous)]).sub(centre).div(spread).cpu().double().numpy()
+    standardised = torch.cat([embeddings, whitening(anomalous)]).sub(centre).div(spread).cpu().double().numpy()
     labels = [0] * len(normal) + [1] * len(anomalous)
-    fitted = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=1000).fit(looks, labels)
+    fitted = LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=1000).fit(standardised, labels)
     slope = torch.from_numpy(fitted.coef_[0]).to(embeddings) / spread
     weights = whitening.matrix @ slope
     return weights, float(fitted.intercept_[0]) - centre @ slope - whitening.mean @ weights
 
 
-def _spread(looks: Tensor) -> Tensor:
-    """Standard deviation of each channel of (M, D) looks, drawn towards that of all channels: (D,) > 0."""
-    M, variance = len(looks), looks.var(0, unbiased=False)
+def _spread(values: Tensor) -> Tensor:
+    """Standard deviation of each channel of (M, D) values, shrunk towards that of all channels: (D,) > 0."""
+    M, variance = len(values), values.var(0, unbiased=False)
     return ((M * variance + SPREAD_PRIOR * variance.mean()) / (M + SPREAD_PRIOR)).sqrt().clamp(min=1e-6)

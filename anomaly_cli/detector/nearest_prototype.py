@@ -19,21 +19,21 @@ def similarities(queries: Tensor, prototypes: Tensor) -> Tensor:
 def nearest_prototype(queries: Tensor, prototypes: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the nearest of (K, D) prototypes to each of (M, D) queries: (M,) Euclidean distances and (M,) indices.
 
-    Where the processor is faster with bfloat16 the search may take one that is up to 0.4 % farther away, or farther by
-    the rounding of the vectors where it is very near; the distance to the one it takes is exact.
+    In bfloat16 the search may return a prototype up to 0.4 % farther away than the nearest, or farther by the rounding
+    of the vectors at very small distances; the distance to the returned one is exact.
 
     Args:
         queries: (M, D).
         prototypes: (K, D).
-        columns: what `search_columns` made of the prototypes, so that it need not be made again.
+        columns: `search_columns` of the prototypes, if computed before.
     """
     indices = most_similar(queries, prototypes, columns)
     return torch.linalg.vector_norm(queries - prototypes[indices], dim=1), indices
 
 
 def most_similar(queries: Tensor, prototypes: Tensor, columns: Tensor | None = None) -> Tensor:
-    """Find the (M,) indices alone that `nearest_prototype` gives."""
-    # A graph for images of any size cannot tell how many chunks there will be.
+    """Find the (M,) indices of `nearest_prototype` only."""
+    # In an exported graph the number of chunks is unknown.
     chunks = [queries] if torch.compiler.is_compiling() else queries.split(QUERY_CHUNK)
     if not searches_bfloat16(queries):
         return torch.cat([similarities(chunk, prototypes).max(dim=1).indices for chunk in chunks])
@@ -50,7 +50,7 @@ def most_similar(queries: Tensor, prototypes: Tensor, columns: Tensor | None = N
 
 
 def searches_bfloat16(queries: Tensor) -> bool:
-    """Tell whether the nearest prototypes of these queries are searched in bfloat16."""
+    """Whether the nearest prototypes of these queries are searched in bfloat16."""
     return queries.device.type == "cpu" and not torch.compiler.is_compiling() and prefers_bfloat16()
 
 

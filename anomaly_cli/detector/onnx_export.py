@@ -1,4 +1,4 @@
-"""Make an ONNX graph of a whole model: pixels in, anomaly map and image score out, both in limits of normal."""
+"""Translate a whole model to ONNX: pixels in, anomaly map and image score out, both in units of the limit of normal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEY = "anomaly"  # of the JSON document among the file's metadata
 OUTPUTS = ("anomaly_map", "score")
 OPSET = 18  # what torch's exporter writes without converting; runtimes know it since 2023
-EXAMPLE_SIZE, EXAMPLE_SMALL_SIZE = (128, 192), (40, 56)  # pixels; no two sides alike, for none to be taken for another
+EXAMPLE_SIZE, EXAMPLE_SMALL_SIZE = (128, 192), (40, 56)  # pixels; all sides differ, so that none is confused
 # Average pooling by a factor that depends on the size of the image is no ONNX operator. Here each side is multiplied by
 # the matrix that averages: row i holds 1 / factor where column // factor is i. The factor is that of `reduction`.
 SMALL_COPY = f"""
@@ -126,7 +126,7 @@ def make_onnx(model: Model) -> onnx.ModelProto:
     graph = _translated(model, has_small)
     if has_small:
         _compute_small_copies(graph)
-    # Names of the exporter's own for sizes it derived, such as 4*s30, tell a reader nothing.
+    # Without the exporter's own names of derived sizes, such as 4*s30.
     del graph.graph.value_info[:]
     _name_sizes(graph.graph.input[0], ("N", None, "H", "W"))
     _name_sizes(graph.graph.output[0], ("N", "map_h", "map_w"))
@@ -136,7 +136,7 @@ def make_onnx(model: Model) -> onnx.ModelProto:
 
 
 def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
-    """Run torch's exporter, for any number of images of any size; the small copies are an input of their own."""
+    """Run torch's exporter for any number of images of any size; the small copies are a second input."""
     N = torch.export.Dim("N", min=1, max=65535)
     rows, columns = (torch.export.Dim(name, min=1, max=1024) for name in ("rows", "columns"))
     shapes: dict[str, Any] = {"images": {0: N, 2: SIZE_STEP * rows, 3: SIZE_STEP * columns}}
@@ -148,7 +148,7 @@ def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
         shapes["small"] = {0: N, 2: small_rows, 3: small_columns}
         examples.append(torch.zeros(2, 3, *EXAMPLE_SMALL_SIZE))
     try:
-        # The program first: left to itself ONNX's exporter falls back to fixed sizes where it fails, and says nothing.
+        # The program first: ONNX's exporter alone falls back to fixed sizes silently where it fails.
         with torch.no_grad():
             program = torch.export.export(
                 CalibratedDetector(model).eval(), tuple(examples), dynamic_shapes=shapes, strict=False
@@ -156,7 +156,7 @@ def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
         translated = torch.onnx.export(
             program, input_names=list(shapes), output_names=OUTPUTS, opset_version=OPSET, dynamo=True, verbose=False
         )
-    except Exception as error:  # whatever the code of a network makes the exporter stumble over
+    except Exception as error:  # the exporter raises whatever the code of a network causes
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"backbone {model.config.backbone} cannot be translated to ONNX: {reason}") from error
     proto: onnx.ModelProto = cast(torch.onnx.ONNXProgram, translated).model_proto
@@ -164,7 +164,7 @@ def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
 
 
 def _compute_small_copies(graph: onnx.ModelProto) -> None:
-    """Put `SMALL_COPY` in front of a graph, in the place of its second input."""
+    """Replace the second input of a graph by `SMALL_COPY`, computed from the first."""
     import onnx
 
     small_copy = onnx.parser.parse_model(SMALL_COPY).graph
@@ -185,7 +185,7 @@ def _name_sizes(value: onnx.ValueInfoProto, names: tuple[str | None, ...]) -> No
 
 
 def _describe(graph: onnx.ModelProto, model: Model) -> None:
-    """Add what whoever finds the file must know."""
+    """Add the description of the model to the file."""
     import onnx
 
     description = describe(model)
@@ -196,7 +196,7 @@ def _describe(graph: onnx.ModelProto, model: Model) -> None:
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Collect what the file says about itself: what to feed it, what comes out, where it is from."""
+    """Describe the model in the file: inputs, outputs, settings, provenance."""
     size = model.config.image_size
     landscape = sorted(landscape_sizes(size), key=lambda each: abs(each[0] * each[1] - size**2))
     return {

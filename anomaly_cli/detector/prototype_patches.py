@@ -1,4 +1,4 @@
-"""Small pictures of where prototypes come from: cut from the normal images, packed into the model file."""
+"""Small pictures of where prototypes come from: cut from the normal images, stored in the model file."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch import Tensor
 
 from anomaly_cli.detector.scales import POOLED_SCALES, cell_step
 
-Patches = dict[str, list[bytes]]  # a scale: one WebP a prototype
+Patches = dict[str, list[bytes]]  # scale: one WebP for each prototype
 
 
-CONTEXT = 6  # cells a side: what a cell sees most of, and enough for a person to tell where it is
+CONTEXT = 6  # cells, side of a patch: the main receptive field of a cell, and enough for a person to place it
 PATCH_SIDE = 48  # pixels; a larger patch is reduced to it, or to a little less
 IMAGE_SIDE = 64  # pixels of the longer side of a whole image
 ENCODING: dict[str, Any] = {"format": "WEBP", "quality": 75, "method": 0}  # higher methods take twice as long for 10 %
 
 
 def cut_patch(pixels: NDArray[np.uint8], scale: str, cell: int) -> bytes:
-    """Cut what surrounds a cell from an (h, w, 3) image at network size, as WebP; for a pooled scale all of it."""
+    """Cut the surroundings of a cell from an (h, w, 3) image at network size, as WebP; all of it for a pooled scale."""
     left, top, right, bottom = patch_box(pixels.shape[0], pixels.shape[1], scale, cell)
     picture = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
     if scale in POOLED_SCALES:
         picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BOX)
     else:
-        picture = picture.reduce(-(-max(picture.size) // PATCH_SIDE))  # by a whole number: twice as fast as to any size
+        picture = picture.reduce(-(-max(picture.size) // PATCH_SIDE))  # by an integer: twice as fast as to any size
     stream = io.BytesIO()
     picture.save(stream, **ENCODING)
     return stream.getvalue()
@@ -43,11 +43,11 @@ def patch_box(height: int, width: int, scale: str, cell: int) -> tuple[int, int,
         height: of the image, pixels, a multiple of the stride.
         width: likewise.
         scale: its stride, or one of `POOLED_SCALES`.
-        cell: counted row by row.
+        cell: its index, row-major.
 
     Returns:
-        Left, top, right and bottom of a square of `CONTEXT` cells around the cell, moved into the image where it
-        would stick out, and as small as the image where that is smaller.
+        Left, top, right and bottom of a square of `CONTEXT` cells around the cell, shifted into the image at its
+        borders, and clipped where the image is smaller.
     """
     if scale in POOLED_SCALES:
         return 0, 0, width, height
@@ -66,13 +66,13 @@ def _span(place: int, step: int, length: int) -> tuple[int, int]:
 
 
 def encode_patches(pictures: list[bytes]) -> tuple[Tensor, Tensor]:
-    """Join pictures for a model file: (B,) uint8, and the (K,) int64 places where each ends."""
+    """Concatenate pictures for a model file: (B,) uint8, and the (K,) int64 end of each."""
     content = np.frombuffer(b"".join(pictures), np.uint8).copy()
     return torch.from_numpy(content), torch.tensor([len(each) for each in pictures]).cumsum(0)
 
 
 def decode_patches(content: Tensor, ends: Tensor, count: int) -> list[bytes]:
-    """Take apart what `encode_patches` joined.
+    """Split the bytes of `encode_patches` into pictures.
 
     Raises:
         ValueError: these are not `count` pictures.

@@ -10,7 +10,7 @@ SHRINKAGE = 1e-3  # enough to keep a whitening finite
 
 
 class Whitening(nn.Module):
-    """Affine map that gives normal embeddings zero mean and unit covariance (shrunk towards a sphere)."""
+    """Affine map to zero mean and unit covariance of normal cells (shrunk towards a multiple of the identity)."""
 
     mean: Tensor
     matrix: Tensor
@@ -29,8 +29,8 @@ class Whitening(nn.Module):
 
         Args:
             cells: (M, D) float32, M ≥ 2.
-            floor: added to every eigenvalue, as a share of their mean: how much less than the others the directions
-                count in which normal cells hardly vary.
+            floor: added to every eigenvalue, as a fraction of their mean; limits the gain of directions in which normal
+                cells hardly vary.
         """
         M, D = cells.shape
         mean = cells.mean(0)
@@ -44,7 +44,7 @@ class Whitening(nn.Module):
         scale = covariance.diagonal().mean().clamp(min=1e-12)
         values, vectors = torch.linalg.eigh(covariance * (1 - share))
         spread = values.clamp(min=0) + (share + floor) * scale
-        # In row order, as a model file gives it back: the product then has the same bits before and after.
+        # Contiguous, as it is read back from a model file: products then have the same bits before and after.
         return cls(mean, (vectors / spread.sqrt()).float().contiguous())
 
     def forward(self, cells: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Audit one folder without a normal set: rank its images by how rare they are among each other; never prints."""
+"""Audit one folder without a normal set: rank its images by rarity; never prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anomaly_cli.training.training_set import limit_image_size
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What `audit` found: rows in rank order, and how many images were left out of every memory."""
+    """What `audit` found: rows in rank order, and the number of outliers, which enter no memory."""
 
     rows: list[Row]
     scale_names: tuple[str, ...]
@@ -49,8 +49,8 @@ def audit(
 ) -> AuditReport:
     """Rank the images of one folder by how far each deviates from the bulk of the others.
 
-    Cross-fitted: no image is compared with itself. Trimmed: images that stand out shape neither memory nor units, so
-    that 1.0 is the limit of the bulk. Without a normal set this ranks rarity; there are no p- and q-values.
+    Cross-fitted: no image is compared with itself. Trimmed: outliers enter neither memories nor units, so that 1.0 is
+    the limit of the bulk. Without a normal set this ranks rarity; there are no p- and q-values.
 
     Raises:
         InputError: fewer than `MIN_NORMALS` images can be read.

@@ -1,4 +1,4 @@
-"""Views and planted defects made from normal images: what stage 1 contrasts and stage 2 learns from."""
+"""Random views and synthetic defects of normal images, for stages 1 and 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 FREE_SHARE = (0.3, 1.0)  # of an image that a free view shows
 FREE_GREY = 0.2  # of the free views have no colour
-OPACITY = (0.25, 0.8)  # of a planted defect
+OPACITY = (0.25, 0.8)  # of a synthetic defect
 GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
 
 
@@ -49,10 +49,10 @@ def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pi
 
 
 def synthetic_defect(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
-    """Spoil a part of a normal image, near the boundary of what can be seen.
+    """Paste a synthetic near-threshold defect into a normal image.
 
-    A scar or a patch of 0.2 to 8 % of the picture is blended with another normal image, a stain, a blur or noise; no
-    more than that, since strong changes show at every scale and tell nothing (docs/method.md).
+    A scar or a patch of 0.2 to 8 % of the image is blended with another normal image, a stain, blur or noise. Stronger
+    changes show at every scale and cannot rank the scales (docs/method.md).
 
     Args:
         pixels: (h, w, 3) uint8 normal image.
@@ -75,7 +75,7 @@ def _to_pixels(values: NDArray[np.floating]) -> Pixels:
 
 
 def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
-    """An irregular patch or a thin scar covering between 0.2 and 8 % of the picture."""
+    """Mask of an irregular patch or a thin scar that covers 0.2 to 8 % of the image."""
     h, w = size[:2]
     noise = ndimage.gaussian_filter(generator.normal(size=(h, w)), generator.uniform(2, max(h, w) / 16))
     y, x = np.mgrid[:h, :w]
@@ -93,11 +93,11 @@ def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
 
 
 def _cut_paste(values: NDArray[np.float32], other: Pixels, generator: np.random.Generator) -> Pixels:
-    """Another normal image, turned and shifted, to be seen through the mask."""
-    turned = np.rot90(other, int(generator.integers(4)))
-    rows = (np.arange(values.shape[0]) + int(generator.integers(turned.shape[0]))) % turned.shape[0]
-    columns = (np.arange(values.shape[1]) + int(generator.integers(turned.shape[1]))) % turned.shape[1]
-    shifted: Pixels = turned[rows][:, columns]
+    """Another normal image, rotated and shifted cyclically."""
+    rotated = np.rot90(other, int(generator.integers(4)))
+    rows = (np.arange(values.shape[0]) + int(generator.integers(rotated.shape[0]))) % rotated.shape[0]
+    columns = (np.arange(values.shape[1]) + int(generator.integers(rotated.shape[1]))) % rotated.shape[1]
+    shifted: Pixels = rotated[rows][:, columns]
     return shifted
 
 

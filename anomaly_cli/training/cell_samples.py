@@ -1,4 +1,4 @@
-"""Random samples of normal cells a scale, in bounded memory."""
+"""Random samples of the normal cells of each scale, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Origin(NamedTuple):
-    """Where a prototype comes from: a cell, counted row by row, of the image of this number."""
+    """Where a prototype comes from: the index of its image, and of the cell in it (row-major)."""
 
     image: int
     cell: int
@@ -23,8 +23,8 @@ class Cells:
 
     Attributes:
         values: (M, D).
-        sources: (M,) number of the image each was taken from.
-        places: (M,) which cell of that image it is, counted row by row.
+        sources: (M,) index of the image of each cell.
+        places: (M,) index of the cell in that image, row-major.
     """
 
     values: Tensor
@@ -32,12 +32,12 @@ class Cells:
     places: Tensor
 
     def without(self, images: Tensor) -> Cells:
-        """Leave out the cells of the images of these numbers."""
+        """Leave out the cells of the images of these indices."""
         kept = ~torch.isin(self.sources, images)
         return Cells(self.values[kept], self.sources[kept], self.places[kept])
 
     def origins(self, chosen: Tensor) -> list[Origin]:
-        """Tell where the cells of these (K,) numbers come from."""
+        """Return the origins of the cells of these (K,) indices."""
         pairs = zip(self.sources[chosen].tolist(), self.places[chosen].tolist(), strict=True)
         return [Origin(image, cell) for image, cell in pairs]
 
@@ -50,10 +50,10 @@ class Sample(NamedTuple):
 
 
 class Reservoir:
-    """Keep the samples of so many images, drawn evenly from a stream of any length.
+    """Uniform sample of `size` images from a stream of any length, by random priorities.
 
-    Every image draws a priority and the lowest stay, so that the choice depends on no thread and no order. It is even,
-    not the cells farthest from the others, since these would be the anomalies among the normal images.
+    The images of lowest priority stay, so that the choice does not depend on threads or order. It is uniform and not a
+    coreset, which would prefer the anomalies among the normal images.
     """
 
     def __init__(self, size: int) -> None:
@@ -61,18 +61,18 @@ class Reservoir:
         self._kept: list[tuple[float, int, dict[str, Sample]]] = []  # a heap, the highest priority first
 
     def wants(self, priority: float) -> bool:
-        """Tell whether an image of this priority may stay; once it may not, it never will."""
+        """Whether an image of this priority enters; once false, it stays false."""
         return len(self._kept) < self.size or priority < -self._kept[0][0]
 
     def add(self, priority: float, number: int, samples: dict[str, Sample]) -> None:
-        """Keep the samples of the image of this number if it may stay, in the place of another where it is full."""
+        """Keep the samples of an image if its priority is low enough, instead of another where this is full."""
         if len(self._kept) < self.size:
             heapq.heappush(self._kept, (-priority, number, samples))
         elif self.wants(priority):
             heapq.heapreplace(self._kept, (-priority, number, samples))
 
     def cells(self, name: str) -> Cells:
-        """Join the cells of one scale in the order of the images."""
+        """Concatenate the cells of one scale in the order of the images."""
         kept = sorted((number, samples[name]) for _, number, samples in self._kept)
         counts = torch.tensor([len(sample.places) for _, sample in kept])
         sources = torch.tensor([number for number, _ in kept]).repeat_interleave(counts)
@@ -84,4 +84,4 @@ def random_cells(feature_map: Tensor, count: int, seed: int) -> Sample:
     """Choose min(count, h*w) cells of one image's (1, D, h, w) map."""
     cells = feature_map[0].flatten(1).T  # (h*w, D)
     chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:count]
-    return Sample(cells[chosen.to(cells.device)].cpu(), chosen.clone())  # or the whole permutation would stay
+    return Sample(cells[chosen.to(cells.device)].cpu(), chosen.clone())  # else the whole permutation stays in memory

@@ -1,4 +1,4 @@
-"""Score the images that a detector was learned from, each by a detector of other folds: which of them stand out."""
+"""Score the training images of a detector, each by the detector of its fold: which of them are outliers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from anomaly_cli.training.run import TrainingContext
 
 
 def score_normals(trained: TrainedDetector, run: TrainingContext) -> Iterator[Row]:
-    """Score every normal image as if it had not been there when the detector was learned.
+    """Score every normal image by the detector that has not seen it.
 
-    Flagged are those that stand out (`Calibration.suspects`). There is no q-value: among images that set the unit
-    themselves it would say nothing.
+    Outliers are flagged (`Calibration.outliers`). There are no q-values, which would mean nothing for images that set
+    the unit themselves.
 
     Args:
         trained: with the detectors of its folds.
-        run: as it was trained with.
+        run: the context it was trained in.
 
     Yields:
-        One row an image: first the readable ones in path order, then the others.
+        One row for each image: first the readable ones in path order, then the others.
     """
     numbered = list(zip(trained.folds.tolist(), trained.normals.paths, strict=True))
 

@@ -1,4 +1,4 @@
-"""Measure images by detectors that have not seen them: normal images, each by the detector of its fold."""
+"""Cross-fitting: measure every normal image by the detector of its fold, which has not seen it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class HeldOutImage:
 
     fold: int
     path: Path
-    defect_seed: int | None = None  # plant a defect with this seed first
+    defect_seed: int | None = None  # seed of a synthetic defect to be put in first
     other: Path | None = None  # normal image that the defect may be cut from
 
 
 def load_held_out(item: HeldOutImage, run: TrainingContext) -> Tensor:
-    """Read one image, with a planted defect where one is wanted: (1, 3, h, w)."""
+    """Read one image, with a synthetic defect if it has a seed of one: (1, 3, h, w) in [0, 1]."""
     image = load_again(item.path, run)
     if item.defect_seed is not None and item.other is not None:
         other = load_again(item.other, run)
@@ -46,7 +46,7 @@ def load_held_out(item: HeldOutImage, run: TrainingContext) -> Tensor:
 
 
 def load_again(path: Path, run: TrainingContext) -> LoadedImage:
-    """Read an image that could be read before.
+    """Read an image that was readable before.
 
     Raises:
         InputError: it was changed or removed since.
@@ -66,7 +66,7 @@ def measure_held_out(
 ) -> list[list[Tensor]]:
     """Measure images, each by the detector of its fold (entry fold + 1): their distance maps, on the CPU.
 
-    `step` is the name under which they are saved, `phase` what the progress says.
+    `step` and `phase` as in `TrainingContext.map_images`.
     """
 
     def measure(item: HeldOutImage) -> list[Tensor]:
@@ -77,7 +77,7 @@ def measure_held_out(
 
 LOCAL_FLOOR = 0.1  # of the whitening of local scales (docs/method.md)
 FOLDS = 5
-FEW_IMAGES = 50  # below, a fifth is too much to leave out
+FEW_IMAGES = 50  # below this number a fifth is too much to leave out
 FOLDS_OF_FEW = 10
 
 
@@ -89,7 +89,7 @@ def fit_fold_detectors(
     run: TrainingContext,
     step: str,
 ) -> tuple[list[AnomalyDetector], list[list[Tensor]]]:
-    """Learn from all cells and without each fold; measure every held-out image by the detector of its fold."""
+    """Fit a detector on all cells and one without each fold; measure every held-out image by that of its fold."""
     learned = learn_scales(cells, folds, run)
     detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
     measured = measure_held_out(detectors, held_out, run, step)
@@ -98,13 +98,13 @@ def fit_fold_detectors(
 
 
 def assign_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:
-    """Assign each of (count,) images a fold; there are more folds when images are few.
+    """Assign each of `count` images a fold; few images get more folds.
 
     Args:
         count: of images.
         seed: of the order.
-        groups: (count,) images of one number get the same fold, since a copy that the memory knows would make the
-            other look too normal; 0 is no group.
+        groups: (count,) near-duplicates have the same number > 0 and get the same fold, since a copy in the memory
+            would make the other too near; 0 is no group.
     """
     folds = FOLDS if count >= FEW_IMAGES else min(count, FOLDS_OF_FEW)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -122,15 +122,15 @@ def assign_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None)
 
 
 def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -> list[dict[str, ScaleModel]]:
-    """Learn every scale once from all images and once without each fold: entry 0, then one a fold."""
+    """Fit every scale on all images (entry 0) and without each fold (entry fold + 1)."""
     excluded = [None, *range(int(folds.max()) + 1)]
     jobs = [(fold, name) for fold in excluded for name in cells]
 
     def learn(job: tuple[int | None, str]) -> ScaleModel:
         fold, name = job
         kept = torch.ones(len(folds), dtype=torch.bool) if fold is None else folds != fold
-        # As many prototypes from fewer images would cover their typical cells more closely than the detector in use
-        # does, and held-out images would look nearer than fresh ones (docs/statistics.md).
+        # As many prototypes of fewer images would cover typical cells more densely than those of the final detector,
+        # and held-out images would be nearer than new ones (docs/statistics.md).
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
         floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
         return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run).cpu()
@@ -149,7 +149,7 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -
 def learn_scale(cells: Tensor, count: int, floor: float, run: TrainingContext) -> ScaleModel:
     """Fit one scale on (M, D) normal cells: whitening, then a memory of `count` of them.
 
-    The prototypes are a coreset, so every one is a real normal cell.
+    The prototypes are a coreset, so each is a real normal cell.
     """
     scale = ScaleModel(Whitening.fit(cells, floor)).to(cells.device)
     embeddings = scale.whitening(cells)

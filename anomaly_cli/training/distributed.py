@@ -1,7 +1,7 @@
-"""Several processes that train one model, as `torchrun` starts them: who they are, and what they exchange.
+"""Several processes that train one model, as `torchrun` starts them.
 
-What one process computes from a whole batch, several compute from their shares of it with the same result up to
-rounding: statistics and embeddings are summed over all processes, gradients flow back the same way.
+Several processes compute from their shares of a batch what one computes from the whole, up to rounding: statistics and
+embeddings are all-reduced, and so are their gradients.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Processes:
     """The processes of this run, seen from one of them.
 
     Attributes:
-        rank: number of this process; the first, 0, prints and writes.
-        count: how many there are.
-        beside: how many there are on this machine.
+        rank: of this process; the first, 0, prints and writes.
+        count: number of processes.
+        local_count: number of processes on this machine.
     """
 
     rank: int = 0
@@ -50,7 +50,7 @@ class Processes:
         return items[self.rank :: self.count]
 
     def join(self, results: list[Item]) -> list[Item]:
-        """Put the results of every process for its `share` back into the order of all items."""
+        """Gather the results of every process for its `share`, in the order of all items."""
         if self.count == 1:
             return results
         shares: list[Any] = [None] * self.count
@@ -58,7 +58,7 @@ class Processes:
         return [shares[i % self.count][i // self.count] for i in range(sum(map(len, shares)))]
 
     def broadcast(self, value: Item) -> Item:
-        """Take the value of the first process in all of them, where it decides how the run goes on."""
+        """Return the value of the first process in all processes."""
         if self.count == 1:
             return value
         values = [value]
@@ -66,22 +66,22 @@ class Processes:
         return values[0]
 
     def all_gather_rows(self, rows: Tensor) -> Tensor:
-        """Join the (B, D) rows of all processes, equally many each, in the order of ranks: (count · B, D).
+        """Concatenate the (B, D) rows of all processes in the order of ranks, B equal in all: (count · B, D).
 
-        Differentiable: each process gets the gradients that all of them have for its rows.
+        Differentiable: the gradient of a row is the sum of those of all processes.
         """
         if self.count == 1:
             return rows
         placed = [rows if rank == self.rank else torch.zeros_like(rows) for rank in range(self.count)]
-        process_group: Tensor = _Sum.apply(torch.cat(placed))
-        return process_group
+        gathered: Tensor = _Sum.apply(torch.cat(placed))
+        return gathered
 
 
 SINGLE_PROCESS = Processes()
 
 
 class _Sum(torch.autograd.Function):
-    """Sum of a tensor over all processes. As each sums the gradients too, the loss is the sum of their losses."""
+    """All-reduce of a tensor, also of its gradient: the loss is the sum of the losses of all processes."""
 
     @staticmethod
     def forward(_context: Any, value: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d, processes: Processes) -> None:
-        """Take the place of `norm`, with its parameters and statistics.
+        """Copy parameters and statistics of `norm`.
 
         Args:
             norm: with a fixed momentum.
-            processes: with images of the same size and number each.
+            processes: with the same number and size of images each.
         """
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.load_state_dict(norm.state_dict())
@@ -120,7 +120,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Normalise (N, C, h, w), in training over the N images of each process."""
         if not self.training:
             return super().forward(maps)
-        variance, mean = torch.var_mean(maps, (0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1), of the own images
+        variance, mean = torch.var_mean(maps, (0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1), of this process
         own_mean, mean = mean, self._average(mean)
         variance = self._average(variance + (own_mean - mean).square())
         with torch.no_grad():
@@ -138,7 +138,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_statistics(network: nn.Module, processes: Processes) -> None:
-    """Let every batch normalisation of a network see the images of all processes."""
+    """Replace every batch normalisation of a network by one over the images of all processes."""
     if processes.count == 1:
         return
     for parent in list(network.modules()):
@@ -148,12 +148,12 @@ def share_statistics(network: nn.Module, processes: Processes) -> None:
 
 
 def rank_of_environment() -> int:
-    """Number of this process among those that `torchrun` started; 0 for one alone."""
+    """Rank of this process among those that `torchrun` started; 0 for a single one."""
     return int(os.environ.get("RANK", "0")) if _world_size() > 1 else 0
 
 
 def local_device(name: str) -> str:
-    """Name the device of this process: each of several takes a GPU of its own where there are GPUs.
+    """Name the device of this process: each of several processes gets a GPU of its own where there are GPUs.
 
     Raises:
         ConfigError: one GPU is named for several processes.
@@ -167,10 +167,10 @@ def local_device(name: str) -> str:
 
 @contextmanager
 def process_group() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started with this one; without it, there is this one alone.
+    """Join the processes that `torchrun` started; without it this one is alone.
 
     Raises:
-        ConfigError: the environment tells of other processes, but not where they are.
+        ConfigError: the environment names the number of processes, but not their addresses.
         ProcessError: another process ended before the work was done.
     """
     if _world_size() == 1:
@@ -179,7 +179,7 @@ def process_group() -> Iterator[Processes]:
     if missing := [name for name in VARIABLES if name not in os.environ]:
         raise ConfigError(f"WORLD_SIZE={_world_size()}, but {missing[0]} is not set: start the processes with torchrun")
     try:
-        # Plain objects travel through the CPU even where tensors travel between GPUs.
+        # Plain objects are sent through the CPU even where tensors are sent between GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         try:
             processes = Processes(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))

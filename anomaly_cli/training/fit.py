@@ -1,4 +1,4 @@
-"""Learn a detector from normal images: memories, learned parts and held-out calibration."""
+"""Fit a detector to normal images: memories, weights and cross-fitted calibration."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from anomaly_cli.training.stage2 import fit_scale_weights
 from anomaly_cli.training.training_set import NormalSet, sample_cells
 
 LOCAL_STRIDES = (4, 8, 16)  # a coarser one adds nothing (docs/method.md)
-CALIBRATION_IMAGES = 1_000  # at most so many normal images are measured as if unseen
+CALIBRATION_IMAGES = 1_000  # at most so many normal images are held out
 
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A detector with everything that turns its measurements into a table.
+    """A fitted detector with its calibration and what is known of its training images.
 
     Attributes:
-        anomalies: labelled anomalous images that could be read.
+        anomalies: number of readable labelled anomalies.
         unreadable_anomalies: path and reason of the others.
-        fold_detectors: one a fold, learned from the others.
+        fold_detectors: for each fold, one fitted on the others.
         folds: (images,) fold of each normal image.
-        suspects: normal images that stand out and shaped no memory.
-        origins: for each scale, where its prototypes come from.
+        outliers: normal images that enter no memory.
+        origins: of the prototypes of each scale.
     """
 
     detector: AnomalyDetector
@@ -62,18 +62,18 @@ class TrainedDetector:
 def train_detector(
     paths: list[Path], anomalies: list[Path], backbone: Backbone, run: TrainingContext, *, clean: bool = True
 ) -> TrainedDetector:
-    """Learn what the images at `paths` have in common.
+    """Fit a detector to normal images.
 
-    The images are dealt into folds. Each fold is measured by a detector that learned from the others only, and
-    from these held-out measurements every unit is set; the detector that is kept learned from all images.
+    Cross-fitting: each fold of the images is measured by a detector fitted on the other folds, and these held-out
+    measurements set every unit. The final detector is fitted on all images.
 
     Args:
         paths: normal images.
-        anomalies: known anomalous images; they shape the features of `scratch` and the distance, never a memory.
+        anomalies: labelled anomalous images; they enter stage 1 of `scratch` and the score, never a memory.
         backbone: with its starting weights; `scratch` is trained in place.
         run: settings and machine.
-        clean: whether the images are taken for normal, so that all of them say how much normal images vary; if
-            not, those that stand out are left out of the units as they are of the memories.
+        clean: whether all images count as normal in the calibration; if not, outliers are left out of it as they
+            are of the memories.
 
     Raises:
         InputError: fewer than `MIN_NORMALS` images can be read.
@@ -87,7 +87,7 @@ def train_detector(
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOutImage(int(folds[i]), normals.paths[i]) for i in numbers]
     detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
-    # Defects are planted once it is known which images may be anomalous themselves.
+    # Defects are put into images once the outliers are known.
     weights = component_weights(detectors[0], run.config.image_size, DEFAULT_SENSITIVITY)
     outliers = run.processes.broadcast(_find_outliers(detectors[0], measured, weights))
     if outliers:
@@ -96,7 +96,7 @@ def train_detector(
         detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
     sensitivity = fit_scale_weights(detectors, held_out, measured, outliers, run)
     labelled = describe_anomalies(detectors[0], anomalies, run)
-    known = fit_labelled_classifier(detectors, held_out, labelled.looks, run, outliers=outliers)
+    known = fit_labelled_classifier(detectors, held_out, labelled.values, run, outliers=outliers)
     if not clean:
         kept = [i for i in range(len(measured)) if i not in set(outliers)]
         measured, known = [measured[i] for i in kept], known[kept]
@@ -118,14 +118,14 @@ def train_detector(
 
 
 def _find_outliers(detector: AnomalyDetector, measured: list[list[Tensor]], weights: NDArray[np.float64]) -> list[int]:
-    """Number the held-out images that stand so far out that no memory should learn from them.
+    """Find the indices of held-out images that no memory should learn from.
 
-    A greedy coreset takes up outliers first, so a few anomalies among the normal images cost much. The suspects stay
-    in the calibration: leaving out the oddest normal images would make p-values smaller than they may be.
+    A greedy coreset selects outliers first, so a few anomalies among the normal images cost much. Outliers stay in the
+    calibration: without the most extreme normal images p-values would be too small.
     """
     calibration, _ = calibrate(detector, measured, weights)
-    standing_out = np.flatnonzero(calibration.outliers(deviations_of(detector, measured)))
-    return [int(i) for i in standing_out[: len(measured) - MIN_NORMALS]]
+    outliers = np.flatnonzero(calibration.outliers(deviations_of(detector, measured)))
+    return [int(i) for i in outliers[: len(measured) - MIN_NORMALS]]
 
 
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Learn from labelled anomalies: look at them and at held-out normal images, and fit what tells them apart."""
+"""Labelled anomalies: compute descriptors, and fit a classifier against held-out normal images."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from anomaly_cli.training.run import TrainingContext
 
 @dataclass(frozen=True)
 class LabelledDescriptors:
-    """What is remembered of labelled anomalies.
+    """Descriptors of labelled anomalies.
 
     Attributes:
-        looks: (A, D) of those that could be read; None where there are none.
+        values: (A, D) of the readable ones; None where there are none.
         unreadable: path and reason of the others.
     """
 
-    looks: Tensor | None
+    values: Tensor | None
     unreadable: list[tuple[Path, str]]
 
 
 def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: TrainingContext) -> LabelledDescriptors:
-    """Take from labelled anomalies what is remembered of them."""
+    """Compute the descriptors of labelled anomalies."""
 
-    def look(path: Path) -> dict[str, Any]:
+    def describe(path: Path) -> dict[str, Any]:
         try:
             image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
         except UnreadableImageError as error:
             return {"unreadable": error.reason}
-        return {"look": detector.looks(image).cpu()}
+        return {"descriptor": detector.descriptors(image).cpu()}
 
-    results = list(run.map_images("anomalies", "looking at the known anomalies", look, anomalies))
-    looks = [each["look"] for each in results if "look" in each]
+    results = list(run.map_images("anomalies", "describing labelled anomalies", describe, anomalies))
+    values = [each["descriptor"] for each in results if "descriptor" in each]
     failed = zip(anomalies, results, strict=True)
     return LabelledDescriptors(
-        torch.cat(looks).to(run.device) if looks else None,
+        torch.cat(values).to(run.device) if values else None,
         [(path, each["unreadable"]) for path, each in failed if "unreadable" in each],
     )
 
@@ -53,47 +53,50 @@ def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Tr
 def fit_labelled_classifier(
     detectors: list[AnomalyDetector],
     held_out: list[HeldOutImage],
-    looks: Tensor | None,
+    anomalous: Tensor | None,
     run: TrainingContext,
     *,
     outliers: list[int],
     before: LabelledAnomalyClassifier | None = None,
 ) -> Tensor:
-    """Fit what labelled anomalies add, for every detector against normal images that none of its memories knows.
+    """Fit the classifier of every detector, against normal images that are in none of its memories.
 
     Args:
-        detectors: the one in use, then one a fold; each gets its `known_anomalies`.
+        detectors: the final one, then one for each fold; sets `known_anomalies` of each.
         held_out: normal images.
-        looks: (A, D) of the labelled anomalies; None where there are none.
+        anomalous: (A, D) descriptors of the labelled anomalies; None where there are none.
         run: settings and machine.
-        outliers: numbers of those held-out images that may be no normal ones, which no fit takes for normal.
-        before: what was known before, which is kept.
+        outliers: indices of held-out images that may not be normal and are left out of the fits.
+        before: an earlier classifier, whose descriptors are kept.
 
     Returns:
-        (images, 1) answers for the held-out images, each by the detector of its fold, on the CPU; (images, 0) where
-        nothing is known.
+        (images, 1) odds of the held-out images, each by the detector of its fold, on the CPU; (images, 0) without
+        labelled anomalies.
     """
-    if looks is None and before is None:
+    if anomalous is None and before is None:
         return torch.zeros(len(held_out), 0)
 
-    def look(item: HeldOutImage) -> Tensor:
-        return detectors[item.fold + 1].looks(load_held_out(item, run)).cpu()
+    def describe(item: HeldOutImage) -> Tensor:
+        return detectors[item.fold + 1].descriptors(load_held_out(item, run)).cpu()
 
-    seen = torch.cat(list(run.map_images("known", "looking for what is known", look, held_out))).to(run.device)
+    described = run.map_images("known", "describing held-out normal images", describe, held_out)
+    seen = torch.cat(list(described)).to(run.device)
     folds = torch.tensor([item.fold for item in held_out])
     normal = torch.ones(len(held_out), dtype=torch.bool)
     normal[outliers] = False
-    answers = torch.zeros(len(held_out), 1)
+    odds = torch.zeros(len(held_out), 1)
     for fold, detector in enumerate(detectors, start=-1):
-        known = _fit(before, seen[normal & (folds != fold)], looks)
+        known = _fit(before, seen[normal & (folds != fold)], anomalous)
         detector.known_anomalies = known
-        answers[folds == fold] = known(seen[folds == fold]).cpu()
-    return answers
+        odds[folds == fold] = known(seen[folds == fold]).cpu()
+    return odds
 
 
-def _fit(before: LabelledAnomalyClassifier | None, normal: Tensor, looks: Tensor | None) -> LabelledAnomalyClassifier:
+def _fit(
+    before: LabelledAnomalyClassifier | None, normal: Tensor, anomalous: Tensor | None
+) -> LabelledAnomalyClassifier:
     if before is None:
-        return fit_labelled(normal, cast(Tensor, looks))
-    if looks is None:
+        return fit_labelled(normal, cast(Tensor, anomalous))
+    if anomalous is None:
         return before
-    return fit_labelled(torch.cat([before.normal, normal]), torch.cat([before.looks, looks]))
+    return fit_labelled(torch.cat([before.normal, normal]), torch.cat([before.looks, anomalous]))

@@ -1,4 +1,4 @@
-"""Cut the normal patches that prototypes came from out of their images."""
+"""Cut the patches around the origins of prototypes out of the normal images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from anomaly_cli.training.run import TrainingContext
 
 
 def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: TrainingContext) -> Patches:
-    """Cut a picture of the surroundings of every origin.
+    """Cut a patch around every origin.
 
     Args:
-        origins: by scale; their images are numbered as `paths`.
-        paths: of the images, each of which is read once more if it has an origin.
-        run: size of the images, and who is told how far this is.
+        origins: by scale; their image indices are those of `paths`.
+        paths: of the images; those with an origin are read once more.
+        run: size of the images, and progress.
 
     Raises:
-        InputError: an image was changed or removed since it was learned from.
+        InputError: an image was changed or removed during training.
     """
     wanted: dict[int, list[tuple[str, int, int]]] = {}  # of an image: scale, number of the prototype, cell
     for name, places in origins.items():

@@ -1,4 +1,4 @@
-"""Go on with the training run that was killed: what its saved steps depend on, and the folder that keeps them."""
+"""Resume an interrupted training run: what its cached steps depend on, and the folder that keeps them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from anomaly_cli.training.distributed import Processes
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.step_cache import SavedSteps, serialize
 
-Announce = Callable[[SavedSteps], None]  # told what a killed run left
+Announce = Callable[[SavedSteps], None]  # called with the steps of an earlier run
 
 
 @contextmanager
 def resumed(
     run: TrainingContext, model: Path, images: Sequence[Sequence[Path]], backbone: Backbone, tell: Announce
 ) -> Iterator[TrainingContext]:
-    """Keep the steps of a run in `<model>.steps`, and remove them once the model is written.
+    """Cache the steps of a run in `<model>.steps`, and remove them once the model is written.
 
     Args:
         run: whose settings, images and machine the steps depend on.
         model: file that the run will write.
-        images: lists of files that the run reads; their contents count, not their names or times.
+        images: lists of files that the run reads; their contents matter, not their names or times.
         backbone: with its starting weights.
         tell: called in the first process.
 
@@ -60,9 +60,9 @@ def resumed(
 
 @contextmanager
 def _opened(folder: Path, identity: Callable[[], dict[str, Any]], processes: Processes) -> Iterator[SavedSteps]:
-    """Open a folder for the processes of this run alone; an empty one is not left behind."""
+    """Lock a folder for the processes of this run; an empty one is removed again."""
     if not processes.is_first:
-        yield SavedSteps(folder, processes.broadcast({}))  # the first one has it, and what is of no use is gone
+        yield SavedSteps(folder, processes.broadcast({}))  # once the first process has removed stale steps
         return
     lock = folder / "lock"
     with os_errors_as_output_error(str(folder)):

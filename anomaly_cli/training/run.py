@@ -1,4 +1,4 @@
-"""What every step of a training run shares: device, processes, saved steps, progress."""
+"""Context of a training run: settings, device, processes, cached steps, progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anomaly_cli.scoring.parallel import Progress, parallel_map
 from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes
 from anomaly_cli.training.step_cache import Steps, deserialize, serialize
 
-BLOCK = 20  # images, whose results are saved together
+BLOCK = 20  # images whose results are saved together
 
 
 Item = TypeVar("Item")
@@ -22,15 +22,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What every step of a training run needs.
+    """What every step of a training run shares.
 
     Attributes:
         config: settings.
         device: of this process.
-        workers: threads that this process reads images with.
-        progress: told about every step.
+        workers: threads of this process that read images.
+        progress: called after every step.
         processes: that share the work.
-        saved: what a killed run had done.
+        saved: cached steps of this run and of an interrupted one.
     """
 
     config: DetectorConfig
@@ -43,12 +43,12 @@ class TrainingContext:
     def map_images(
         self, step: str, phase: str, function: Callable[[Item], Any], items: Sequence[Item]
     ) -> Iterator[Any]:
-        """Apply a function to one item an image, in order; all processes share the work and get all results.
+        """Apply a function to the item of each image, in order; all processes share the work and get all results.
 
         Args:
-            step: name under which finished blocks of results are saved; used once in a run.
-            phase: for the progress.
-            function: its results must be of the kind that `Steps.save` takes.
+            step: name under which finished blocks of results are saved; unique in a run.
+            phase: name in the progress.
+            function: its results are of the kind that `Steps.save` takes.
             items: the same in all processes.
         """
         blocks = [items[i : i + BLOCK] for i in range(0, len(items), BLOCK)]

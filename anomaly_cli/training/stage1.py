@@ -1,4 +1,4 @@
-"""The loop of stage 1: batches of views, learning rate, saved states."""
+"""The loop of stage 1: batches of views, learning rate, cached states."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEARNING_RATE = 1e-3
 BATCH_SIZE = 16  # images, of all processes together
 STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 64 MB, saved in 0.2 s
 PHASE = "learning features (stage 1)"
-SAVED = "stage-1"  # step under which the state is saved
+SAVED = "stage-1"  # name of the cached step
 
 
 def learn_backbone(
@@ -36,18 +36,18 @@ def learn_backbone(
     schedule: Schedule,
     run: TrainingContext,
 ) -> None:
-    """Train the whole backbone in place with stage 1, prototypes of every scale beside it.
+    """Train the whole backbone in place with stage 1, and prototypes of every scale with it.
 
-    What is random in a step depends on the seed and the number of the step only, so that a run that goes on after a
-    kill, and several processes, draw what one uninterrupted process draws.
+    The random numbers of a step depend on the seed and the number of the step only, so that a resumed run, and several
+    processes, draw what one uninterrupted process draws.
 
     Args:
         backbone: with its starting weights; left in eval mode.
-        names: scales that take part.
+        names: of the scales in the loss.
         images: (h, w, 3) uint8 at network size.
         normal: (N,) bool, false for labelled anomalies.
-        schedule: how long.
-        run: seed, processes, and where the state is saved now and then.
+        schedule: number of steps.
+        run: seed, processes and cached steps.
     """
     device = next(backbone.parameters()).device
     share_statistics(backbone, run.processes)
@@ -73,7 +73,7 @@ def learn_backbone(
 
 
 def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: TrainingContext) -> int:
-    """Take up the state that a killed run saved: how many steps it had done."""
+    """Restore the state of an interrupted run; return the number of finished steps."""
     state = run.processes.broadcast(run.saved.load(SAVED) if run.processes.is_first else None)
     if state is None:
         return 0
@@ -86,7 +86,7 @@ def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: Trainin
 def draw_batch(
     images: list[np.ndarray], crop: int, seed: tuple[int, int], processes: Processes
 ) -> tuple[Tensor, Tensor]:
-    """Draw the images of a step, and make both views of this process's share of them.
+    """Draw the images of a step, and two views of each in this process's share.
 
     Args:
         images: (h, w, 3) uint8.
@@ -95,8 +95,8 @@ def draw_batch(
         processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
 
     Returns:
-        (4n, 3, crop, crop) views in [0, 1] of n images: by turns of an image and of the image turned, then as many
-        others in the same order. And (N,) numbers of the images of the whole batch.
+        (4n, 3, crop, crop) views in [0, 1] of n images: alternately of an image and of the image rotated, then the
+        second views in the same order. And (N,) indices of the images of the whole batch.
     """
     n = -(-BATCH_SIZE // processes.count)
     chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
@@ -107,12 +107,12 @@ def draw_batch(
 
 
 def _views(image: np.ndarray, crop: int, draw: np.random.Generator) -> list[list[np.ndarray]]:
-    """Make twice a view of an image and one of it turned by quarters, both times by as many."""
+    """Make two pairs of views, of an image and of it rotated by 90°, 180° or 270°, the same in both pairs."""
     turns = int(draw.integers(1, 4))
     return [[np.rot90(random_view(image, crop, draw), k) for k in (0, turns)] for _ in range(2)]
 
 
-SCRATCH_IMAGES = 1_000  # at most so many are kept in memory while `scratch` learns its backbone
+SCRATCH_IMAGES = 1_000  # at most so many are kept in memory while stage 1 trains `scratch`
 SCRATCH_STEPS = {Effort.QUICK: 60, Effort.STANDARD: 200, Effort.THOROUGH: 3_000}
 
 
@@ -132,7 +132,7 @@ def learn_from_scratch(
     loaded = [(path, pixels) for path, pixels in zip(chosen, parallel_map(load, chosen, run.workers), strict=True)]
     images = [pixels for _, pixels in loaded if pixels is not None]
     normal = torch.tensor([path not in known for path, pixels in loaded if pixels is not None], dtype=torch.bool)
-    if images:  # where there are none, `sample_cells` says what is wrong
+    if images:  # where there are none, `sample_cells` raises the error
         schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
         learn_backbone(backbone, names, images, normal, schedule, run)
     backbone.prepare_for_inference()

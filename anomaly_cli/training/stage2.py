@@ -13,7 +13,7 @@ from anomaly_cli.detector.scales import POOLED_SCALES
 from anomaly_cli.training.cross_fitting import HeldOutImage, measure_held_out
 from anomaly_cli.training.run import TrainingContext
 
-SYNTHETIC_DEFECTS = 128  # defects that tell how well each scale shows one
+SYNTHETIC_DEFECTS = 128
 
 
 def fit_scale_weights(
@@ -23,7 +23,7 @@ def fit_scale_weights(
     outliers: list[int],
     run: TrainingContext,
 ) -> float:
-    """Stage 2: weigh the local scales, in all detectors, by how well each shows defects planted in normal images.
+    """Stage 2: weigh the local scales, in all detectors, by their sensitivity to synthetic defects.
 
     Each image is measured by the detector of its fold, with and without the defect.
 
@@ -32,21 +32,21 @@ def fit_scale_weights(
     """
     excluded = set(outliers)
     numbers = [i for i in range(len(held_out)) if i not in excluded]
-    spoiled = [numbers[i % len(numbers)] for i in range(SYNTHETIC_DEFECTS)]
+    planted_in = [numbers[i % len(numbers)] for i in range(SYNTHETIC_DEFECTS)]
     items = [
         replace(held_out[number], defect_seed=run.config.seed + i, other=held_out[numbers[(i + 1) % len(numbers)]].path)
-        for i, number in enumerate(spoiled)
+        for i, number in enumerate(planted_in)
     ]
-    planted = measure_held_out(detectors, items, run, "planted", "planting defects (stage 2)")
+    defective = measure_held_out(detectors, items, run, "planted", "planting defects (stage 2)")
     rows = [0, *(1 + i for i, name in enumerate(detectors[0].scale_names) if name not in POOLED_SCALES)]
 
     def logs() -> tuple[Floats, Floats]:
         """Logarithms of the fused map's and the local scales' deviations: of normal images, and with defects."""
-        normal, odd = (np.log(deviations_of(detectors[0], each)[:, rows]) for each in (measured, planted))
+        normal, odd = (np.log(deviations_of(detectors[0], each)[:, rows]) for each in (measured, defective))
         return normal, odd
 
-    weights = run.processes.broadcast(scale_weights(*logs(), numbers, spoiled).tolist())
+    weights = run.processes.broadcast(scale_weights(*logs(), numbers, planted_in).tolist())
     for detector in detectors:
         for name, weight in zip(detector.local_names, weights, strict=True):
             detector.scale(name).weight.fill_(weight)
-    return float(run.processes.broadcast(float(sensitivities(*logs(), numbers, spoiled)[0])))
+    return float(run.processes.broadcast(float(sensitivities(*logs(), numbers, planted_in)[0])))

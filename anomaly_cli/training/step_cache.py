@@ -1,7 +1,7 @@
-"""What a training run has finished, kept beside its model: a killed run goes on and does nothing twice.
+"""Step cache for resuming an interrupted training run.
 
-A step is a file, whole or not there, that says what it depends on and what it should contain; it is read without
-running any code. It survives the end of the process; one that a power cut damaged is done again.
+A step is a file, written atomically, that holds digests of what it depends on and of its content; reading it runs no
+code. A step that a power cut damaged is done again.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ KEY = "anomaly"  # of the JSON document among the metadata of the content
 
 
 class Steps:
-    """Steps that are not kept: each is done anew.
+    """No cache: every step is done anew.
 
     Attributes:
-        reused: of each phase that a killed run had begun, how much was done of how much.
+        reused: of each phase that an interrupted run had begun, finished and total number.
     """
 
     def __init__(self) -> None:
         self.reused: dict[str, tuple[int, int]] = {}
 
     def load(self, _name: str, /) -> Any:
-        """Return what `save` was given under this name by this run or a killed one, or None."""
+        """Return the value saved under this name by this run or an interrupted one, or None."""
         return None
 
     def save(self, _name: str, _value: Any, /) -> None:
         """Keep tensors, numbers, strings and None in lists and dictionaries; a tuple comes back as a list."""
 
     def note_reuse(self, phase: str, done: int, total: int) -> None:
-        """Note how much of a phase a killed run had done."""
+        """Note how much of a phase an interrupted run had done."""
         if done:
             self.reused[phase] = (done, total)
 
 
 class SavedSteps(Steps):
-    """Steps that are kept in a folder.
+    """Steps that are kept in a folder, one file each.
 
     Attributes:
-        folder: holds one file a step.
-        discarded: how many steps of an earlier run were given up, since they depend on something else.
+        folder: of the files.
+        discarded: number of removed steps of an earlier run, which depend on something else.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Look at what an earlier run left, and remove what is of no use.
+        """Find the steps of an earlier run, and remove stale ones.
 
         Args:
             folder: exists.

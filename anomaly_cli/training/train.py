@@ -39,7 +39,7 @@ class TrainReport:
     outliers: list[Path]
     copies: int
     copies_together: int
-    reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: how much a killed run had done of it
+    reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: finished and total of an interrupted run
 
 
 def train(
@@ -56,14 +56,14 @@ def train(
     device: str = "auto",
     progress: Progress,
 ) -> TrainReport:
-    """Learn what normal looks like and write the model file, and on request a table of the normal images.
+    """Fit a detector to normal images and write the model file, and on request a table of these images.
 
-    The file keeps small pictures of where its prototypes come from, unless `thumbnails` is false. With `resume` what is
-    done is saved on the way, and what a killed run had done is not done again. Of several processes, started by
-    `torchrun`, the first one writes.
+    The file holds thumbnails of the origins of its prototypes, unless `thumbnails` is false. With `resume` finished
+    steps are cached, and those of an interrupted run are not done again. Of several processes, started by `torchrun`,
+    the first one writes.
     """
     from anomaly_cli.training.cross_fitted_scores import score_normals
-    from anomaly_cli.training.fit import train_detector  # brings scikit-learn, which scoring starts faster without
+    from anomaly_cli.training.fit import train_detector  # imports scikit-learn, which scoring does without
 
     check_writable(model_path)
     audit_format = None if audit_normals is None else check_output(audit_normals, None)
@@ -71,7 +71,7 @@ def train(
     known = collect(anomalies, patterns) if anomalies else []
     with process_group() as processes:
         workers = max(1, worker_count() // processes.local_count)
-        paths, known = processes.broadcast((paths, known))  # of a folder that is being filled each saw its own
+        paths, known = processes.broadcast((paths, known))  # a folder may be filled at this moment
         config = processes.broadcast(limit_image_size(config, paths, workers))
         run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes)
         backbone = build_backbone(config.backbone, weights, config.seed)
@@ -95,7 +95,7 @@ def train(
 
 
 def _save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbnails: bool) -> Model:
-    """Write the model file in the first process; the others have no thumbnails in theirs."""
+    """Write the model file in the first process; the models of the others have no thumbnails."""
     first = run.processes.is_first
     provenance = Provenance(
         images=len(trained.normals.paths),

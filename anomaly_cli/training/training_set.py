@@ -1,4 +1,4 @@
-"""Read the normal images once: which can be read, what they contain, and a sample of their cells a scale."""
+"""Read the normal images once: which are readable, their contents, and a sample of the cells of each scale."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
 from anomaly_cli.training.run import TrainingContext
 
-CANDIDATE_CELLS = 40_000  # a scale; prototypes are chosen among them. Of more images as many give a cell each
-SIZED_IMAGES = 100  # are looked at to learn how large the normal images are
+CANDIDATE_CELLS = 40_000  # of each scale, among which prototypes are chosen; of more images so many give one each
+SIZED_IMAGES = 100  # whose median size is taken for that of all
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class NormalSet:
     """The readable images of the training set.
 
     Attributes:
-        paths: readable files, in path order; an image's number is its place here.
+        paths: readable files, in path order; indices of images refer to this list.
         unreadable: path and reason of the others.
         digest: SHA-256 over the SHA-256 of each readable file, in hexadecimal.
-        copies: how many images are copies or near-copies of another.
-        groups: (images,) copies of one number are held out together; 0 is no group.
+        copies: number of images that have a near-duplicate.
+        groups: (images,) near-duplicates have the same number > 0 and are held out together; 0 is no group.
     """
 
     paths: list[Path]
@@ -49,12 +49,12 @@ class NormalSet:
 
     @property
     def held_out_together(self) -> int:
-        """How many images are in a group."""
+        """Number of images in a group."""
         return int(np.count_nonzero(self.groups))
 
 
 def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
-    """Lower the image size to that of the median normal image: enlarging shows nothing and hides form."""
+    """Limit the image size to that of the median normal image: images are never upsampled."""
 
     def side(path: Path) -> float | None:
         try:
@@ -79,10 +79,10 @@ def sample_cells(
     *,
     at_least: int = MIN_NORMALS,
 ) -> tuple[dict[str, Cells], NormalSet]:
-    """Take the same number of random cells from every image, at most `CANDIDATE_CELLS` a scale in all.
+    """Sample the same number of random cells of every image, at most `CANDIDATE_CELLS` of each scale in all.
 
-    Of more than `CANDIDATE_CELLS` images a random choice of that many gives one cell a scale each; memory does not
-    grow with the others, and most of them pass no network.
+    Of more images than that a random sample gives one cell of each scale; the others cost no memory, and most of them
+    no pass through the network.
 
     Raises:
         InputError: fewer than `at_least` images can be read.
@@ -129,7 +129,7 @@ def sample_cells(
 
 
 def _separable(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Give up a group of more than half of the images: without it too few would be left to learn from."""
+    """Ignore a group of more than half of the images: the rest would be too few to fit a detector."""
     sizes = np.bincount(groups, minlength=1)
     return np.where(2 * sizes[groups] > len(groups), 0, groups)
 

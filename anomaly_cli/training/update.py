@@ -55,10 +55,10 @@ def update(
     """Add new images to a model and write it, over itself unless `out` is given.
 
     Whitening and the units of cells and maps stay. Every memory is chosen anew among its prototypes and cells of the
-    new normal images. These are scored cross-fitted, as in training, and join the held-out normal images of the
-    calibration; the old ones keep their deviations, which the larger memories could only make smaller, so p-values
-    err upwards. New known anomalies ask for a comparison that the old normal images are not here for: then the new
-    ones alone calibrate.
+    new normal images. These are scored cross-fitted, as in training, and added to the held-out normal images of the
+    calibration; the old ones keep their deviations, which the larger memories could only lower, so p-values are
+    conservative. With new labelled anomalies the new images alone calibrate, since the odds of the old ones are
+    unknown.
 
     Raises:
         ConfigError: nothing new is named.
@@ -80,7 +80,7 @@ def update(
     held_out = [HeldOutImage(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
     labelled = describe_anomalies(detectors[0], known, run)
     before = old.detector.known_anomalies
-    answers = fit_labelled_classifier(detectors, held_out, labelled.looks, run, outliers=[], before=before)
+    answers = fit_labelled_classifier(detectors, held_out, labelled.values, run, outliers=[], before=before)
     measured = measure_held_out(detectors, held_out, run)
     deviations = deviations_of(detectors[0], measured, answers)
     if not known:
@@ -103,7 +103,7 @@ def update(
 
 
 def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: TrainingContext) -> AnomalyDetector:
-    """Copy a detector with memories that also cover the cells of those new images that `kept` (images,) names."""
+    """Copy a detector with memories that also cover the cells of the new images where `kept` (images,) is true."""
     scales = {}
     for name in old.scale_names:
         scale = old.scale(name)
@@ -126,7 +126,7 @@ def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:
 def _patches(
     old: Model, grown: AnomalyDetector, cells: dict[str, Cells], paths: list[Path], run: TrainingContext
 ) -> Patches:
-    """Keep the thumbnails of the old prototypes that stay, and cut those of the new ones."""
+    """Keep the thumbnails of the old prototypes that remain, and cut those of the new ones."""
     chosen = {name: grown.scale(name).memory.chosen for name in grown.scale_names}
     old_counts = {name: len(pictures) for name, pictures in old.patches.items()}
     origins = {

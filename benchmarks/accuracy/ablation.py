@@ -52,7 +52,7 @@ class Variant:
 
 
 def only_components(active: Callable[[str], bool]) -> Callable[..., Floats]:
-    """Let only some deviations speak in the image score."""
+    """Let only some components enter the image score."""
 
     def weights(detector: AnomalyDetector, *_: object) -> Floats:
         return np.array([float(active(name)) for name in detector.deviation_names])
@@ -107,16 +107,16 @@ def whitened(
     return (Whitening, "fit", either)
 
 
-def mean_joined(standard: Floats, weights: Floats) -> Floats:
-    """Join deviations by their weighted mean."""
-    joined: Floats = standard @ weights / weights.sum()
-    return joined
+def mean_fused(standard: Floats, weights: Floats) -> Floats:
+    """Fuse deviations by their weighted mean."""
+    fused: Floats = standard @ weights / weights.sum()
+    return fused
 
 
-def max_joined(standard: Floats, weights: Floats) -> Floats:
-    """Join deviations by the largest of those that are heard."""
-    joined: Floats = standard[:, weights > 0].max(axis=1)
-    return joined
+def max_fused(standard: Floats, weights: Floats) -> Floats:
+    """Fuse deviations by the largest of those with a weight."""
+    fused: Floats = standard[:, weights > 0].max(axis=1)
+    return fused
 
 
 def unchanged(cells: Tensor, dim: int) -> Tensor:
@@ -136,31 +136,31 @@ def cell_alone(feature_map: Tensor) -> Tensor:
     return feature_map
 
 
-def nothing_planted(*_: object) -> float:
-    """Let all scales weigh alike and the map as usual."""
+def no_defects(*_: object) -> float:
+    """Weigh all scales equally and the map as usual."""
     return anomaly_distance.DEFAULT_SENSITIVITY
 
 
-def no_learning(*_: object) -> None:
+def no_training(*_: object) -> None:
     """Leave the weights as they are."""
 
 
 def own_view(query: Tensor, *_: object) -> Tensor:
-    """Contrast a view with the other view itself and not with what the memory retrieves for it."""
+    """Contrast a view with the other view itself instead of its retrieval."""
     return query
 
 
-def taught_first(
+def trained_first(
     paths: list[Path], backbone: Backbone, names: tuple[str, ...], run: TrainingContext
 ) -> tuple[dict[str, Cells], NormalSet]:
-    """Go on with stage 1 from the weights of the backbone before cells are taken."""
+    """Continue with stage 1 from the weights of the backbone before cells are sampled."""
     backbone._packed = None  # of the weights before
     stage1.learn_from_scratch(backbone, names, paths, [], run)
     return training_set.sample_cells(paths, backbone, names, run)
 
 
-def no_suspects(*_: object) -> list[int]:
-    """Let every normal image shape the memories."""
+def no_outliers(*_: object) -> list[int]:
+    """Let every normal image enter the memories."""
     return []
 
 
@@ -197,34 +197,34 @@ VARIANTS: dict[str, Variant] = {
     "1,000 prototypes of 20,000 cells": Variant(
         MEMORY, replaced=[(training_set, "CANDIDATE_CELLS", 20_000)], prototypes=1_000
     ),
-    "suspects shape the memory": Variant(MEMORY, replaced=[(fit, "_find_outliers", no_suspects)]),
+    "outliers enter the memory": Variant(MEMORY, replaced=[(fit, "_find_outliers", no_outliers)]),
     "no whitening": Variant(WHITENING, replaced=[whitened(no_whitening, no_whitening)]),
     "local whitening as sharp as the pooled": Variant(WHITENING, replaced=[(cross_fitting, "LOCAL_FLOOR", SHRINKAGE)]),
     "diagonal whitening of cells": Variant(WHITENING, replaced=[whitened(local=diagonal_whitening)]),
     "diagonal whitening of the pooled scales": Variant(WHITENING, replaced=[whitened(pooled=diagonal_whitening)]),
     "cells keep their length": Variant(WHITENING, replaced=[(torch.nn.functional, "normalize", unchanged)]),
     "stage 1 from the embedded weights": Variant(
-        LEARNED, replaced=[(fit, "sample_cells", taught_first), (stage1, "LEARNING_RATE", 1e-4)]
+        LEARNED, replaced=[(fit, "sample_cells", trained_first), (stage1, "LEARNING_RATE", 1e-4)]
     ),
-    "no planted defects (stage 2)": Variant(LEARNED, replaced=[(fit, "fit_scale_weights", nothing_planted)]),
+    "no synthetic defects (stage 2)": Variant(LEARNED, replaced=[(fit, "fit_scale_weights", no_defects)]),
     "every cell of stride 8 alone": Variant(SCALES, replaced=[(features, "smooth_3x3", cell_alone)]),
     "mean of 3×3 cells at all strides": Variant(SCALES, replaced=[(features, "to_scale_grid", neighbourhood_mean)]),
     "as much map whatever the images": Variant(
         FUSION, replaced=[(anomaly_distance, "MAP_WEIGHT", 0.0), (anomaly_distance, "MIN_MAP_WEIGHT", 1.0)]
     ),
-    "sharper maximum of the voices": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
+    "sharper maximum of the components": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
     "no small copy": Variant(FUSION, replaced=[(anomaly_distance, "SMALL_WEIGHT", 0.0)]),
-    "mean of the voices": Variant(FUSION, replaced=[(calibration, "joined", mean_joined)]),
-    "loudest voice": Variant(FUSION, replaced=[(calibration, "joined", max_joined)]),
-    "hottest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 1e-6)]),
-    "hottest 1 %": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 0.01)]),
-    "hottest 5 %": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 0.05)]),
+    "mean of the components": Variant(FUSION, replaced=[(calibration, "fuse_scores", mean_fused)]),
+    "largest component": Variant(FUSION, replaced=[(calibration, "fuse_scores", max_fused)]),
+    "largest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 1e-6)]),
+    "largest 1 % of the cells": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 0.01)]),
+    "largest 5 % of the cells": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 0.05)]),
 }
 
 # From random weights, which only pictures of objects are worth: `--cifar FILE --variants` and these names.
 FROM_SCRATCH: dict[str, Variant] = {
     "scratch": Variant(LEARNED, backbone=SCRATCH),
-    "scratch, no stage 1": Variant(LEARNED, backbone=SCRATCH, replaced=[(stage1, "learn_backbone", no_learning)]),
+    "scratch, no stage 1": Variant(LEARNED, backbone=SCRATCH, replaced=[(stage1, "learn_backbone", no_training)]),
     "scratch, no memory in stage 1": Variant(
         LEARNED, backbone=SCRATCH, replaced=[(contrastive, "hopfield_retrieve", own_view)]
     ),

@@ -89,7 +89,7 @@ def slow_distance(scale: ScaleModel, cell: Tensor) -> float:
     return min(float((embedding - prototype.double()).norm()) for prototype in scale.memory.prototypes)
 
 
-def slow_hottest(cells: Tensor) -> float:
+def slow_top_cells_mean(cells: Tensor) -> float:
     ordered: list[float] = sorted(cells.flatten().tolist(), reverse=True)
     count = max(1, round(TOP_CELL_FRACTION * len(ordered)))
     return sum(ordered[:count]) / count
@@ -201,14 +201,17 @@ def test_fusion_is_the_weighted_mean_of_maps_relative_to_normal_cells_on_the_fin
     torch.testing.assert_close(fused, expected)
 
 
-def test_deviations_are_the_mean_of_the_hottest_cells() -> None:
+def test_deviations_are_the_mean_of_the_top_cells() -> None:
     detector = tiny_detector()
     maps = detector.distance_maps(random_images(3, 64, 96))
 
     detection = detector.combine(maps)
 
     for n in range(3):
-        expected = [slow_hottest(detection.anomaly_maps[n]), *(slow_hottest(distances[n]) for distances in maps)]
+        expected = [
+            slow_top_cells_mean(detection.anomaly_maps[n]),
+            *(slow_top_cells_mean(distances[n]) for distances in maps),
+        ]
         torch.testing.assert_close(detection.deviations[n], torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 

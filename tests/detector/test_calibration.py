@@ -50,27 +50,27 @@ def slow_step_up(p_values: list[float], fdr: float) -> set[int]:
     return set(order[:last])
 
 
-def slow_joined(standard: list[float], weights: list[float]) -> float:
+def slow_fused(standard: list[float], weights: list[float]) -> float:
     return 2 * math.log(sum(w * math.exp(z / 2) for z, w in zip(standard, weights, strict=True)))
 
 
 @given(st.lists(st.tuples(st.floats(-6, 60), st.floats(0, 1)), min_size=1, max_size=6))
 @REPEATABLE
-def test_voices_are_joined_by_their_smooth_maximum(voices: list[tuple[float, float]]) -> None:
-    standard, weights = [z for z, _ in voices], [w + 1e-3 for _, w in voices]
+def test_components_are_fused_by_their_smooth_maximum(components: list[tuple[float, float]]) -> None:
+    standard, weights = [z for z, _ in components], [w + 1e-3 for _, w in components]
 
     value = float(fuse_scores(np.array([standard]), np.array(weights))[0])
 
-    assert value == pytest.approx(slow_joined(standard, weights), abs=1e-9)
+    assert value == pytest.approx(slow_fused(standard, weights), abs=1e-9)
 
 
-def test_a_voice_without_weight_is_not_heard() -> None:
+def test_a_component_without_weight_has_no_effect() -> None:
     standard, weights = np.array([[1.0, 50.0, 2.0]]), np.array([0.5, 0.0, 0.5])
 
     np.testing.assert_allclose(fuse_scores(standard, weights), fuse_scores(standard[:, ::2], weights[::2]))
 
 
-def test_one_sure_voice_outweighs_two_that_see_nothing() -> None:
+def test_one_strong_component_outweighs_two_weak_ones() -> None:
     weights = np.full(3, 1 / 3)
     sure, spread = fuse_scores(np.array([[9.0, 0.0, 0.0], [3.0, 3.0, 3.0]]), weights)
 

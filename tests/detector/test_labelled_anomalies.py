@@ -17,11 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_cli.detector import labelled_anomalies
 from anomaly_cli.detector.checkpoint import load_model, save_model
-from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_look
+from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_log_odds
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import CheckpointError
 
-LOOKS = 6
+WIDTH = 6
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -29,42 +29,42 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_odds_equal_a_loop_over_images_and_channels_and_stay_finite() -> None:
-    weights, looks = random(LOOKS), random(3, LOOKS, seed=2)
-    looks[2] = weights * 1e6
-    known_anomalies = LabelledAnomalyClassifier(random(5, LOOKS), random(2, LOOKS), weights, torch.tensor(0.5))
+    weights, descriptors = random(WIDTH), random(3, WIDTH, seed=2)
+    descriptors[2] = weights * 1e6
+    known_anomalies = LabelledAnomalyClassifier(random(5, WIDTH), random(2, WIDTH), weights, torch.tensor(0.5))
 
-    answers = known_anomalies(looks)
+    odds = known_anomalies(descriptors)
 
-    assert answers.shape == (3, 1)
+    assert odds.shape == (3, 1)
     for i in range(2):
-        logarithm = sum(float(looks[i, k]) * float(weights[k]) for k in range(LOOKS)) + 0.5
-        assert float(answers[i]) == pytest.approx(math.exp(logarithm), rel=1e-4)
-    assert float(answers[2]) == pytest.approx(math.exp(labelled_anomalies.REACH), rel=1e-4)
+        logarithm = sum(float(descriptors[i, k]) * float(weights[k]) for k in range(WIDTH)) + 0.5
+        assert float(odds[i]) == pytest.approx(math.exp(logarithm), rel=1e-4)
+    assert float(odds[2]) == pytest.approx(math.exp(labelled_anomalies.REACH), rel=1e-4)
 
 
 @pytest.mark.parametrize(("count", "weight"), [(1, 1 / 7), (4, 2 / 7), (12, 12**0.5 / 7), (25, 0.5), (1000, 0.5)])
-def test_the_more_known_anomalies_the_louder_they_speak_up_to_a_limit(count: int, weight: float) -> None:
-    looks = torch.zeros(count, LOOKS)
+def test_the_weight_of_labelled_anomalies_grows_with_their_number_up_to_a_limit(count: int, weight: float) -> None:
+    descriptors = torch.zeros(count, WIDTH)
 
-    assert LabelledAnomalyClassifier(looks, looks, torch.zeros(LOOKS), torch.tensor(0.0)).weight == pytest.approx(
-        weight
-    )
+    assert LabelledAnomalyClassifier(
+        descriptors, descriptors, torch.zeros(WIDTH), torch.tensor(0.0)
+    ).weight == pytest.approx(weight)
 
 
-def test_looks_are_told_apart_by_two_regressions_each_whitened_by_the_other_half() -> None:
-    normal, anomalous = random(50, LOOKS), random(5, LOOKS, seed=1) + 2
+def test_descriptors_are_separated_by_two_regressions_each_whitened_by_the_other_half() -> None:
+    normal, anomalous = random(50, WIDTH), random(5, WIDTH, seed=1) + 2
     variances = normal.var(0, unbiased=False)
     expected, unit = np.zeros(55), ((50 * variances + 10 * variances.mean()) / 60).sqrt()
     for one, other in ((normal[::2], normal[1::2]), (normal[1::2], normal[::2])):
-        whitening = Whitening.fit(one / unit, labelled_anomalies.LOOK_FLOOR)
+        whitening = Whitening.fit(one / unit, labelled_anomalies.DESCRIPTOR_FLOOR)
         scaler = StandardScaler().fit(whitening(other / unit))
         scaler.scale_ = np.sqrt((25 * scaler.var_ + 10 * scaler.var_.mean()) / 35)
-        known_looks = scaler.transform(whitening(torch.cat([other, anomalous]) / unit))
+        labelled = scaler.transform(whitening(torch.cat([other, anomalous]) / unit))
         twin = LogisticRegression(C=labelled_anomalies.INVERSE_PENALTY, class_weight="balanced")
-        twin.fit(known_looks, [0] * 25 + [1] * 5)
+        twin.fit(labelled, [0] * 25 + [1] * 5)
         expected += twin.decision_function(scaler.transform(whitening(torch.cat([normal, anomalous]) / unit))) / 2
 
-    weights, offset = fit_look(normal, anomalous)
+    weights, offset = fit_log_odds(normal, anomalous)
 
     odds = (torch.cat([normal, anomalous]) @ weights + offset).tolist()
     assert odds == pytest.approx(expected.tolist(), abs=1e-3)
@@ -72,7 +72,7 @@ def test_looks_are_told_apart_by_two_regressions_each_whitened_by_the_other_half
 
 
 def test_one_known_anomaly_is_enough_for_a_fit() -> None:
-    weights, offset = fit_look(random(8, LOOKS), random(1, LOOKS, seed=1) + 3)
+    weights, offset = fit_log_odds(random(8, WIDTH), random(1, WIDTH, seed=1) + 3)
 
     assert torch.isfinite(weights).all()
     assert torch.isfinite(offset)
@@ -99,9 +99,9 @@ def test_labels_add_a_column_and_survive_the_model_file(labelled: Path) -> None:
     assert model.provenance.anomalies == 4
     assert model.detector.column_names[-1] == labelled_anomalies.LABELLED_NAME
     assert {row["path"][-8:] for row in rows[:3]} == {"bad0.jpg", "bad1.jpg", "bad2.jpg"}
-    answers = [float(row["scale_known"]) for row in rows]
-    assert min(answers) >= 0
-    assert min(answers[:3]) > max(answers[3:])
+    odds = [float(row["scale_known"]) for row in rows]
+    assert min(odds) >= 0
+    assert min(odds[:3]) > max(odds[3:])
 
 
 def test_a_model_with_known_anomalies_says_what_it_was_trained_on(labelled: Path) -> None:
@@ -116,10 +116,10 @@ def test_a_model_with_known_anomalies_says_what_it_was_trained_on(labelled: Path
 @pytest.mark.parametrize("part", ["normal", "looks", "look_weights", "look_offset"])
 def test_known_anomalies_of_another_width_than_the_detector_are_damage(labelled: Path, part: str) -> None:
     model = load_model(labelled / "anomaly.safetensors")
-    width = model.detector.look_width
+    width = model.detector.descriptor_width
     shapes = {"normal": (8, width), "looks": (2, width), "look_weights": (width,), "look_offset": ()}
     parts = {name: torch.zeros(shape if name != part else (*shape, 3)) for name, shape in shapes.items()}
-    model.detector.known_anomalies = LabelledAnomalyClassifier(**parts)
+    model.detector.known_anomalies = LabelledAnomalyClassifier(*parts.values())
     save_model(model, labelled / "odd.safetensors")
 
     with pytest.raises(CheckpointError, match=r"odd\.safetensors is damaged or was edited; train the detector again"):

@@ -85,16 +85,16 @@ def test_cells_of_an_image_are_left_out_by_its_number() -> None:
     assert kept.places.tolist() == [12, 15]
 
 
-def test_spoiled_normal_images_are_suspects(learned: TrainedDetector, mixed: Path) -> None:
+def test_normal_images_with_a_defect_are_outliers(learned: TrainedDetector, mixed: Path) -> None:
     assert set(learned.outliers) >= {mixed / "spoiled0.png", mixed / "spoiled1.png"}
     assert len(learned.outliers) <= 4
 
 
-def test_suspects_stay_in_the_calibration(learned: TrainedDetector) -> None:
+def test_outliers_stay_in_the_calibration(learned: TrainedDetector) -> None:
     assert len(learned.calibration.normal_deviations) == 26
 
 
-def test_an_audit_leaves_suspects_out_of_the_units(mixed: Path, run: TrainingContext) -> None:
+def test_an_audit_leaves_outliers_out_of_the_units(mixed: Path, run: TrainingContext) -> None:
     trained = train_detector(sorted(mixed.iterdir()), [], build_backbone("embedded", None, 0), run, clean=False)
 
     assert len(trained.calibration.normal_deviations) == 26 - len(trained.outliers)
@@ -112,7 +112,7 @@ def test_a_normal_image_is_scored_by_the_detector_that_has_not_seen_it(
         assert rows[path].score == pytest.approx(expected)
 
 
-def test_training_names_suspects_and_writes_the_audited_normals(here: Path, mixed: Path) -> None:
+def test_training_names_outliers_and_writes_the_audited_normals(here: Path, mixed: Path) -> None:
     shutil.copytree(mixed, "mixed")
     (here / "mixed" / "torn.png").write_bytes(b"")
 

@@ -66,7 +66,7 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
     scales = [{name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16")} for _ in range(3)]
     detectors = [AnomalyDetector(empty_backbone(EMBEDDED), each) for each in scales]
     held_out = [HeldOutImage(i % 2, Path(f"{i}.png")) for i in range(5)]
-    logs = torch.tensor([-1.0, 1.0, -1.0, 1.0, 70.0])  # spread 1 without the last, a suspect
+    logs = torch.tensor([-1.0, 1.0, -1.0, 1.0, 70.0])  # spread 1 without the last, an outlier
 
     def maps(log: float, raised: tuple[float, float]) -> list[Tensor]:
         return [torch.full((1, side, side), log + more).exp() for side, more in zip((8, 4), raised, strict=True)]
@@ -93,10 +93,10 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
     assert sensitivity == pytest.approx(min(raised, MAX_SENSITIVITY), rel=1e-5)
 
 
-def test_known_anomalies_weigh_a_share_of_all_other_voices() -> None:
+def test_labelled_anomalies_weigh_a_share_of_all_other_components() -> None:
     scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
-    looks = torch.zeros(4, 2)
-    known = LabelledAnomalyClassifier(looks, looks, torch.zeros(2), torch.tensor(0.0))
+    descriptors = torch.zeros(4, 2)
+    known = LabelledAnomalyClassifier(descriptors, descriptors, torch.zeros(2), torch.tensor(0.0))
 
     weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, 1.5)
 

@@ -50,11 +50,11 @@ def held_out(files: list[Path]) -> list[HeldOutImage]:
     return [HeldOutImage(i % FOLDS, path) for i, path in enumerate(files[:NORMALS])]
 
 
-def looks_in(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
-    return torch.cat([detector.looks(to_tensor(load_image(path, 64))) for path in paths])
+def descriptors_in(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
+    return torch.cat([detector.descriptors(to_tensor(load_image(path, 64))) for path in paths])
 
 
-def looks_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
+def descriptors_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
     """Look cell by cell, as slowly as it can be said."""
     rows = []
     for path in paths:
@@ -69,12 +69,12 @@ def looks_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def test_a_look_is_the_whole_coarse_map_and_the_hottest_cells(detector: AnomalyDetector, files: list[Path]) -> None:
+def test_a_descriptor_is_the_whole_coarse_map_and_the_top_cells(detector: AnomalyDetector, files: list[Path]) -> None:
     labelled = describe_anomalies(detector, files[NORMALS:], RUN)
 
-    assert labelled.looks is not None
-    assert labelled.looks.shape == (3, detector.look_width)
-    torch.testing.assert_close(labelled.looks, looks_of(detector, files[NORMALS:]), atol=1e-5, rtol=1e-4)
+    assert labelled.values is not None
+    assert labelled.values.shape == (3, detector.descriptor_width)
+    torch.testing.assert_close(labelled.values, descriptors_of(detector, files[NORMALS:]), atol=1e-5, rtol=1e-4)
 
 
 def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyDetector, files: list[Path]) -> None:
@@ -83,34 +83,34 @@ def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyD
     labelled = describe_anomalies(detector, files[NORMALS:], RUN)
 
     assert labelled.unreadable == [(files[NORMALS + 1], "not an image")]
-    assert labelled.looks is not None
-    assert len(labelled.looks) == 2
+    assert labelled.values is not None
+    assert len(labelled.values) == 2
 
 
 def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDetector, files: list[Path]) -> None:
-    detectors, looks = copies(detector), looks_in(detector, files)
+    detectors, descriptors = copies(detector), descriptors_in(detector, files)
 
-    answers = fit_labelled_classifier(detectors, held_out(files), looks[NORMALS:], RUN, outliers=[3])
+    odds = fit_labelled_classifier(detectors, held_out(files), descriptors[NORMALS:], RUN, outliers=[3])
 
     normal = [i for i in range(NORMALS) if i != 3]
     for fold in range(FOLDS):
-        fitted = fit_labelled(looks[[i for i in normal if i % FOLDS != fold]], looks[NORMALS:])
-        expected = fitted(looks[[i for i in range(NORMALS) if i % FOLDS == fold]])
-        torch.testing.assert_close(answers[fold::FOLDS].log(), expected.log(), atol=1e-3, rtol=1e-3)
+        fitted = fit_labelled(descriptors[[i for i in normal if i % FOLDS != fold]], descriptors[NORMALS:])
+        expected = fitted(descriptors[[i for i in range(NORMALS) if i % FOLDS == fold]])
+        torch.testing.assert_close(odds[fold::FOLDS].log(), expected.log(), atol=1e-3, rtol=1e-3)
     assert detectors[0].known_anomalies is not None
-    torch.testing.assert_close(detectors[0].known_anomalies.normal, looks[normal], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(detectors[0].known_anomalies.normal, descriptors[normal], atol=1e-5, rtol=1e-4)
 
 
 def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, files: list[Path]) -> None:
-    looks = looks_in(detector, files)
-    before = fit_labelled(looks[:6], looks[NORMALS : NORMALS + 1])
+    descriptors = descriptors_in(detector, files)
+    before = fit_labelled(descriptors[:6], descriptors[NORMALS : NORMALS + 1])
     kept, joined = copies(detector), copies(detector)
 
-    answers = fit_labelled_classifier(kept, held_out(files), None, RUN, outliers=[], before=before)
-    fit_labelled_classifier(joined, held_out(files), looks[NORMALS + 1 :], RUN, outliers=[], before=before)
+    odds = fit_labelled_classifier(kept, held_out(files), None, RUN, outliers=[], before=before)
+    fit_labelled_classifier(joined, held_out(files), descriptors[NORMALS + 1 :], RUN, outliers=[], before=before)
 
     assert all(each.known_anomalies is before for each in kept)
-    torch.testing.assert_close(answers.log(), before(looks[:NORMALS]).log(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(odds.log(), before(descriptors[:NORMALS]).log(), atol=1e-3, rtol=1e-3)
     assert joined[0].known_anomalies is not None
     assert (len(joined[0].known_anomalies.normal), len(joined[0].known_anomalies.looks)) == (6 + NORMALS, 1 + 2)
 
@@ -118,7 +118,7 @@ def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, fil
 def test_where_nothing_is_known_nothing_is_added(detector: AnomalyDetector, files: list[Path]) -> None:
     detectors = copies(detector)
 
-    answers = fit_labelled_classifier(detectors, held_out(files), None, RUN, outliers=[])
+    odds = fit_labelled_classifier(detectors, held_out(files), None, RUN, outliers=[])
 
-    assert answers.shape == (NORMALS, 0)
+    assert odds.shape == (NORMALS, 0)
     assert detectors[0].known_anomalies is None

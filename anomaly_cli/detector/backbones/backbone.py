@@ -23,7 +23,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Network that turns images into one feature map a stride."""
+    """Network that computes one feature map for each stride."""
 
     mean: Tensor
     std: Tensor
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
             images: (N, 3, H, W) float RGB in [0, 1].
 
         Returns:
-            One (N, D_s, h_s, w_s) map a stride, finest first.
+            For each stride one (N, D_s, h_s, w_s) map, finest first.
         """
         return self.forward_batches([images])[0]
 
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         return [list(maps.values()) if isinstance(maps, dict) else list(maps) for maps in answers]
 
     def prepare_for_inference(self) -> Self:
-        """Take the weights for final, for inference alone from here on; makes it faster where that is possible."""
+        """Freeze the weights for inference, and lay them out for speed where that is possible."""
         if isinstance(self.network, CompactResNet) and self.mean.device.type == "cpu":
             self._packed = prepack(self.network.eval().fuse())
         return self

@@ -1,7 +1,7 @@
 """The compact residual network packed for processors with bfloat16: the same function in a third of the time.
 
-Weights are laid out for oneDNN once a size of image instead of at every call, activations and sums are fused into the
-convolutions, and the maps in between are bfloat16. Inference on a CPU only.
+Weights are laid out for oneDNN once for each image size instead of at every call, activations and sums are fused into
+the convolutions, and the maps in between are bfloat16. Inference on a CPU only.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _PackedBlock:
 
 
 class PrepackedResNet:
-    """A `CompactResNet` whose normalisations are folded, frozen as it is at this moment; no module."""
+    """A `CompactResNet` whose normalisations are folded, frozen; not a module."""
 
     def __init__(self, network: CompactResNet, dtype: torch.dtype) -> None:
         """Pack the weights.
@@ -110,18 +110,18 @@ class PrepackedResNet:
         ]
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> PrepackedResNet:
-        """Share this: nothing in it changes, and packed weights have no storage that could be copied."""
+        """Share this: it is immutable, and packed weights have no storage to copy."""
         return self
 
     def __call__(self, *batches: Tensor) -> list[list[Tensor]]:
-        """Compute what the network does on each of several (N, 3, H, W): one float32 map a stage."""
-        # Of a coarsest map one cell wide and several high the packed convolutions make noise, even infinities.
+        """Compute what the network does on each of several (N, 3, H, W): one float32 map for each stage."""
+        # Where the coarsest map is one cell wide, the packed convolutions return noise, even infinities.
         narrow = [batch.shape[3] <= STRIDES[-1] for batch in batches]
         packed = iter(self._maps([batch for batch, small in zip(batches, narrow, strict=True) if not small]))
         return [self.network(b) if small else next(packed) for b, small in zip(batches, narrow, strict=True)]
 
     def _maps(self, batches: list[Tensor]) -> list[list[Tensor]]:
-        """Go layer by layer: the weights of a layer, which take longest with small images, come from memory once."""
+        """Compute all batches layer by layer, so that the weights of a layer are read from memory once."""
         current = [self.stem(batch.to(self.dtype)) for batch in batches]
         maps: list[list[Tensor]] = [[] for _ in batches]
         for stage in self.stages:

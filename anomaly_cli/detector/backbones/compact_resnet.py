@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
 
 
 class CompactResNet(nn.Module):
-    """Residual network with one output a stage, narrow at the fine grids where pixels are many.
+    """Residual network with one output for each stage, narrow at fine grids.
 
     Widths and depths were chosen for speed on a CPU: every stage costs about the same (docs/backbone.md).
     """
@@ -74,7 +74,7 @@ class CompactResNet(nn.Module):
             x: (N, 3, H, W), ImageNet-normalised RGB.
 
         Returns:
-            One (N, D_s, ⌈H/stride⌉, ⌈W/stride⌉) map a stage, strides 4, 8, 16, 32.
+            For each stage one (N, D_s, ⌈H/stride⌉, ⌈W/stride⌉) map, strides 4, 8, 16, 32.
         """
         x = torch.relu(self.stem(x))
         maps = []

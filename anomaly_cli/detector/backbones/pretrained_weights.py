@@ -27,7 +27,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"no such weights file: {path}")
     try:
         state = _parsed(path)
-    except Exception as error:  # a foreign file makes the unpickler raise whatever it likes
+    except Exception as error:  # reading a foreign file may raise anything
         raise WeightsError(f"{path} is not a weights file (safetensors or a torch state dict)") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WeightsError(f"{path} holds no state dict")
@@ -44,10 +44,10 @@ def _parsed(path: Path) -> Any:
 
 
 def cached_or_downloaded(name: str, url: str) -> dict[str, Tensor]:
-    """Read the weights of a network from torch's cache, which is filled from the network if need be.
+    """Read the weights of a network from torch's cache, downloaded first if they are not there.
 
     Raises:
-        WeightsError: not in the cache and not to be had; the message says where to put the file.
+        WeightsError: neither in the cache nor downloadable; the message says where to put the file.
     """
     target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if not target.is_file():

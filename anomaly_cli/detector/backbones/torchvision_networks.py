@@ -85,7 +85,7 @@ def torchvision_backbone(name: str, weights: Path | None) -> Backbone:
         missing, unexpected = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{weights or url} does not fit {name}: a tensor has another shape") from error
-    # A classifier is of no use here, and feature-only files leave it out.
+    # The classifier is not used here, and feature-only files leave it out.
     missing = [key for key in missing if not key.startswith(("classifier.", "fc.", "head.", "heads."))]
     if missing or unexpected:
         key = (missing or unexpected)[0]
