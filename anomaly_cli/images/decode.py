@@ -1,11 +1,10 @@
-"""Find image files and read them as 8-bit RGB; a file that cannot be read is one short reason, never a crash.
+"""Read image files as 8-bit RGB; a file that cannot be read is one short reason, never a crash.
 
 Reads only: it must not print, warn, write, or change a setting of Pillow's that other code depends on.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import io
 import logging
@@ -23,17 +22,20 @@ from typing import IO, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, _imaging
+from PIL import ExifTags, Image, ImageFile
 
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.images import decode
 from anomaly_cli.images.decode_limits import check_cost
+from anomaly_cli.images.gray_levels import flattened
 from anomaly_cli.images.network_size import landscape_sizes, network_size
+from anomaly_cli.images.pillow_faults import NOT_SUPPORTED, mended
 from anomaly_cli.images.quality import Quality, measure_quality
+from anomaly_cli.images.reasons import header_reason, reason_of
+from anomaly_cli.images.tiff import open_tiff, silence_libtiff
+from anomaly_cli.images.tiff_layout import HEADERS as TIFF_HEADERS
 from anomaly_cli.paths import RemotePath
 
 WHOLE_FILE = 64 * 2**20  # bytes; a file up to this size is read once, a larger one piece by piece as its decoder asks
-MAX_REASON_LENGTH = 120  # characters
 REDUCING_GAP = 2.0  # shrink by box averaging down to twice the target: twice as fast, within 3 gray levels
 # What may decode: left out are EPS, which runs Ghostscript, and formats that Pillow names but cannot read.
 # TGA has no signature, so it comes last.
@@ -41,11 +43,11 @@ FORMATS = (
     "JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF", "JPEG2000", "PPM", "PCX", "QOI", "PSD",
     "SGI", "DDS", "DIB", "ICO", "TGA",
 )  # fmt: skip
-
-
 # Signatures that no other file starts with: a header that then fails belongs to a damaged image.
 CERTAIN_FORMATS = frozenset(("JPEG", "PNG", "WEBP", "TIFF", "GIF", "AVIF", "HEIF", "JPEG2000"))
 HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+NO_HEIF = "HEIC needs the extra heif: pip install 'anomaly-cli[heif]'"
+TGA_END = b"TRUEVISION-XFILE.\0"
 TURN_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,20 +57,11 @@ TURN_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
 SWAPS_SIDES = frozenset((5, 6, 7, 8))
-
-
-GRAY_OF_16_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
-
 
 # Name, factory, and what says of the first bytes whether the factory may take the file.
 _Decoder = tuple[str, Callable[[IO[bytes], str | bytes], ImageFile.ImageFile], Callable[[bytes], object]]
-
-
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-
 
 # Pillow logs some damage as an error; with no handler at all logging would print that to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -111,7 +104,7 @@ def load_image(path: Path, image_size: int, *, with_quality: bool = False) -> Lo
             rows, columns = network_size(height, width, image_size)
         orientation = _orientation(image)
         box = None if draft is None else draft[1]  # the part that holds pixels, in fractions of a pixel
-        image = _flattened(image).resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
+        image = flattened(image).resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
         pixels = _upright_pixels(image, orientation)
         content_hash = _content_hash(stream) if with_quality else ""
     if orientation in SWAPS_SIDES:
@@ -129,9 +122,10 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """Decode one image at full resolution.
 
     The EXIF orientation is applied, alpha is composited on white, and of several frames or pages the first
-    is read. Integer gray deeper than 8 bit is scaled by the full 16-bit range, never by the picture's own,
-    so 12-bit data stored in 16 bits looks dark and 32-bit values above 65535 are white. Float gray within
-    [0, 1] or [0, 255] is taken as such; only other floats are stretched between their finite extremes.
+    is read, in a TIFF the first that is no reduced copy. Unsigned samples are scaled by the full range of their
+    bits, never by the picture's own, so 12-bit data stored in 16 bits looks dark. Signed samples are taken as if
+    they were unsigned, up to 16 bit: below zero is black, 65535 white. Floats within [0, 1] or [0, 255] are taken as
+    such; only others are stretched between their finite extremes.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -141,7 +135,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """
     with _opened(path) as (image, _):
         image.load()
-        return _upright_pixels(_flattened(image), _orientation(image))
+        return _upright_pixels(flattened(image), _orientation(image))
 
 
 @contextmanager
@@ -150,15 +144,17 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, io.BytesIO | io.BufferedR
     # Not `catch_warnings`: it swaps a list that all threads share. Hosts may swap it, hence a look each time.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
+    missing = 0
     try:
         with _stream(path) as stream:
             image = _identified(stream)
             check_cost(image, stream)
+            missing = image.info.get("bytes", 0) - stream.seek(0, os.SEEK_END)
             yield image, stream
     except UnreadableImageError:
         raise
     except Exception as error:  # decoders raise whatever their parsing stumbles over
-        raise UnreadableImageError(_reason(error)) from error
+        raise UnreadableImageError(reason_of(error, max(0, missing))) from error
 
 
 @contextmanager
@@ -181,67 +177,51 @@ def _check_regular(path: Path) -> None:
 @cache
 def _decoders() -> list[_Decoder]:
     Image.init()
-    decode.silence()
+    silence_libtiff()
     known = [(name, *Image.OPEN[name]) for name in FORMATS if name in Image.OPEN]
     return [(name, factory, accept or (lambda _: True)) for name, factory, accept in known]
 
 
-def _identified(stream: BinaryIO) -> ImageFile.ImageFile:
+def _identified(stream: BinaryIO) -> Image.Image:
     """Do what `Image.open` does, less its bomb check, whose limit is one setting for the whole process."""
     prefix = stream.read(16)
     if not prefix:
         raise UnreadableImageError("empty file")
     heif = prefix[4:].startswith(HEIF_BRANDS)  # some of these brands may hold AVIF as well
-    for name, factory, accept in _decoders():
+    decoders = _decoders()
+    if prefix.startswith(tuple(TIFF_HEADERS)):
+        return open_tiff(stream)
+    for name, factory, accept in decoders:
         answer = accept(prefix)
         if not answer or isinstance(answer, str):  # a string: this build of Pillow lacks the library
             continue
         stream.seek(0)
         try:
             # Without a name: Pillow would map some files, and one cut short while mapped ends the process.
-            return factory(stream, "")
+            return mended(factory(stream, ""), stream)
         except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
             if name in CERTAIN_FORMATS and not heif:
-                kind = "truncated" if _is_cut_short(error) else "cannot be decoded"
-                raise UnreadableImageError(_one_line(f"{kind}: bad {name} header ({error})")) from error
+                raise UnreadableImageError(header_reason(name, error)) from error
     if heif:
-        raise UnreadableImageError("no decoder for HEIC")
-    raise UnreadableImageError("not an image")
+        return _opened_heif(stream)
+    stream.seek(-min(len(TGA_END), stream.seek(0, os.SEEK_END)), os.SEEK_END)
+    raise UnreadableImageError(f"{NOT_SUPPORTED}TGA of an odd depth" if stream.read() == TGA_END else "not an image")
 
 
-def _reason(error: Exception) -> str:
-    detail = str(error) or type(error).__name__
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        reason = "no such file"
-    elif isinstance(error, PermissionError):
-        reason = "permission denied"
-    elif isinstance(error, OSError) and error.strerror:
-        reason = f"cannot be read: {error.strerror}"
-    elif isinstance(error, Image.DecompressionBombError):  # a frame or tile inside the file
-        reason = f"too large: {detail}"
-    elif isinstance(error, MemoryError):
-        reason = "cannot be decoded: not enough memory"
-    elif _is_cut_short(error):
-        reason = f"truncated: {detail}"
-    else:
-        reason = f"cannot be decoded: {detail}"
-    return _one_line(reason)
-
-
-def _is_cut_short(error: Exception) -> bool:
-    end_reached = isinstance(error, EOFError) or isinstance(error.__cause__, EOFError | struct.error)
-    return end_reached or "truncated" in str(error).lower() or "EOF" in str(error)
-
-
-def _one_line(text: str) -> str:
-    """Bring a decoder's message into one table cell: no line breaks, no control characters, not too long."""
-    text = " ".join(text.split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= MAX_REASON_LENGTH else text[: MAX_REASON_LENGTH - 3] + "..."
+def _opened_heif(stream: BinaryIO) -> Image.Image:
+    try:
+        from pillow_heif.as_plugin import HeifImageFile  # not registered with Pillow: that would be a setting of it
+    except ImportError as error:
+        raise UnreadableImageError(NO_HEIF) from error
+    stream.seek(0)
+    image: Image.Image = HeifImageFile(stream, "")  # type: ignore[no-untyped-call]
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
     """Read the EXIF orientation that is still to be applied: Pillow turns a TIFF while decoding it."""
+    for name in ("xmp", "XML:com.adobe.xmp"):  # where Pillow looks as well, and browsers do not
+        image.info.pop(name, None)
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged metadata in an image that decodes must not cost the image
@@ -253,55 +233,3 @@ def _upright_pixels(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
     if orientation in TURN_BY_ORIENTATION:
         image = image.transpose(TURN_BY_ORIENTATION[orientation])
     return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """Bring any mode to 8 bit without alpha: RGB, or L for gray, which resizes three times faster."""
-    if image.mode == "F":
-        return Image.fromarray(_gray_of_floats(np.asarray(image)))
-    if image.mode.startswith("I"):
-        return Image.fromarray(_gray_of_integers(image))
-    if image.has_transparency_data:
-        # Pillow turns a premultiplied gray only into a plain one.
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(rgba, mask=rgba)
-        return canvas
-    if image.mode in ("L", "RGB"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _gray_of_integers(image: Image.Image) -> NDArray[np.uint8]:
-    values = np.asarray(image)  # (H, W), 16-bit unsigned or 32-bit signed
-    in_range = values if values.dtype.itemsize == 2 else values.clip(0, 65535)
-    gray: NDArray[np.uint8] = GRAY_OF_16_BIT[in_range]
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[values == transparent] = 255
-    return gray
-
-
-def _gray_of_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Turn (H, W) floats into gray; not-a-number becomes black, infinities the nearer end."""
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if low >= 0 and high <= 255:
-        low, high = 0.0, 1.0 if high <= 1 else 255.0
-    with np.errstate(invalid="ignore"):
-        scaled = (values.astype(np.float64) - low) / max(high - low, 1e-300)
-    gray: NDArray[np.uint8] = (np.nan_to_num(scaled.clip(0, 1)) * 255).round().astype(np.uint8)
-    return gray
-
-
-def silence() -> None:
-    """Take libtiff's printing away for this process; what it tells by return values stays.
-
-    Pillow has no setting for that. Where its build hides the functions of libtiff, damaged TIFF files go on printing.
-    """
-    library = ctypes.CDLL(_imaging.__file__)  # a symbol is looked up in the libraries that it is linked with, too
-    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        function = getattr(library, name, None)
-        if function is not None:
-            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
-            function(None)

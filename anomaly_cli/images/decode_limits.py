@@ -33,26 +33,52 @@ def check_cost(image: Image.Image, stream: BinaryIO) -> None:
         UnreadableImageError: with the numbers.
     """
     width, height = image.size
-    pixels = width * height
-    if pixels > MAX_PIXELS:
+    decoded = width * height * BYTES_A_PIXEL.get(image.mode, len(image.getbands()))
+    if image.format not in ("JPEG", "MPO"):
+        check_size(width, height, decoded, stream)
+        return
+    _check_pixels(width, height)
+    scans = _count_scans(stream)
+    if scans * width * height > FREE_SCANNED and (scans > MAX_SCANS or decoded > MAX_EXPANSION * _size(stream)):
+        raise UnreadableImageError(f"too large: {scans} scans of {width} x {height} pixels")
+
+
+def check_size(width: int, height: int, decoded: int, stream: BinaryIO) -> None:
+    """Refuse a picture of too many pixels, or of too many decoded bytes for a file so small.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        decoded: bytes that the picture takes in memory.
+        stream: its file; the position is kept.
+
+    Raises:
+        UnreadableImageError: with the numbers.
+    """
+    _check_pixels(width, height)
+    size = _size(stream)
+    if decoded > FREE_BYTES and decoded > MAX_EXPANSION * size:
+        raise UnreadableImageError(f"too large: {decoded / 1e6:.0f} MB of pixels in a file of {size} bytes")
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
         raise UnreadableImageError(f"too large: {width} x {height} pixels, the limit is {MAX_PIXELS} pixels")
-    decoded = pixels * BYTES_A_PIXEL.get(image.mode, len(image.getbands()))
+
+
+def _size(stream: BinaryIO) -> int:
     place = stream.tell()
     size = stream.seek(0, os.SEEK_END)
-    expands = decoded > MAX_EXPANSION * size
-    if image.format in ("JPEG", "MPO"):
-        scans = _count_scans(stream)
-        if scans * pixels > FREE_SCANNED and (expands or scans > MAX_SCANS):
-            raise UnreadableImageError(f"too large: {scans} scans of {width} x {height} pixels")
-    elif expands and decoded > FREE_BYTES:
-        raise UnreadableImageError(f"too large: {decoded / 1e6:.0f} MB of pixels in a file of {size} bytes")
     stream.seek(place)
+    return size
 
 
 def _count_scans(stream: BinaryIO) -> int:
     """Count the markers: within the data of a scan a byte 255 is followed by 0, so that none looks like one."""
+    place = stream.tell()
     stream.seek(0)
     scans = 0
     while chunk := stream.read(CHUNK_BYTES):
         scans += chunk.count(START_OF_SCAN)
+    stream.seek(place)
     return scans

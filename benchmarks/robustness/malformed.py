@@ -28,16 +28,16 @@ COMMAND = [sys.executable, "-c", "from anomaly_cli.cli import app; app()"]
 # The command itself, with a clock around the reading of each file; waiting for the other threads counts.
 TIMED = """
 import json, os, time
-from anomaly_cli import scoring
 from anomaly_cli.cli import app
-load, took = scoring.load_image, {}
+from anomaly_cli.scoring import measure
+load, took = measure.load_image, {}
 def timed(path, *arguments, **options):
     started = time.perf_counter()
     try:
         return load(path, *arguments, **options)
     finally:
         took[path.name] = time.perf_counter() - started
-scoring.load_image = timed
+measure.load_image = timed
 try:
     app()
 finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from anomaly_cli.errors import InputError
-from anomaly_cli.images import decode, find
+from anomaly_cli.errors import InputError, UnreadableImageError
+from anomaly_cli.images import find
 from anomaly_cli.images.decode import load_image, read_pixels
 from anomaly_cli.images.find import find_images
+from anomaly_cli.images.gray_levels import flattened
 from anomaly_cli.images.network_size import network_size
 
 Pixels = NDArray[np.uint8]
@@ -293,7 +295,7 @@ def test_modes_that_few_formats_hold_become_rgb_on_white(mode: str) -> None:
     via = {"HSV": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}[mode]
     colour = {"RGB": (255, 0, 0), "LA": (0, 0), "RGBA": (255, 0, 0, 0)}[via]
 
-    flat = decode._flattened(Image.new(via, (2, 2), colour).convert(mode))
+    flat = flattened(Image.new(via, (2, 2), colour).convert(mode))
 
     assert flat.getpixel((0, 0)) == ((255, 0, 0) if via == "RGB" else (255, 255, 255))
 
@@ -335,3 +337,54 @@ def test_less_common_formats_are_read(tmp_path: Path, suffix: str) -> None:
     loaded = load_image(saved(tmp_path / f"a.{suffix}", smooth(48, 64)), 64)
 
     assert (loaded.height, loaded.width) == ((36, 48) if suffix == "ico" else (48, 64))
+
+
+# --- Orientation that only XMP tells ---
+
+
+@pytest.mark.parametrize(("suffix", "tag"), [("png", "XML:com.adobe.xmp"), ("tif", ""), ("avif", ""), ("webp", "")])
+def test_an_orientation_that_only_xmp_tells_is_ignored_as_in_browsers(tmp_path: Path, suffix: str, tag: str) -> None:
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options: dict[str, Any] = {"xmp": xmp.encode()} if suffix in ("avif", "webp") else {}
+    if suffix == "png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt(tag, xmp)
+    if suffix == "tif":
+        options["tiffinfo"] = {700: xmp.encode()}
+    path = saved(tmp_path / f"a.{suffix}", smooth(40, 60), **options)
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6  # Pillow looks into XMP
+
+    assert read_pixels(path).shape == (40, 60, 3)
+    assert (load_image(path, 64).height, load_image(path, 64).width) == (40, 60)
+
+
+# --- HEIC ---
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_heic_is_read_at_full_size_and_turned_as_its_own_boxes_say(tmp_path: Path, mode: str) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    picture = Image.fromarray(smooth(80, 120)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    heif = pillow_heif.from_pillow(picture)
+    heif.save(tmp_path / "a.heic", quality=-1, chroma=444, exif=exif.tobytes(), save_all=False)
+
+    loaded = load_image(tmp_path / "a.heic", 64)
+
+    turned = np.rot90(np.asarray(picture.convert("RGB")), -1)
+    assert (loaded.height, loaded.width) == (120, 80)
+    assert np.abs(read_pixels(tmp_path / "a.heic").astype(int) - turned).max() <= 4
+    assert "HEIF" not in Image.OPEN or Image.OPEN["HEIF"][0].__module__ != "pillow_heif.as_plugin"
+
+
+def test_heic_without_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+
+    with pytest.raises(UnreadableImageError) as caught:
+        read_pixels(path)
+
+    assert caught.value.reason == "HEIC needs the extra heif: pip install 'anomaly-cli[heif]'"

@@ -112,7 +112,9 @@ def test_libtiff_prints_nothing_about_damaged_files(tmp_path: Path) -> None:
     suffix, content = sound("tiff fax")
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content[:8] + b"\0" * 20 + content[28:])
-    code = "import sys, pathlib; from anomaly_cli import images; images.load_image(pathlib.Path(sys.argv[1]), 64)"
+    code = (
+        "import sys, pathlib; from anomaly_cli.images import decode; decode.load_image(pathlib.Path(sys.argv[1]), 64)"
+    )
 
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
 

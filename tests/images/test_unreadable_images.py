@@ -106,8 +106,6 @@ def test_a_file_in_a_closed_folder_is_kept(here: Path, monkeypatch: pytest.Monke
         (b"\0" * 5000, "not an image"),
         (b"P6 0 0 255\n", "not an image"),
         (EPS, "not an image"),
-        (b"\0\0\0\x18ftypheic" + bytes(99), "no decoder for HEIC"),
-        (b"\0\0\0\x18ftypmif1" + bytes(99), "no decoder for HEIC"),
         (png_of_size(0, 9), "cannot be decoded: bad PNG header (not identified by this driver)"),
         (png_of_size(30000, 20000), "too large: 30000 x 20000 pixels, the limit is 500000000 pixels"),
         (
@@ -124,12 +122,12 @@ def test_unusable_content_has_a_reason(tmp_path: Path, data: bytes, expected: st
 @pytest.mark.parametrize(
     ("file_format", "options", "expected"),
     [
-        ("JPEG", {}, "truncated: "),
-        ("PNG", {}, "truncated: image file is truncated"),
-        ("BMP", {}, "truncated: image file is truncated"),
-        ("GIF", {}, "truncated: "),
-        ("TIFF", {}, "truncated: image file is truncated"),
-        ("TIFF", {"compression": "tiff_lzw"}, "cannot be decoded: bad TIFF header (Missing dimensions)"),
+        ("JPEG", {}, "truncated"),
+        ("PNG", {}, "truncated"),
+        ("BMP", {}, "truncated: {} bytes missing"),
+        ("GIF", {}, "truncated"),
+        ("TIFF", {}, "truncated: {} bytes missing"),
+        ("TIFF", {"compression": "tiff_lzw"}, "truncated: the directory is missing"),
         ("WEBP", {}, "cannot be decoded: could not create decoder object"),
         ("JPEG2000", {}, "cannot be decoded: broken data stream when reading image file"),
     ],
@@ -138,14 +136,15 @@ def test_a_truncated_file_is_unreadable(
     tmp_path: Path, file_format: str, options: dict[str, str], expected: str, share: float
 ) -> None:
     data = encoded(file_format, **options)
+    length = int(share * len(data))
 
-    assert reason(written(tmp_path / "a", data[: int(share * len(data))])).startswith(expected)
+    assert reason(written(tmp_path / "a", data[:length])) == expected.format(len(data) - length)
 
 
 def test_a_truncated_jpeg_is_unreadable_also_when_it_is_scaled_down_while_decoding(tmp_path: Path) -> None:
     data = saved(tmp_path / "a.jpg", smooth(1000, 1000)).read_bytes()
 
-    assert reason(written(tmp_path / "b.jpg", data[:-40])).startswith("truncated: image file is truncated")
+    assert reason(written(tmp_path / "b.jpg", data[:-40])) == "truncated"
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
@@ -181,7 +180,7 @@ def test_a_refused_file_is_permission_denied(tmp_path: Path, monkeypatch: pytest
         (OSError(5, "Input/output error"), "cannot be read: Input/output error"),
         (MemoryError(), "cannot be decoded: not enough memory"),
         (Image.DecompressionBombError("a tile of it"), "too large: a tile of it"),
-        (EOFError("no more images"), "truncated: no more images"),
+        (EOFError("no more images"), "truncated"),
         (struct.error("odd\n\tlength\x1b[31m\udcff"), "cannot be decoded: odd length?[31m?"),
         (AssertionError(), "cannot be decoded: AssertionError"),
         (ValueError("x" * 500), "cannot be decoded: " + "x" * 98 + "..."),
@@ -229,9 +228,10 @@ def odd_tiff(tmp_path: Path) -> Path:
 def test_nothing_is_printed_for_odd_files_in_a_fresh_process(odd_tiff: Path, tmp_path: Path) -> None:
     large = written(tmp_path / "large.png", png_of_size(10_000, 10_000))  # Pillow warns from 89 million on
     code = (
-        "import sys; from pathlib import Path; from anomaly_cli import errors, images\n"
+        "import sys; from pathlib import Path; from anomaly_cli import errors\n"
+        "from anomaly_cli.images import decode\n"
         "for name in sys.argv[1:]:\n"
-        "    try: images.load_image(Path(name), 64)\n"
+        "    try: decode.load_image(Path(name), 64)\n"
         "    except errors.UnreadableImageError: continue\n"
         "print('torch' in sys.modules)"
     )
@@ -246,7 +246,7 @@ def test_nothing_is_printed_for_odd_files_in_a_fresh_process(odd_tiff: Path, tmp
 def test_the_settings_of_pillow_stay_as_they_are() -> None:
     code = (
         "from PIL import Image; limit = Image.MAX_IMAGE_PIXELS\n"
-        "from anomaly_cli import images; print(limit == Image.MAX_IMAGE_PIXELS)"
+        "from anomaly_cli.images import decode; print(limit == Image.MAX_IMAGE_PIXELS)"
     )
 
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
