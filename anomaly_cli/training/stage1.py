@@ -50,8 +50,8 @@ def learn_backbone(
         run: seed, processes and cached steps.
     """
     device = next(backbone.parameters()).device
-    share_statistics(backbone, run.processes)
     learner = StageOne(backbone, names, schedule, run.config.seed, run.processes.all_gather_rows)
+    share_statistics(backbone, run.processes)
     optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=1e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)
     parts: dict[str, Any] = {"learner": learner, "optimiser": optimiser, "cosine": cosine}

@@ -32,7 +32,7 @@ KEY = "anomaly"  # of the document of ours in the header of the file
 READER = """
 import json, resource, sys, time
 from pathlib import Path
-from anomaly_cli.checkpoint import load_model, read_header
+from anomaly_cli.detector.checkpoint import load_model, read_header
 from anomaly_cli.errors import CheckpointError
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 for line in sys.stdin:

@@ -110,7 +110,7 @@ def test_the_compact_network_has_the_depth_it_says() -> None:
 
 
 def test_the_embedded_weights_are_small_enough_for_a_package() -> None:
-    file = resources.files("anomaly_cli") / "weights" / "embedded.safetensors"
+    file = resources.files("anomaly_cli.detector.backbones") / "weights" / "embedded.safetensors"
 
     assert len(file.read_bytes()) <= 12_000_000
 

@@ -134,7 +134,7 @@ def test_the_nearest_prototype_does_not_depend_on_the_chunk_size(monkeypatch: py
     bank, queries = PrototypeMemory(random_cells(9, 5)), random_cells(50, 5, seed=1)
     whole = bank.nearest(queries)
 
-    monkeypatch.setattr(nearest_prototype, "QUERY_CHUNK", 7)
+    monkeypatch.setattr("anomaly_cli.detector.nearest_prototype.QUERY_CHUNK", 7)
     chunked = bank.nearest(queries)
 
     torch.testing.assert_close(chunked[0], whole[0])
@@ -187,7 +187,7 @@ def test_a_whitening_fitted_piece_by_piece_is_the_same(monkeypatch: pytest.Monke
     cells = correlated_cells(103, 7)
     whole = Whitening.fit(cells)
 
-    monkeypatch.setattr(whitening, "FIT_CHUNK", 50)  # seven cells at a time
+    monkeypatch.setattr("anomaly_cli.detector.whitening.FIT_CHUNK", 50)  # seven cells at a time
     pieces = Whitening.fit(cells)
 
     shared = whole.matrix @ whole.matrix.T  # the sign of an eigenvector is arbitrary

@@ -91,9 +91,9 @@ def images() -> list[np.ndarray]:
 
 def gradients(processes: Processes) -> dict[str, Tensor]:
     """Loss, gradients and running statistics of one step from random weights, in double precision."""
-    backbone = build_backbone("scratch", seed=1)
-    share_statistics(backbone, processes)
-    learner = StageOne(backbone, SCALES, SCHEDULE, 0, processes.all_gather_rows).double().train()
+    learner = StageOne(build_backbone("scratch", seed=1), SCALES, SCHEDULE, 0, processes.all_gather_rows)
+    share_statistics(learner.backbone, processes)
+    learner.double().train()
     views, chosen = draw_batch(images(), SCHEDULE.crop, (0, 0), processes)
     normal = torch.arange(len(chosen)) >= ANOMALIES
     several = processes.count > 1
