@@ -35,18 +35,17 @@ class Schedule:
     prototypes: int = 256  # of each scale, learned by gradient
 
 
-def nt_xent(z: Tensor, positive: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def nt_xent(z: Tensor, positive: Tensor) -> Tensor:
     """Normalised temperature-scaled cross entropy (Chen et al. 2020, equation 1), one direction.
 
     Args:
         z: (B, D) embeddings.
         positive: (B, D) positive of each row; the other rows are its negatives.
-        temperature: > 0.
 
     Returns:
         Scalar mean over the batch.
     """
-    similarity = F.normalize(z, dim=1) @ F.normalize(positive, dim=1).T / temperature  # (B, B)
+    similarity = F.normalize(z, dim=1) @ F.normalize(positive, dim=1).T / TEMPERATURE  # (B, B)
     return F.cross_entropy(similarity, torch.arange(len(z), device=z.device))
 
 

@@ -1,4 +1,10 @@
-"""Prototype memories: Hopfield retrieval, its nearest-prototype limit, whitening and coreset selection."""
+"""Prototype memories: Hopfield retrieval, and its limit β → ∞, the nearest prototype.
+
+A modern Hopfield network (Ramsauer et al. 2020, equation 3) retrieves softmax(β · similarity) M for a query. Stage 1
+retrieves with a finite β, so that gradients reach all prototypes (`hopfield_retrieve`). Scoring is the limit β → ∞,
+where the retrieved pattern is the nearest prototype and the distance to it the anomaly (`PrototypeMemory.nearest`).
+Similarity is −½‖q − m‖² up to a constant of q, which for prototypes of equal length is the inner product of the paper.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +16,12 @@ from anomaly_cli.detector.nearest_prototype import nearest_prototype, search_col
 
 
 def hopfield_retrieve(queries: Tensor, prototypes: Tensor, beta: float) -> Tensor:
-    """Retrieve softmax(β · similarity) M for (M, D) queries; differentiable in queries and prototypes."""
+    """Retrieve softmax(β · similarity) M for (M, D) queries from (K, D) prototypes, β > 0: (M, D), differentiable."""
     return torch.softmax(beta * similarities(queries, prototypes), dim=1) @ prototypes
 
 
 class PrototypeMemory(nn.Module):
-    """All prototypes of one scale: a modern Hopfield memory (Ramsauer et al. 2020, equation 3).
-
-    Similarity is −½‖q − m‖², which for prototypes of equal length is the inner product of the paper; so the
-    retrieval of infinite β is the nearest prototype in the Euclidean sense.
-    """
+    """All prototypes of one scale, and the search of the nearest."""
 
     prototypes: Tensor
 
@@ -28,36 +30,18 @@ class PrototypeMemory(nn.Module):
 
         Args:
             prototypes: the patterns.
-            chosen: (K,) which of its candidates each of them was; no part of a saved model.
+            chosen: (K,) index of each among its candidates; not saved.
         """
         super().__init__()
         self.register_buffer("prototypes", prototypes)
         self.chosen = torch.arange(len(prototypes)) if chosen is None else chosen
-        self._columns: tuple[Tensor, Tensor] | None = None  # the prototypes they were made of, and they
+        self._columns: tuple[Tensor, Tensor] | None = None  # prototypes, and `search_columns` of them
 
     @classmethod
     def choose(cls, candidates: Tensor, count: int, generator: torch.Generator) -> PrototypeMemory:
         """Make a memory of `count` of the (M, D) candidates: their coreset."""
         chosen = select_coreset(candidates, count, generator)
         return cls(candidates[chosen.to(candidates.device)], chosen)
-
-    def similarities(self, queries: Tensor) -> Tensor:
-        """Compute q·m − ½‖m‖² for (M, D) queries: (M, K)."""
-        return similarities(queries, self.prototypes)
-
-    def retrieve(self, queries: Tensor, beta: float) -> Tensor:
-        """Retrieve softmax(β · similarity) M for each query.
-
-        Args:
-            queries: (M, D).
-            beta: inverse temperature, > 0; `float("inf")` gives the nearest prototype.
-
-        Returns:
-            (M, D) retrieved patterns, differentiable in queries and prototypes where β is finite.
-        """
-        if beta == float("inf"):
-            return self.prototypes[self.nearest(queries)[1]]
-        return hopfield_retrieve(queries, self.prototypes, beta)
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Find the nearest prototype of each query.

@@ -6,7 +6,7 @@ import torch
 from shared_run import CONFIG
 
 from anomaly_cli.detector.backbones.build import build_backbone
-from anomaly_cli.detector.contrastive import Schedule, StageOne, memory_contrast, nt_xent, variance_penalty
+from anomaly_cli.detector.contrastive import TEMPERATURE, Schedule, StageOne, memory_contrast, nt_xent, variance_penalty
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.training.distributed import SINGLE_PROCESS
 from anomaly_cli.training.run import TrainingContext
@@ -18,14 +18,14 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_nt_xent_equals_its_definition() -> None:
-    z, positive, temperature = draw(5, 3), draw(5, 3, seed=1), 0.3
+    z, positive = draw(5, 3), draw(5, 3, seed=1)
 
-    loss = nt_xent(z, positive, temperature)
+    loss = nt_xent(z, positive)
 
     expected = 0.0
     for i in range(5):
         cosines = [float(torch.cosine_similarity(z[i], positive[j], dim=0)) for j in range(5)]
-        expected -= math.log(math.exp(cosines[i] / temperature) / sum(math.exp(c / temperature) for c in cosines)) / 5
+        expected -= math.log(math.exp(cosines[i] / TEMPERATURE) / sum(math.exp(c / TEMPERATURE) for c in cosines)) / 5
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from anomaly_cli.detector import whitening
 from anomaly_cli.detector.coreset import CORESET_POOL, PROJECTION_WIDTH, select_coreset
-from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.nearest_prototype import nearest_prototype
+from anomaly_cli.detector.memory import PrototypeMemory, hopfield_retrieve
+from anomaly_cli.detector.nearest_prototype import nearest_prototype, similarities
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 
 pytestmark = pytest.mark.usefixtures("float32_search")
@@ -54,17 +55,19 @@ def slow_coreset(cells: Tensor, count: int, first: int) -> list[int]:
 def test_retrieval_equals_the_slow_twin(M: int, K: int, D: int, beta: float) -> None:
     queries, prototypes = random_cells(M, D, seed=1), random_cells(K, D, seed=2)
 
-    retrieved = PrototypeMemory(prototypes).retrieve(queries, beta)
+    retrieved = hopfield_retrieve(queries, prototypes, beta)
 
     torch.testing.assert_close(retrieved.double(), slow_retrieval(queries, prototypes, beta), rtol=1e-4, atol=1e-5)
 
 
 def test_retrieval_tends_to_the_nearest_prototype_as_beta_grows() -> None:
-    bank = PrototypeMemory(random_cells(20, 6, seed=3))
-    queries = random_cells(50, 6, seed=4)
-    nearest = bank.retrieve(queries, float("inf"))
+    prototypes, queries = random_cells(20, 6, seed=3), random_cells(50, 6, seed=4)
+    nearest = prototypes[PrototypeMemory(prototypes).nearest(queries)[1]]
 
-    gaps = [float((bank.retrieve(queries, beta) - nearest).norm(dim=1).mean()) for beta in (0.1, 1, 10, 100, 1e4)]
+    gaps = [
+        float((hopfield_retrieve(queries, prototypes, beta) - nearest).norm(dim=1).mean())
+        for beta in (0.1, 1, 10, 100, 1e4)
+    ]
 
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[0] > 1
@@ -74,17 +77,9 @@ def test_retrieval_tends_to_the_nearest_prototype_as_beta_grows() -> None:
 def test_retrieval_of_beta_zero_is_the_mean_of_the_prototypes() -> None:
     prototypes = random_cells(7, 4)
 
-    retrieved = PrototypeMemory(prototypes).retrieve(random_cells(3, 4, seed=1), 0.0)
+    retrieved = hopfield_retrieve(random_cells(3, 4, seed=1), prototypes, 0.0)
 
     torch.testing.assert_close(retrieved, prototypes.mean(0).expand(3, 4))
-
-
-def test_infinite_beta_returns_stored_prototypes_only() -> None:
-    prototypes = random_cells(7, 4)
-
-    retrieved = PrototypeMemory(prototypes).retrieve(random_cells(30, 4, seed=1), float("inf"))
-
-    assert all(any(torch.equal(row, prototype) for prototype in prototypes) for row in retrieved)
 
 
 @given(SEEDS, st.floats(0.1, 100))
@@ -92,7 +87,7 @@ def test_infinite_beta_returns_stored_prototypes_only() -> None:
 def test_a_retrieved_pattern_lies_within_the_box_around_the_prototypes(seed: int, beta: float) -> None:
     prototypes = random_cells(5, 3, seed=seed)
 
-    retrieved = PrototypeMemory(prototypes).retrieve(random_cells(4, 3, seed=seed + 1), beta)
+    retrieved = hopfield_retrieve(random_cells(4, 3, seed=seed + 1), prototypes, beta)
 
     assert (retrieved >= prototypes.amin(0) - 1e-5).all()
     assert (retrieved <= prototypes.amax(0) + 1e-5).all()
@@ -102,18 +97,13 @@ def test_retrieval_is_differentiable_in_queries_and_prototypes() -> None:
     queries = random_cells(3, 4, seed=1).double().requires_grad_()
     prototypes = random_cells(5, 4, seed=2).double().requires_grad_()
 
-    def retrieve(queries: Tensor, prototypes: Tensor) -> Tensor:
-        bank = PrototypeMemory(torch.zeros(1, 4))
-        bank.prototypes = prototypes
-        return bank.retrieve(queries, 0.8)
-
-    assert torch.autograd.gradcheck(retrieve, (queries, prototypes))
+    assert torch.autograd.gradcheck(partial(hopfield_retrieve, beta=0.8), (queries, prototypes))
 
 
 def test_the_similarity_ranks_prototypes_as_the_euclidean_distance_does() -> None:
     prototypes, queries = random_cells(15, 5, seed=1) * 3, random_cells(20, 5, seed=2)
 
-    order = PrototypeMemory(prototypes).similarities(queries).argsort(dim=1, descending=True)
+    order = similarities(queries, prototypes).argsort(dim=1, descending=True)
 
     assert torch.equal(order, torch.cdist(queries.double(), prototypes.double()).argsort(dim=1))
 
