@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
@@ -79,11 +79,7 @@ def save_model(model: Model, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    # A clone, because a 1×1 convolution in channels-last order calls itself contiguous with strides that are not.
-    state = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.detector.state_dict().items()
-    }
+    state = contiguous_state(model.detector)
     for name, pictures in model.patches.items():
         state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = encode_patches(pictures)
     header = {
@@ -98,6 +94,15 @@ def save_model(model: Model, path: Path) -> None:
     content = save(state, {KEY: json.dumps(header)})
     with atomic_output(path) as file:
         file.write(content)
+
+
+def contiguous_state(module: nn.Module) -> dict[str, Tensor]:
+    """Copy the state of a module for safetensors: on the CPU, in row-major order."""
+    # A clone, because a 1×1 convolution in channels-last order calls itself contiguous with strides that are not.
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in module.state_dict().items()
+    }
 
 
 def library_versions() -> dict[str, str]:

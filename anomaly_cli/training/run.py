@@ -55,7 +55,7 @@ class TrainingContext:
         own = self._map_blocks(step, phase, function, self.processes.share(list(enumerate(blocks))))
         if self.processes.count == 1:
             yield from chain.from_iterable(own)
-        else:  # packed, since pickling each of many small tensors takes several times as long
+        else:  # serialised once: many small tensors take several times as long
             for packed in self.processes.join([serialize(results) for results in own]):
                 yield from deserialize(packed)
 

@@ -7,22 +7,20 @@ code. A step that a power cut damaged is done again.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
-from torch import Tensor
 
 from anomaly_cli.errors import OutputError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 1
-START = f"anomaly training step {FORMAT} ".encode()  # then the digests of identity and content, then the content
+FORMAT = 2
+START = b"anomaly training step "  # then format, digest of the identity, digest of the content, content
 DIGEST_LENGTH = 64  # characters
 SUFFIX = ".step"
-KEY = "anomaly"  # of the JSON document among the metadata of the content
 
 
 class Steps:
@@ -40,7 +38,7 @@ class Steps:
         return None
 
     def save(self, _name: str, _value: Any, /) -> None:
-        """Keep tensors, numbers, strings and None in lists and dictionaries; a tuple comes back as a list."""
+        """Keep tensors, numbers, strings and None in tuples, lists and dictionaries."""
 
     def note_reuse(self, phase: str, done: int, total: int) -> None:
         """Note how much of a phase an interrupted run had done."""
@@ -69,7 +67,8 @@ class SavedSteps(Steps):
         super().__init__()
         self.folder = folder
         self.discarded = 0
-        self._start = START + _digest(json.dumps(identity, sort_keys=True).encode()) + b" "
+        digest = _digest(json.dumps(identity, sort_keys=True).encode())
+        self._start = START + f"{FORMAT} ".encode() + digest + b" "
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             with path.open("rb") as file:
                 start = file.read(len(self._start))
@@ -109,39 +108,15 @@ class SavedSteps(Steps):
 
 
 def serialize(value: Any) -> bytes:
-    """Pack a value as `Steps.save` takes it: the tensors as safetensors, the rest as JSON in their metadata."""
-    tensors: dict[str, Tensor] = {}
-    structure = _without_tensors(value, tensors)
-    return save(tensors, {KEY: json.dumps(structure)})
-
-
-def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name}
-    if isinstance(value, dict):  # whose keys may be numbers, as in the state of an optimiser
-        return {"items": [[key, _without_tensors(each, tensors)] for key, each in value.items()]}
-    if isinstance(value, list | tuple):
-        return [_without_tensors(each, tensors) for each in value]
-    return value
+    """Pack a value as `Steps.save` takes it."""
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
 
 
 def deserialize(content: bytes) -> Any:
-    """Undo `serialize`; the content was checked to be what was packed."""
-    length = int.from_bytes(content[:8], "little")
-    structure = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][KEY])
-    return _with_tensors(structure, load(content))
-
-
-def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_with_tensors(each, tensors) for each in value]
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _with_tensors(each, tensors) for key, each in value["items"]}
-    return value
+    """Undo `serialize`; tensors come back on the CPU."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _digest(content: bytes) -> bytes:

@@ -103,7 +103,7 @@ def sample_cells(
         seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
             features = scale_features(backbone, to_tensor(image).to(run.device), names)
-        cells = {name: random_cells(features[name], per_image, seed) for name in names}
+        cells = {name: tuple(random_cells(features[name], per_image, seed)) for name in names}
         return {"cells": cells, "quality": quality}
 
     readable: list[Path] = []

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -287,7 +288,7 @@ def test_a_step_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     value = {
         "tensors": [torch.tensor(1.5), torch.arange(6).view(2, 3), torch.zeros(0, 2, dtype=torch.float64)],
         "by number": {0: {"step": torch.tensor(3.0)}, 1: None},
-        "plain": [True, 7, 0.1, "ä", [], {}],
+        "plain": (True, 7, 0.1, "ä", [], {}),
     }
     steps = SavedSteps(tmp_path, {"images": "one"})
 
@@ -297,6 +298,17 @@ def test_a_step_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         assert str(again) == str(value)
     assert steps.load("b") is None
     assert SavedSteps(tmp_path, {"images": "two"}).load("a") is None
+
+
+def test_steps_of_the_format_before_are_given_up(tmp_path: Path) -> None:
+    (tmp_path / "a.step").write_bytes(b"anomaly training step 1 " + b"0" * 64)
+
+    assert SavedSteps(tmp_path, {"images": "one"}).discarded == 1
+
+
+def test_reading_a_step_runs_no_code() -> None:
+    with pytest.raises(UnpicklingError):
+        deserialize(serialize(StoppedClock))
 
 
 def test_a_network_in_the_order_of_channels_last_comes_back(tmp_path: Path) -> None:
