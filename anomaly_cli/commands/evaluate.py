@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FIGURES_IN_WORDS = {
     "image_auroc": "image AUROC",
-    "f1_max": "best F1 of any cut",
+    "f1_max": "best F1 of any threshold",
     "fpr_at_95_recall": "false alarms at 95 % recall",
     "pixel_auroc": "pixel AUROC",
     "aupro": "AUPRO up to FPR 0.3",
@@ -42,9 +42,7 @@ def summarise_evaluation(evaluation: Evaluation) -> None:
         words = FIGURES_IN_WORDS.get(name, name.replace("_", " "))
         print_stderr(f"{words:<28}{figure.value:.3f}   {figure.low:.3f} to {figure.high:.3f}")
     if any(figure.low == figure.high for figure in evaluation.figures.values()):
-        print_stderr(
-            "an interval of one value means that resampling the images changed nothing, not that the figure is certain"
-        )
+        print_stderr("an interval of one value means that no resample changed the figure, not that it is certain")
     _judge_flags(evaluation)
 
 

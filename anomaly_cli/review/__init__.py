@@ -1,1 +1,1 @@
-"""What a person looks at: overlays, the review page, prototype sheets, evaluation."""
+"""Results for a person: overlays, the review page, prototype sheets, evaluation."""

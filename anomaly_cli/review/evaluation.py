@@ -1,4 +1,4 @@
-"""Evaluate a table against labels, and the anomaly maps against masks: figures with intervals; never prints."""
+"""Evaluate a table against labels and anomaly maps against masks: figures with confidence intervals; prints nothing."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelCurves, PixelMe
 from anomaly_cli.tables.labels import FOLDERS, MatchedLabels, label_paths
 from anomaly_cli.tables.score_table import ReportTable
 
-PRECISION_AT = (10, 100, 1_000)  # the most anomalous
-MANY = 20_000  # images; beyond, fewer draws say as much
+PRECISION_AT = (10, 100, 1_000)  # ranks
+MANY = 20_000  # images; above this a tenth of the draws suffices
 SHARES = ("precision", "recall", "false_alarms")  # in a `Confusion`
 
 
@@ -41,7 +41,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure with the ends of its 95 % interval, in [0, 1]."""
+    """A figure and its 95 % confidence interval, in [0, 1]."""
 
     value: float
     low: float
@@ -50,12 +50,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What the table flags, against the labels: counts of readable labelled images.
+    """Confusion matrix of flags and labels: counts of readable labelled images.
 
     Attributes:
-        precision: share of anomalous images among the flagged; None where none is flagged.
-        recall: share of flagged images among the anomalous.
-        false_alarms: share of flagged images among the normal.
+        precision: fraction of flagged images that are anomalous; None if none is flagged.
+        recall: fraction of anomalous images that are flagged.
+        false_alarms: fraction of normal images that are flagged (false-positive rate).
     """
 
     flagged_anomalous: int
@@ -68,17 +68,17 @@ class Confusion:
 
     @classmethod
     def count(cls, anomalous: Flags, flagged: Flags) -> Self:
-        """Count (N,) labels and flags; both labels must occur. Intervals are exact, not drawn."""
+        """Count (N,) labels and flags; both labels must occur. The intervals are exact."""
         hits, alarms = int((flagged & anomalous).sum()), int((flagged & ~anomalous).sum())
-        bad, good = int(anomalous.sum()), int((~anomalous).sum())
+        positives, negatives = int(anomalous.sum()), int((~anomalous).sum())
         return cls(
             hits,
             alarms,
-            bad - hits,
-            good - alarms,
+            positives - hits,
+            negatives - alarms,
             precision=_share(hits, hits + alarms) if hits + alarms else None,
-            recall=_share(hits, bad),
-            false_alarms=_share(alarms, good),
+            recall=_share(hits, positives),
+            false_alarms=_share(alarms, negatives),
         )
 
 
@@ -88,19 +88,19 @@ def _share(hits: int, count: int) -> Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a table does against labels.
+    """Figures of a table against labels.
 
     Attributes:
-        table: file.
-        normal: readable images labelled normal.
-        anomalous: likewise.
-        unreadable: files without a score, whatever their label; no figure counts them.
-        unlabelled: readable images without a label; likewise.
-        unused: labels of files that are not in the table.
-        figures: by name; those of the images, then those of the maps where there are masks.
-        confusion: at the cut of the table.
-        without_mask: anomalous images that have no mask or a black one, and so no part in the figures of the maps;
-            None where no masks were asked for.
+        table: its file.
+        normal: number of readable images labelled normal.
+        anomalous: number of readable images labelled anomalous.
+        unreadable: number of files without a score, labelled or not; excluded from every figure.
+        unlabelled: number of readable images without a label; excluded from every figure.
+        unused: number of labels whose file is not in the table.
+        figures: by name; those of the images, then, with masks, those of the maps.
+        confusion: of the flags in the table.
+        without_mask: number of anomalous images without a mask or with an empty one, excluded from the figures of the
+            maps; None without masks.
     """
 
     table: str
@@ -114,7 +114,7 @@ class Evaluation:
     without_mask: int | None
 
     def to_json(self) -> bytes:
-        """Write one JSON object."""
+        """Serialise as one JSON object."""
         record = asdict(self)
         confusion = record["confusion"]
         for figure in (*record["figures"].values(), *(confusion[name] or {} for name in SHARES)):
@@ -137,9 +137,9 @@ def evaluate(
     Args:
         table_path: of `score` or `audit`, in any format.
         labels: file with `path` and `label`, or `folders`.
-        masks: folder of masks; the maps are measured again for it.
+        masks: folder of masks; the maps are computed again.
         model_path: for the maps only.
-        curves: picture to draw.
+        curves: file of the plots.
         device: for the maps only.
         progress: called after each map.
 
@@ -192,7 +192,7 @@ def _count_unlabelled(matched: MatchedLabels, readable: list[str]) -> int:
 
 
 def image_figures(anomalous: Flags, scores: Scores, draws: int | None = None) -> dict[str, Figure]:
-    """Measure a ranking of (N,) images, each figure with its interval; both classes must occur."""
+    """Compute the figures of a ranking of (N,) images with their intervals; both classes must occur."""
     depths = [k for k in PRECISION_AT if 2 * k <= len(scores)]
 
     def measure(counts: Counts) -> list[float]:
@@ -210,29 +210,29 @@ def image_figures(anomalous: Flags, scores: Scores, draws: int | None = None) ->
 def _pixel_figures(
     paths: list[str], anomalous: Flags, masks: Path, model_path: Path, device: str, progress: Progress
 ) -> tuple[dict[str, Figure], int]:
-    """Measure the maps of all images whose ground truth is known: figures, and how many anomalous ones lack a mask."""
+    """Compute the figures of all maps with ground truth; also count the anomalous images without a mask."""
     files = find_masks(masks)
-    known = [mask_of(Path(path), files) if bad else None for path, bad in zip(paths, anomalous, strict=True)]
+    known = [mask_of(Path(path), files) if positive else None for path, positive in zip(paths, anomalous, strict=True)]
     if not any(known):
         raise InputError(f"{masks}: no mask is called like an anomalous image, such as {_example(paths, anomalous)}")
     if any(mask and os.path.realpath(mask) == os.path.realpath(path) for mask, path in zip(known, paths, strict=True)):
         raise InputError(f"{masks} holds the images themselves, not masks")
     chosen = choose_device(device)
     model = load_model(model_path, chosen)
-    looked_at = [i for i, mask in enumerate(known) if mask or not anomalous[i]]
-    files_of = [path_of(paths[i]) for i in looked_at]
+    evaluated = [i for i, mask in enumerate(known) if mask or not anomalous[i]]
+    files_of = [path_of(paths[i]) for i in evaluated]
     results = measure_images(model.detector, model.map_scale, files_of, model.config.image_size, worker_count(), chosen)
     used: list[int] = []
 
     def pairs() -> Iterator[tuple[Map, Mask]]:
-        for done, (i, result) in enumerate(zip(looked_at, results, strict=True), start=1):
+        for done, (i, result) in enumerate(zip(evaluated, results, strict=True), start=1):
             if isinstance(result, UnreadableImageError):
                 raise InputError(f"{paths[i]} cannot be read any more: {result.reason}")
             mask = read_mask(known[i], result.height, result.width)
             if mask.any() or not anomalous[i]:
                 used.append(i)
                 yield resize_map(result.anomaly_map, *mask.shape), mask
-            progress("locating", done, len(looked_at))
+            progress("locating", done, len(evaluated))
 
     ranking = PixelCurves(pairs())
     labels = anomalous[used]
@@ -251,16 +251,16 @@ def _pixel_figures(
 
 
 def _example(paths: list[str], anomalous: Flags) -> str:
-    path = Path(next(path for path, bad in zip(paths, anomalous, strict=True) if bad))
+    path = Path(next(path for path, positive in zip(paths, anomalous, strict=True) if positive))
     return f"{path.parent.name}/{path.stem}{MASK_SUFFIX}.png"
 
 
 def write_evaluation(evaluation: Evaluation, out: Path | None) -> None:
-    """Write the evaluation as JSON, to stdout where `out` is None.
+    """Write the evaluation as JSON; to stdout if `out` is None.
 
     Raises:
         OutputError: `out` cannot be written.
-        BrokenPipeError: the reader of stdout went away.
+        BrokenPipeError: stdout was closed by its reader.
     """
     if out is None:
         write_to_stdout(evaluation.to_json())

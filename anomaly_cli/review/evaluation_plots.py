@@ -1,4 +1,4 @@
-"""Draw how a ranking does against labels: ROC, precision and recall, and the scores of both classes; prints nothing."""
+"""Plot a ranking against labels: ROC curve, precision-recall curve, distribution of scores; prints nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from anomaly_cli.errors import OutputError
 from anomaly_cli.files import atomic_output
 
-NORMAL_COLOUR, ANOMALOUS_COLOUR = "#4477aa", "#cc6677"  # apart for colour-blind readers too (Tol 2021)
+NORMAL_COLOUR, ANOMALOUS_COLOUR = "#4477aa", "#cc6677"  # safe for colour-blind readers (Tol 2021)
 BINS = 40
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -73,5 +73,5 @@ def _distribution(
     if flagged.any():
         axes.axvline(scores[flagged].min(), color="black", linestyle="--", label="lowest flagged score")
     axes.set(xlabel="score (1 = limit of normal)", ylabel="images")
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # above: inside it would hide some bars
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # above the axes: inside, it would hide bars
     axes.legend(frameon=False, ncols=3, fontsize="small", handlelength=1.2, columnspacing=1, **place)

@@ -1,4 +1,4 @@
-"""What an image was compared with: the hottest patch of it beside the normal patch most like it; writes no file."""
+"""The most anomalous patch of an image and its nearest normal prototype; writes no file."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from anomaly_cli.scoring.measure import Measured
 
 @dataclass(frozen=True)
 class Evidence:
-    """Two pictures of the same extent, as WebP.
+    """Two patches of the same extent, as WebP.
 
     Attributes:
-        hot: surroundings of the hottest cell of the image.
-        normal: surroundings of the prototype that is nearest to it.
-        scale: whose cell it is: the local scale that fired most.
+        anomalous: patch around the most anomalous cell of the image.
+        normal: patch of the nearest prototype.
+        scale: the local scale of highest score, whose cell it is.
     """
 
-    hot: bytes
+    anomalous: bytes
     normal: bytes
     scale: str
 
 
 def find_evidence(model: Model, measured: Measured) -> Evidence | None:
-    """Find what an image was compared with where it is hottest; None where the model has no thumbnails."""
+    """Cut the most anomalous patch and look up its nearest prototype; None if the model has no thumbnails."""
     if not model.patches:
         return None
     detector = model.detector
-    each = model.calibration.scores(measured.deviations[None])[1][0]
-    fired = dict(zip(detector.deviation_names, each.tolist(), strict=True))
-    scale = max(detector.local_names, key=fired.__getitem__)
+    scores = model.calibration.scores(measured.deviations[None])[1][0]
+    score_of = dict(zip(detector.deviation_names, scores.tolist(), strict=True))
+    scale = max(detector.local_names, key=score_of.__getitem__)
     cell, prototype = measured.peak_cells[detector.local_names.index(scale)].tolist()
     return Evidence(cut_patch(measured.pixels, scale, cell), model.patches[scale][prototype], scale)

@@ -1,4 +1,4 @@
-"""Draw where images deviate: an overlay a file, and on request the map itself; never prints."""
+"""Draw one overlay per image and, on request, save its anomaly map; prints nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def heatmap(
     device: str = "auto",
     progress: Progress,
 ) -> HeatmapReport:
-    """Draw overlays of all images, of the `top` most anomalous, or of those in a table of `score`."""
+    """Draw overlays of all images, of the `top` most anomalous, or of those listed in a table of `score`."""
     devices = choose_devices(device)
     model = load_model(model_path, devices[0])
     if scores is not None:
@@ -99,7 +99,7 @@ def _draw(
 
 
 def mirrored(path: Path, out: Path) -> Path:
-    """Place of a file in the output folder: its path from the current folder, without root, `__` for `..`."""
+    """Map a path into the output folder: relative to the current folder, without root, `__` for `..`."""
     inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
 

@@ -1,4 +1,4 @@
-"""Ground-truth masks of anomalies: found beside a table, read, brought to the size of a map."""
+"""Ground-truth masks of anomalies: find them, match them to images, read them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from anomaly_cli.images.find import IMAGE_SUFFIXES
 from anomaly_cli.statistics.pixel_metrics import Map, Mask
 
 MASK_SUFFIX = "_mask"
-SHAPE_TOLERANCE = 0.02  # of height over width, between an image and its mask
+SHAPE_TOLERANCE = 0.02  # relative difference of the aspect ratios of an image and its mask
 
 
 def find_masks(folder: Path) -> dict[tuple[str, str], Path]:
-    """List the masks below a folder by the names of their own folder and of the image: `<image>_mask.*` or `<image>.*`.
+    """Index the masks below a folder by (name of their folder, stem of the image): `<image>_mask.*` or `<image>.*`.
 
-    Where both are there, the first is the mask and the other perhaps the image.
+    If both exist, `<image>_mask.*` is the mask.
 
     Raises:
-        InputError: there is none, or two for one image.
+        InputError: there is no mask, or two for one image.
     """
     files = [file for file in _walk(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
@@ -46,7 +46,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def mask_of(path: Path, files: dict[tuple[str, str], Path]) -> Path | None:
-    """Find the mask in a folder of the image's own folder's name; where masks lie in no such folders, by name alone."""
+    """Find the mask of an image by folder and name, or by name alone if all masks lie in one folder of another name."""
     kinds = {kind for kind, _ in files}
     if path.parent.name in kinds or len(kinds) > 1:
         return files.get((path.parent.name, path.stem))
@@ -54,12 +54,12 @@ def mask_of(path: Path, files: dict[tuple[str, str], Path]) -> Path | None:
 
 
 def read_mask(file: Path | None, image_height: int, image_width: int) -> Mask:
-    """Read a mask, (H, W), white where the image is anomalous; all black at the image's size where there is no file.
+    """Read a mask as boolean (H, W), true where the image is anomalous; all false at the image's size without a file.
 
-    A mask of zeros and ones is read, too.
+    Grey levels from 128 count as anomalous; in a mask of zeros and ones, 1 does.
 
     Raises:
-        InputError: it cannot be read, or has another shape than the image.
+        InputError: it cannot be read, or its aspect ratio differs from the image's.
     """
     if file is None:
         return np.zeros((image_height, image_width), bool)

@@ -1,7 +1,7 @@
-"""The pictures that `heatmap` writes: an image tinted by its anomaly map, above a legend; touches no files.
+"""Overlays: an image tinted by its anomaly map, with a legend below; writes no file.
 
-Every picture has the same colour scale, in multiples of the limit of normal, so that two can be compared by
-eye. A scale stretched to each picture would paint every normal image red somewhere.
+All overlays share one colour scale, in multiples of the limit of normal, so that two can be compared by eye. A scale
+fitted to each picture would paint every normal image red somewhere.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 STEPS = 256  # of the colour scale
-FULL_SCALE = 3.0  # limits of normal at the last colour
+FULL_SCALE = 3.0  # map value of the last colour, in multiples of the limit of normal
 
 
-MAP16_UNITS = 1000  # grey levels of a 16-bit map for one limit of normal
+MAP16_UNITS = 1000  # grey levels of a 16-bit map per limit of normal
 
 
-_STRONGEST = 0.65  # opacity at full scale: the picture below can still be read
-_MIN_WIDTH = 220  # pixels; no legend fits below a narrower picture
-_MIN_EM = 12  # pixels, size of the smallest letters
-_FINER = 3  # enlargement that the legend is drawn at
+_STRONGEST = 0.65  # opacity at full scale: the image stays visible
+_MIN_WIDTH = 220  # pixels; narrower pictures are padded to fit the legend
+_MIN_EM = 12  # pixels, smallest font size
+_FINER = 3  # supersampling of the legend
 _BACKGROUND, _TEXT, _FAINT = (24, 24, 28), (236, 236, 240), (156, 156, 166)
 _FLAGGED, _NORMAL = (255, 122, 69), (126, 200, 140)
 _LINE, _OUTLINE = (255, 255, 255), (0, 0, 0)
-_MAX_LINE = 8  # pixels; a wider blur of one pixel would round to black
+_MAX_LINE = 8  # pixels; a wider box blur of one pixel would round to black
 _KNOTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 _HUES = (285.0, 318.0, 375.0, 411.0, 448.0, 463.0)  # degrees
 _CHROMAS = (0.09, 0.165, 0.20, 0.16, 0.15, 0.16)
@@ -56,9 +56,9 @@ class _Scale(NamedTuple):
 
 
 def colour_table() -> NDArray[np.uint8]:
-    """Tabulate the tint of map values from 0 to `FULL_SCALE` limits of normal, in even steps: (256, 4) RGBA.
+    """Tabulate the tint of map values from 0 to `FULL_SCALE` in equal steps: (256, 4) RGBA.
 
-    The colours go from dark violet over red and orange to light yellow, in even steps of lightness.
+    The colours run from dark violet over red and orange to light yellow; their lightness rises linearly.
     """
     return np.concatenate([_colours(), _opacity(_Scale(1.0, FULL_SCALE))[:, None]], axis=1)
 
@@ -73,14 +73,14 @@ def draw_overlay(
     limit: float = 1.0,
     full_scale: float = FULL_SCALE,
 ) -> Image.Image:
-    """Tint an image where it is anomalous, outline what exceeds the limit and put a legend below.
+    """Tint an image where it is anomalous, outline the regions above the limit and add a legend below.
 
-    Below half the limit the image stays as it is, bit by bit; from there the tint grows with the map.
+    Below half the limit the pixels are unchanged; above, the opacity grows linearly with the map.
 
     Args:
         image: (H, W, 3) RGB; keeps its resolution.
         anomaly_map: (h, w), >= 0; resized to the image.
-        caption: path of the image as text of any kind; unprintable characters become question marks.
+        caption: path of the image, any text; characters outside ASCII are replaced by question marks.
         score: of the image, 1.0 = the limit of normal.
         flagged: whether the ranking flags it.
         limit: the limit of normal, in the unit of the map.
@@ -119,10 +119,10 @@ def encode_map16(anomaly_map: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
 
 @cache
 def _colours() -> NDArray[np.uint8]:
-    """Build the colour scale in OKLab (Ottosson 2020), whose lightness matches what the eye sees.
+    """Build the colour scale in OKLab (Ottosson 2020), a perceptually uniform space.
 
-    The hue turns from violet by way of red to yellow while the lightness rises. The chroma is about as strong
-    as sRGB allows all along, found by hand: no channel clips, which would bend the lightness.
+    Lightness rises linearly while the hue turns from violet over red to yellow. The chroma, chosen by hand, is close
+    to the largest in sRGB: no channel clips, which would distort the lightness.
 
     Returns:
         (256, 3) RGB.
@@ -139,7 +139,7 @@ def _colours() -> NDArray[np.uint8]:
 
 
 def _opacity(scale: _Scale) -> NDArray[np.uint8]:
-    """(256,) opacity of each colour: none up to half the limit, then in a straight line to the strongest."""
+    """(256,) opacity of each colour: 0 up to half the limit, then linear up to the strongest."""
     value = np.linspace(0, scale.full, STEPS)
     rising = np.clip((value - scale.limit / 2) / (scale.full - scale.limit / 2), 0, 1)
     opacity: NDArray[np.uint8] = np.rint(_STRONGEST * 255 * rising).astype(np.uint8)
@@ -147,7 +147,7 @@ def _opacity(scale: _Scale) -> NDArray[np.uint8]:
 
 
 def _outline(picture: Image.Image, inside: Image.Image) -> None:
-    """Draw a bright line around a region, dark on both sides so that it shows on any picture."""
+    """Draw a bright outline with dark edges around a region, visible on any background."""
     if inside.getbbox() is None:
         return
     width = min(_MAX_LINE, max(1, round(min(picture.size) / 500)))
@@ -158,13 +158,13 @@ def _outline(picture: Image.Image, inside: Image.Image) -> None:
 
 
 def _dilate(mask: Image.Image, pixels: int) -> Image.Image:
-    """Widen the white part of a mask: a box blur leaves nothing black that has white within its radius."""
+    """Dilate the white part of a mask by a box blur: any pixel with white within the radius becomes non-zero."""
     return mask.filter(ImageFilter.BoxBlur(pixels)).point(lambda value: 255 if value else 0)
 
 
 def _legend(W: int, H: int, caption: str, score: float, flagged: bool, scale: _Scale) -> Image.Image:
-    """Draw the strip under a picture of H by W: path, score, and the colours beside or, if narrow, below."""
-    # Enlarged here and reduced at the end: fitted to whole pixels, small words would run together.
+    """Draw the legend of an H × W picture: path, score, and the colour bar beside or, if narrow, below them."""
+    # Supersampled: with glyphs at whole pixels, small text would run together.
     width = _FINER * max(W, _MIN_WIDTH)
     em = _FINER * max(_MIN_EM, round(min(W, 2 * H) / 60))
     wide = width >= 40 * em
@@ -195,7 +195,7 @@ def _draw_verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], score: float, 
 
 
 def _draw_bar(strip: Image.Image, at: tuple[int, int], width: int, em: int, scale: _Scale) -> None:
-    """Draw the colours over middle grey, as strong as they tint a picture, and name the values below."""
+    """Draw the colour bar over middle grey at the opacity of an overlay, with its values below."""
     x, y = at
     steps = np.rint(np.linspace(0, STEPS - 1, width)).astype(np.uint8)[None]  # (1, width)
     grey = Image.new("RGB", (width, 1), (128, 128, 128))
@@ -211,13 +211,13 @@ def _draw_bar(strip: Image.Image, at: tuple[int, int], width: int, em: int, scal
 
 
 def printable(text: str) -> str:
-    """Keep to ASCII, all that Pillow's own font has: accents are dropped, the rest are question marks."""
-    letters = [letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)]
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in letters)
+    """Reduce text to ASCII, all that Pillow's default font has: accents are dropped, the rest become question marks."""
+    characters = [each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each)]
+    return "".join(each if " " <= each <= "~" else "?" for each in characters)
 
 
 def _truncate_middle(text: str, font: Font, width: int) -> str:
-    """Shorten a text in its middle until it fits."""
+    """Shorten a text in its middle to a width in pixels."""
 
     def keep(count: int) -> str:
         return text[: count // 2] + "…" + text[len(text) - (count + 1) // 2 :]

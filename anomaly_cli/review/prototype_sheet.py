@@ -1,4 +1,4 @@
-"""A contact sheet of what each memory learned: the thumbnails of its prototypes, alike ones side by side."""
+"""Contact sheet of the prototypes of every memory as thumbnails, similar ones side by side."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from anomaly_cli.errors import CheckpointError, ConfigError
 from anomaly_cli.files import atomic_output, check_writable
 from anomaly_cli.review.overlay import printable
 
-COLUMNS = 20  # pictures a row
-TILE = IMAGE_SIDE  # pixels of the side that every picture is enlarged to
-GAP = 4  # pixels between pictures
-MARGIN = 16  # pixels around all, and above a title
-TITLE = 20  # pixels, size of the letters
+COLUMNS = 20  # thumbnails per row
+TILE = IMAGE_SIDE  # side of a thumbnail in pixels, enlarged where smaller
+GAP = 4  # pixels between thumbnails
+MARGIN = 16  # pixels around the sheet and above a title
+TITLE = 20  # font size in pixels
 PAPER, INK = (250, 250, 250), (30, 30, 30)
 
 
@@ -30,13 +30,13 @@ def write_prototypes(model_path: Path, out: Path, top: int) -> dict[str, int]:
     Args:
         model_path: of a model with thumbnails.
         out: PNG file.
-        top: so many a scale: the first ones of a memory, which were chosen to cover all that is normal.
+        top: number of prototypes per scale; the first ones of a memory, which the coreset chose first.
 
     Returns:
-        How many were drawn, by scale.
+        Number of prototypes drawn, by scale.
 
     Raises:
-        ConfigError: the file is to be something else than a PNG.
+        ConfigError: `out` does not end in .png.
         CheckpointError: the model cannot be read, or has no thumbnails.
         OutputError: the picture cannot be written.
     """
@@ -53,7 +53,7 @@ def write_prototypes(model_path: Path, out: Path, top: int) -> dict[str, int]:
 
 
 def draw_sheet(model: Model, model_path: Path, top: int) -> Image.Image:
-    """Draw a section a scale: its title, then at most `top` thumbnails in the order of `leaf_order`."""
+    """Draw one section per scale: its title, then at most `top` thumbnails in the order of `leaf_order`."""
     sections = [(_title(name, model, top), _section(name, model, top)) for name in model.patches]
     step = TITLE + 2 * MARGIN
     height = step * (len(sections) + 1) + sum(section.height for _, section in sections)
@@ -70,14 +70,13 @@ def draw_sheet(model: Model, model_path: Path, top: int) -> Image.Image:
 
 
 def leaf_order(prototypes: NDArray[np.float32]) -> list[int]:
-    """Order (K, D) prototypes so that alike ones follow each other: the leaves of their cluster tree (average linkage).
+    """Order (K, D) prototypes by similarity: the leaves of their average-linkage dendrogram.
 
-    Of all orders that the tree allows it is the one with the smallest distances between neighbours (Bar-Joseph, Gifford
-    and Jaakkola 2001).
+    Optimal leaf ordering: the smallest sum of distances between neighbours (Bar-Joseph, Gifford and Jaakkola 2001).
     """
     if len(prototypes) < 3:
         return list(range(len(prototypes)))
-    from scipy.cluster.hierarchy import leaves_list, linkage  # takes half a second, which no other command needs
+    from scipy.cluster.hierarchy import leaves_list, linkage  # imported here: it takes half a second
 
     order: list[int] = leaves_list(linkage(prototypes, "average", optimal_ordering=True)).tolist()
     return order
@@ -103,5 +102,5 @@ def _section(name: str, model: Model, top: int) -> Image.Image:
 
 
 def _side(count: int) -> int:
-    """Pixels that `count` thumbnails take side by side."""
+    """Width in pixels of `count` thumbnails side by side."""
     return count * (TILE + GAP) - GAP

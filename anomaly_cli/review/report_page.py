@@ -1,4 +1,4 @@
-"""Write the review page: one HTML file with the table, small pictures and the script that shows them; never prints."""
+"""Write the review page: one HTML file with the table, thumbnails and the script that shows them; prints nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLACE = re.compile(r"{{ (style|script|data) }}")
 PICTURES = "{{ pictures }}"
 HARMFUL = re.compile("[<>&]")
 ESCAPES = {"<": r"\u003c", ">": r"\u003e", "&": r"\u0026"}
-SAME_SCORE = 0.01  # relative; processors and versions of libraries differ less
+SAME_SCORE = 0.01  # relative tolerance; processors and library versions differ by less
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ class PageReport:
     """What `report` wrote.
 
     Attributes:
-        files: rows of the table.
-        pictured: how many of the readable ones have a picture.
-        left_out: how many are listed without one because of `top`.
-        missing: files that cannot be read any more, with the reason.
-        changed: how many pictures score differently now: another model, or other files.
-        has_model: without one there are no heat maps; a table of `audit` has none.
-        size: of the file, bytes.
+        files: number of rows of the table.
+        unreadable: number of rows without a score.
+        pictured: number of images with a thumbnail.
+        left_out: number of images listed without one because of `top`.
+        missing: files that can no longer be read, with the reason.
+        changed: number of images that score differently now: another model, or other files.
+        has_model: whether there are heat maps; a table of `audit` has no model.
+        size: of the page in bytes.
     """
 
     files: int
@@ -64,7 +65,7 @@ class PageReport:
 
 @dataclass
 class _Pictures:
-    """What is found out while pictures are made."""
+    """Counts collected while the thumbnails are made."""
 
     missing: list[tuple[Path, str]] = field(default_factory=list)
     changed: int = 0
@@ -77,14 +78,14 @@ def write_report(
 
     Args:
         table_path: of `score`, in any format, or of `audit`.
-        model_path: that made the table. A table without p-values comes from `audit`, which makes no model file.
+        model_path: of the model that scored the table; not read for a table without p-values, which `audit` wrote.
         out: HTML file.
-        top: so many of the most anomalous images get a picture; the others are listed without.
-        device: that measures the images again, for the heat maps.
-        progress: called after each picture.
+        top: number of most anomalous images with a thumbnail; the others are listed without.
+        device: to compute the anomaly maps again.
+        progress: called after each thumbnail.
 
     Raises:
-        InputError: the table cannot be read or is none.
+        InputError: the table cannot be read or is not a table of scores.
         CheckpointError: the model cannot be read.
         OutputError: the page cannot be written.
     """
@@ -92,7 +93,7 @@ def write_report(
     table = ReportTable.read(table_path)
     model = load_model(model_path, choose_device(device)) if table.p_values else None
     pictures = _Pictures()
-    # Aside first: the page says what is missing before the pictures come, and thousands of them need no memory.
+    # To a temporary file first: the page lists the missing files before the thumbnails, which need not fit in memory.
     with os_errors_as_output_error(str(out)), tempfile.TemporaryFile() as aside:
         for element in _picture_elements(table, model, top, device, pictures, progress):
             aside.write(element.encode())
@@ -120,7 +121,7 @@ def write_report(
 
 
 def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[str, Any]:
-    """Collect what the page shows beside pictures."""
+    """Collect the data of the page apart from the thumbnails."""
     verdict = None if model is None else _verdict(table, model, model_path)
     normals = [] if model is None else model.calibration.normal_scores.tolist()
     return {
@@ -132,7 +133,7 @@ def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[st
         "scales": [name.removeprefix("scale_") for name in table.columns if name.startswith("scale_")],
         "normals": [float(f"{score:.6g}") for score in normals],
         "normalShare": null_proportion(table.p_values) if table.p_values else 1.0,
-        "cut": table.cut,
+        "threshold": table.cut,
         "verdict": None if verdict is None else asdict(verdict),
         "tints": _text(colour_table().tobytes()),
         "fullScale": FULL_SCALE,
@@ -150,7 +151,7 @@ def _verdict(table: ReportTable, model: Model, model_path: Path) -> Verdict | No
 def _picture_elements(
     table: ReportTable, model: Model | None, top: int, device: str, pictures: _Pictures, progress: Progress
 ) -> Iterator[str]:
-    """Make one data element an image, numbered as in the ranking; the page reads it when the image is scrolled near."""
+    """Make one data element per image, numbered by rank; the page reads it when the image comes into view."""
     paths = table.paths[:top]
     drawn = parallel_map(_thumbnail, paths, worker_count())
     measured = _measured(model, paths, device)
@@ -183,10 +184,10 @@ def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[M
 def _picture(
     model: Model | None, thumbnail: bytes | UnreadableImageError, result: Measured | UnreadableImageError | None
 ) -> dict[str, Any]:
-    """Put together what the page draws of one image.
+    """Assemble the data of one image.
 
     Raises:
-        UnreadableImageError: the file cannot be read any more.
+        UnreadableImageError: the file can no longer be read.
     """
     if isinstance(thumbnail, UnreadableImageError):
         raise thumbnail
@@ -196,13 +197,13 @@ def _picture(
     if isinstance(result, Measured) and (heat := make_heat(result.anomaly_map)) is not None:
         picture |= {"heat": _text(heat.levels), "cells": [heat.height, heat.width]}
         if model is not None and (evidence := find_evidence(model, result)) is not None:
-            pair = {"hot": _text(evidence.hot), "normal": _text(evidence.normal)}
+            pair = {"anomalous": _text(evidence.anomalous), "normal": _text(evidence.normal)}
             picture["evidence"] = {**pair, "scale": evidence.scale}
     return picture
 
 
 def _differs(model: Model, result: Measured, score: Value) -> bool:
-    """Tell whether an image scores differently than in the table."""
+    """Whether an image now scores differently than in the table."""
     now = float(model.calibration.scores(result.deviations[None])[0][0])
     return not math.isclose(now, float(score or 0.0), rel_tol=SAME_SCORE)
 

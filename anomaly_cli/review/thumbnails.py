@@ -1,4 +1,4 @@
-"""Small pictures for the review page: a thumbnail of an image, and its anomaly map in bytes; writes no file."""
+"""Thumbnails of images and quantised anomaly maps for the review page; writes no file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from anomaly_cli.review.overlay import FULL_SCALE
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side; a multiple of the step of `load_image`
 THUMBNAIL_QUALITY = 72  # of WebP
-MAX_HEAT_SIDE = 64  # cells; a larger map says no more on so small a picture
-TINTED_FROM = 0.5  # of the limit of normal: an overlay leaves the image below it as it is
+MAX_HEAT_SIDE = 64  # cells; a finer map adds nothing at this size
+TINTED_FROM = 0.5  # of the limit of normal: below, an overlay leaves the image unchanged
 LEVELS = 255
 
 
 @dataclass(frozen=True)
 class Heat:
-    """An anomaly map as the page stores it.
+    """A quantised anomaly map.
 
     Attributes:
-        levels: height * width bytes, row by row; 255 is `FULL_SCALE` times the limit of normal, or more.
-        height: cells.
-        width: likewise.
+        levels: height * width bytes, row-major; 255 is `FULL_SCALE` times the limit of normal, or more.
+        height: in cells.
+        width: in cells.
     """
 
     levels: bytes
@@ -37,7 +37,7 @@ class Heat:
 
 
 def make_thumbnail(path: Path) -> bytes:
-    """Draw an image small, its aspect kept, as WebP.
+    """Reduce an image to `THUMBNAIL_SIDE`, aspect ratio kept, as WebP.
 
     Raises:
         UnreadableImageError: with the reason in a few words.
@@ -52,7 +52,7 @@ def make_thumbnail(path: Path) -> bytes:
 
 
 def make_heat(anomaly_map: NDArray[np.floating[Any]]) -> Heat | None:
-    """Store an anomaly map in units of the limit of normal, (h, w); None where an overlay would show nothing."""
+    """Quantise an (h, w) anomaly map, 1.0 = the limit of normal; None if an overlay would show nothing."""
     if anomaly_map.max() <= TINTED_FROM:
         return None
     h, w = anomaly_map.shape

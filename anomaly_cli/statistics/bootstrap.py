@@ -1,4 +1,4 @@
-"""Confidence intervals: stratified bootstrap and exact binomial."""
+"""Confidence intervals: stratified percentile bootstrap and exact binomial."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ CONFIDENCE = 0.95  # of an interval
 DRAWS, PIXEL_DRAWS = 1_000, 200  # of the bootstrap
 
 
-Counts = NDArray[np.int64]  # (N,) how often each image counts
+Counts = NDArray[np.int64]  # (N,) multiplicity of each image in a resample
 
 
 def bootstrap(
     measure: Callable[[Counts], Sequence[float]], anomalous: ArrayLike, draws: int = DRAWS, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """Give each of several figures an interval by drawing images anew, with replacement, within each class.
+    """Compute bootstrap percentile intervals of several figures (Efron & Tibshirani 1993).
 
-    Percentile bootstrap (Efron & Tibshirani 1993).
+    Images are resampled with replacement within each class.
 
     Args:
-        measure: takes how often each of the N images was drawn, gives the figures.
+        measure: maps the (N,) multiplicities of a resample to the figures.
         anomalous: (N,) labels; both classes must occur.
-        draws: of all images.
-        seed: of the draws.
+        draws: number of resamples.
+        seed: of the random numbers.
 
     Returns:
-        (low, high) of each figure: `CONFIDENCE` of the draws lie between them.
+        (low, high) of each figure: `CONFIDENCE` of the resamples lie between them.
     """
     labels = np.asarray(anomalous, bool)
     rng = np.random.default_rng(seed)
@@ -45,6 +45,6 @@ def bootstrap(
 
 
 def share_interval(hits: int, count: int) -> tuple[float, float]:
-    """Give the exact interval of a share, `hits` of `count` (Clopper & Pearson 1934)."""
+    """Compute the exact binomial interval of `hits` out of `count` (Clopper & Pearson 1934)."""
     low, high = stats.binomtest(hits, count).proportion_ci(CONFIDENCE)
     return float(low), float(high)

@@ -9,14 +9,14 @@ Floats = NDArray[np.float64]
 
 
 def conformal_p_values(normal_scores: Floats, scores: ArrayLike) -> Floats:
-    """Tell how often a normal image scores as high as each of (N,) scores does.
+    """Compute conformal p-values: p = (1 + number of normal scores ≥ score) / (n + 1).
 
-    p = (1 + number of normal scores ≥ score) / (n + 1); for a normal image P(p ≤ t) ≤ t, whatever the distribution,
-    if it is exchangeable with the held-out ones (Bates et al. 2023, equation 2).
+    For a normal image exchangeable with the held-out ones P(p ≤ t) ≤ t, whatever the distribution of scores (Bates et
+    al. 2023, equation 2).
 
     Args:
-        normal_scores: (n,) ascending.
-        scores: (N,).
+        normal_scores: (n,) scores of held-out normal images, ascending.
+        scores: (N,) scores to test.
 
     Returns:
         (N,) in [1 / (n + 1), 1].

@@ -12,20 +12,20 @@ STOREY_LAMBDA = 0.5
 
 
 def null_proportion(p_values: ArrayLike) -> float:
-    """Estimate the share of normal images in a batch from its (N,) p-values, from above, in (0, 1].
+    """Estimate the null proportion π₀, the share of normal images, from (N,) p-values; conservative, in (0, 1].
 
-    Storey's estimate with the finite-sample correction (Storey, Taylor, Siegmund 2004): normal images spread evenly
-    over p, so those above `STOREY_LAMBDA` tell how many there are.
+    Storey's estimator with the finite-sample correction (Storey, Taylor, Siegmund 2004): p-values of normal images are
+    uniform, and few anomalies have p > `STOREY_LAMBDA`.
     """
     p = np.asarray(p_values, np.float64)
     return float(min(1.0, (1 + (p > STOREY_LAMBDA).sum()) / (len(p) * (1 - STOREY_LAMBDA))))
 
 
 def q_values(p_values: ArrayLike) -> Floats:
-    """Benjamini-Hochberg adjusted p-values: flagging all q ≤ a keeps the false discovery rate at most a.
+    """Compute q-values: flagging all q ≤ α keeps the false discovery rate at most α.
 
-    Scaled by the estimated share of normal images; with conformal p-values both forms are valid (Bates et al. 2023,
-    section 2.3).
+    Benjamini-Hochberg adjusted p-values times the estimated null proportion; valid with conformal p-values (Bates et
+    al. 2023, section 2.3).
 
     Args:
         p_values: (N,) in (0, 1].
@@ -36,7 +36,7 @@ def q_values(p_values: ArrayLike) -> Floats:
     p = np.asarray(p_values, np.float64)
     if len(p) == 0:
         return p
-    # Not scipy.stats.false_discovery_control: importing scipy.stats takes a noticeable part of a short run.
+    # Not scipy.stats.false_discovery_control: importing scipy.stats takes a second.
     order = np.argsort(p)[::-1]
     stepped = p[order] * len(p) / np.arange(len(p), 0, -1)
     q = np.empty_like(p)

@@ -1,4 +1,4 @@
-"""Measures of ranking and localisation from scores and ground truth; knows nothing of files or detectors."""
+"""Metrics of a ranking against labels."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Floats = NDArray[np.float64]
 
 
 class ImageMetrics(NamedTuple):
-    """How well image scores rank anomalous images above normal ones, all in [0, 1]."""
+    """Metrics of a ranking, in [0, 1]."""
 
     image_auroc: float
     average_precision: float
-    f1_max: float  # the best F1 of any threshold
-    fpr_at_95_recall: float  # the lowest share of normal images above a threshold that finds 95 % of the anomalies
+    f1_max: float  # largest F1 over all thresholds
+    fpr_at_95_recall: float  # false-positive rate at the highest threshold with recall ≥ 95 %
 
 
 def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> ImageMetrics:
-    """Measure (N,) image scores against (N,) labels; both classes must occur."""
+    """Compute the metrics of (N,) scores against (N,) labels; both classes must occur."""
     precision, recall, _ = precision_recall_curve(anomalous, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     fpr, tpr, _ = roc_curve(anomalous, scores, drop_intermediate=False)
@@ -37,7 +37,7 @@ def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> ImageMetrics:
 
 
 def precision_at(anomalous: ArrayLike, scores: ArrayLike, k: int) -> float:
-    """Share of anomalous images among the k of highest score; where scores tie, what is to be expected."""
+    """Precision among the k highest scores; its expectation over random orders of ties."""
     labels, values = np.asarray(anomalous, np.float64), np.asarray(scores, np.float64)
     last = np.sort(values)[-k]
     above, tied = values > last, values == last

@@ -1,4 +1,4 @@
-"""The limit of normal: a high quantile of normal scores, estimated upwards where they are few."""
+"""The limit of normal: an upper prediction limit for the 99th percentile of normal scores."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-LIMIT_QUANTILE = 0.99  # of held-out normal images lie below the limit of normal
-MIN_SPREAD = 1e-6  # keeps identical normal images from dividing by zero
+LIMIT_QUANTILE = 0.99  # quantile of normal images at the limit of normal
+MIN_SPREAD = 1e-6  # avoids division by zero for identical normal images
 
 
 Floats = NDArray[np.float64]
 
 
 def normal_limit(values: ArrayLike) -> float:
-    """Estimate the 99th percentile of normal values, upwards where they are few.
+    """Estimate the 99th percentile of normal values conservatively.
 
     The larger of two estimates: the conformal order statistic ⌈0.99 (n + 1)⌉ (the largest value when n < 99), and
     the one-sided 99 % prediction limit of a normal distribution for the next value (Student's t, n − 1 degrees

@@ -70,9 +70,9 @@ def test_a_perfect_ranking_is_not_called_certain_and_no_flag_is_told(table: Path
         "                            value   95 % interval",
         "image AUROC                 1.000   1.000 to 1.000",
         "average precision           1.000   1.000 to 1.000",
-        "best F1 of any cut          1.000   1.000 to 1.000",
+        "best F1 of any threshold    1.000   1.000 to 1.000",
         "false alarms at 95 % recall 0.000   0.000 to 0.000",
-        "an interval of one value means that resampling the images changed nothing, not that the figure is certain",
+        "an interval of one value means that no resample changed the figure, not that it is certain",
         "the table flags none of them",
     ]
     confusion = evaluated("p.csv", "--labels", "folders")["confusion"]

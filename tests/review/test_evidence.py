@@ -1,4 +1,4 @@
-"""What an image was compared with: the hottest cell and its nearest prototype, against loops over all of them."""
+"""Evidence: the most anomalous cell and its nearest prototype, against loops over all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measured(loaded: Model, trained: Trained) -> dict[str, Measured]:
 
 
 @torch.inference_mode()
-def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
+def test_the_most_anomalous_cell_and_its_prototype_equal_a_loop_over_cells(
     loaded: Model, measured: dict[str, Measured]
 ) -> None:
     # The search in bfloat16 may take a prototype that is a little farther away, and of two cells the wrong one.
@@ -43,17 +43,15 @@ def test_the_hottest_cell_and_its_prototype_are_found_cell_by_cell(
     for each in measured.values():
         image = torch.from_numpy(each.pixels).permute(2, 0, 1)[None] / 255
         features = scale_features(loaded.detector.backbone, image, loaded.detector.local_names)
-        for name, (peak_cells, nearest) in zip(loaded.detector.local_names, each.peak_cells.tolist(), strict=True):
+        for name, (peak, nearest) in zip(loaded.detector.local_names, each.peak_cells.tolist(), strict=True):
             scale = loaded.detector.scale(name)
             distances = []
             for cell in features[name][0].flatten(1).T:
                 deviations = (scale.whitening(cell[None]) - scale.memory.prototypes).square().sum(1)
                 distances.append(deviations.sqrt())
             farthest = max(float(each.min()) for each in distances)
-            assert float(distances[peak_cells].min()) == pytest.approx(farthest, rel=rounding)
-            assert float(distances[peak_cells][nearest]) == pytest.approx(
-                float(distances[peak_cells].min()), rel=rounding
-            )
+            assert float(distances[peak].min()) == pytest.approx(farthest, rel=rounding)
+            assert float(distances[peak][nearest]) == pytest.approx(float(distances[peak].min()), rel=rounding)
 
 
 def test_the_pixels_are_those_that_the_network_saw(measured: dict[str, Measured], trained: Trained) -> None:
@@ -63,25 +61,27 @@ def test_the_pixels_are_those_that_the_network_saw(measured: dict[str, Measured]
     assert to_tensor(image).shape == (1, 3, 64, 64)
 
 
-def test_the_evidence_is_of_the_scale_that_fired_most(loaded: Model, measured: dict[str, Measured]) -> None:
+def test_the_evidence_is_of_the_scale_of_highest_score(loaded: Model, measured: dict[str, Measured]) -> None:
     scales = set()
     for each in measured.values():
-        fired = dict(
+        score_of = dict(
             zip(["map", "4", "8", "16", "image"], loaded.calibration.scores(each.deviations[None])[1][0], strict=True)
         )
         evidence = find_evidence(loaded, each)
 
         assert evidence is not None
-        assert evidence.scale == max(("4", "8", "16"), key=fired.__getitem__)
+        assert evidence.scale == max(("4", "8", "16"), key=score_of.__getitem__)
         cell, prototype = each.peak_cells[["4", "8", "16"].index(evidence.scale)].tolist()
-        assert evidence.hot == cut_patch(each.pixels, evidence.scale, cell)
+        assert evidence.anomalous == cut_patch(each.pixels, evidence.scale, cell)
         assert evidence.normal == loaded.patches[evidence.scale][prototype]
         scales.add(evidence.scale)
     assert len(scales) > 1
 
 
 @pytest.mark.parametrize("name", ["bad0.jpg", "bad1.jpg", "bad2.jpg"])
-def test_the_hottest_cell_of_a_spoiled_image_is_at_the_coloured_patch(measured: dict[str, Measured], name: str) -> None:
+def test_the_most_anomalous_cell_of_a_defective_image_is_at_the_coloured_patch(
+    measured: dict[str, Measured], name: str
+) -> None:
     pixels = measured[name].pixels.astype(float)
     colourful = np.argwhere(np.ptp(pixels, axis=2) > 100)  # normal images are gray, but for the noise
 
@@ -92,12 +92,12 @@ def test_the_hottest_cell_of_a_spoiled_image_is_at_the_coloured_patch(measured: 
         assert top <= y < bottom
 
 
-def test_hot_and_normal_patch_have_the_same_extent(loaded: Model, measured: dict[str, Measured]) -> None:
+def test_anomalous_and_normal_patch_have_the_same_extent(loaded: Model, measured: dict[str, Measured]) -> None:
     for each in measured.values():
         evidence = find_evidence(loaded, each)
         assert evidence is not None
-        hot, normal = (Image.open(io.BytesIO(picture)) for picture in (evidence.hot, evidence.normal))
-        assert (hot.format, hot.size) == ("WEBP", normal.size)
+        anomalous, normal = (Image.open(io.BytesIO(each)) for each in (evidence.anomalous, evidence.normal))
+        assert (anomalous.format, anomalous.size) == ("WEBP", normal.size)
 
 
 def test_without_thumbnails_there_is_no_evidence(loaded: Model, measured: dict[str, Measured]) -> None:
@@ -109,7 +109,9 @@ def pictures_of(page: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(data) for name, data in re.findall(pattern, page.read_text("utf-8"))}
 
 
-def test_the_page_holds_the_evidence_of_what_is_hot(here: Path, loaded: Model, measured: dict[str, Measured]) -> None:
+def test_the_page_holds_the_evidence_of_anomalous_images(
+    here: Path, loaded: Model, measured: dict[str, Measured]
+) -> None:
     assert anomaly("score", "incoming", "normal", "-q").exit_code == 0
     assert anomaly("report", "scores.csv", "-q").exit_code == 0
 
@@ -117,13 +119,13 @@ def test_the_page_holds_the_evidence_of_what_is_hot(here: Path, loaded: Model, m
     assert all(("evidence" in picture) == ("heat" in picture) for picture in pictures.values())
     first = pictures["picture-0"]["evidence"]
     expected = [find_evidence(loaded, measured[f"bad{i}.jpg"]) for i in range(3)]
-    assert (base64.b64decode(first["hot"]), base64.b64decode(first["normal"]), first["scale"]) in [
-        (each.hot, each.normal, each.scale) for each in expected if each is not None
+    assert (base64.b64decode(first["anomalous"]), base64.b64decode(first["normal"]), first["scale"]) in [
+        (each.anomalous, each.normal, each.scale) for each in expected if each is not None
     ]
 
 
-def test_the_page_has_no_evidence_where_nothing_is_hot(here: Path) -> None:
-    every_cell = ("--prototypes", "2000", "--model", "all.safetensors", "-q")  # so none of the training images is hot
+def test_the_page_has_no_evidence_of_normal_images(here: Path) -> None:
+    every_cell = ("--prototypes", "2000", "--model", "all.safetensors", "-q")  # so no training image deviates
     assert anomaly("train", "normal", *SETTINGS, *every_cell).exit_code == 0
     assert anomaly("score", "incoming", "normal", "--model", "all.safetensors", "-q").exit_code == 0
     assert anomaly("report", "scores.csv", "--model", "all.safetensors", "-q").exit_code == 0

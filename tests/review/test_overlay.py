@@ -1,4 +1,4 @@
-"""The pictures of `heatmap`: calm normal images, one colour scale, an outline where the limit is crossed."""
+"""The pictures of `heatmap`: unchanged normal images, one colour scale, an outline where the limit is crossed."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def test_the_map_is_resized_by_interpolating_between_the_centres_of_its_cells() 
     assert abs(difference).max() <= 2
 
 
-@given(value=st.floats(0, 0.99), peak_cells=st.floats(1, 100))
-def test_a_map_value_has_the_same_colour_whatever_else_is_in_the_picture(value: float, peak_cells: float) -> None:
+@given(value=st.floats(0, 0.99), peak=st.floats(1, 100))
+def test_a_map_value_has_the_same_colour_whatever_else_is_in_the_picture(value: float, peak: float) -> None:
     grey = np.full((40, 40, 3), 128, np.uint8)
     alone, beside = np.full((40, 40), value), np.full((40, 40), value)
-    beside[30:, 30:] = peak_cells
+    beside[30:, 30:] = peak
 
     np.testing.assert_array_equal(tinted(grey, alone)[:20, :20], tinted(grey, beside)[:20, :20])
 

@@ -24,7 +24,7 @@ def tile_of(thumbnail: bytes) -> NDArray[np.uint8]:
         return np.asarray(ImageOps.pad(picture, (TILE, TILE), color=PAPER))
 
 
-def test_every_prototype_is_drawn_scale_by_scale_with_alike_ones_side_by_side(here: Path, loaded: Model) -> None:
+def test_every_prototype_is_drawn_scale_by_scale_with_similar_ones_side_by_side(here: Path, loaded: Model) -> None:
     result = anomaly("prototypes")
 
     assert (result.exit_code, result.stdout) == (0, "")
@@ -58,7 +58,7 @@ def test_only_the_first_prototypes_of_each_memory_are_drawn_on_request(here: Pat
     assert (sheet[top : top + TILE, MARGIN + 5 * STEP :] == PAPER).all()
 
 
-def test_the_same_model_gives_the_same_bytes_and_quiet_says_nothing(here: Path) -> None:
+def test_the_same_model_gives_the_same_bytes_and_quiet_prints_nothing(here: Path) -> None:
     for name in ("one.png", "other.png"):
         result = anomaly("prototypes", "--out", name, "-q")
         assert (result.exit_code, result.output) == (0, "")
@@ -75,7 +75,7 @@ def test_a_name_that_no_font_has_is_drawn_all_the_same(loaded: Model) -> None:
     assert plain.tobytes() != odd.tobytes()
 
 
-def test_points_on_a_line_are_put_in_their_order() -> None:
+def test_points_on_a_line_are_sorted() -> None:
     rng = np.random.default_rng(0)
     places = rng.permutation(40).astype(np.float32)
     points = np.outer(places, rng.normal(size=6)).astype(np.float32)
@@ -107,9 +107,7 @@ def test_identical_prototypes_have_a_place_each() -> None:
         (["--out", "no/sheet.png"], 1, "cannot write no/sheet.png: no such folder: no"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line(
-    here: Path, private: Path, arguments: list[str], code: int, message: str
-) -> None:
+def test_errors_are_one_line(here: Path, private: Path, arguments: list[str], code: int, message: str) -> None:
     os.link(private, "private.safetensors")
 
     result = anomaly("prototypes", *arguments)

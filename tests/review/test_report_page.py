@@ -60,7 +60,7 @@ def picture_of(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
-def test_the_page_holds_the_table_the_verdict_and_a_picture_a_file(scored: Path) -> None:
+def test_the_page_holds_the_table_the_verdict_and_a_thumbnail_per_image(scored: Path) -> None:
     result = anomaly("report", "scores.csv")
 
     page = read_page()
@@ -89,14 +89,14 @@ def test_the_summary_counts_and_says_how_large_the_file_is(scored: Path) -> None
     ]
 
 
-def test_heat_and_evidence_are_there_where_an_image_is_hot(scored: Path) -> None:
+def test_an_anomalous_image_has_a_map_and_evidence(scored: Path) -> None:
     anomaly("report", "scores.csv", "-q")
 
     first = read_page().data["picture-0"]
     h, w = first["cells"]
     assert len(base64.b64decode(first["heat"])) == h * w
-    assert set(first["evidence"]) == {"hot", "normal", "scale"}
-    for side in ("hot", "normal"):
+    assert set(first["evidence"]) == {"anomalous", "normal", "scale"}
+    for side in ("anomalous", "normal"):
         with picture_of(first["evidence"][side]) as picture:
             assert min(picture.size) > 10
 

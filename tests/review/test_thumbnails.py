@@ -1,4 +1,4 @@
-"""Small pictures for the review page: sizes, and maps in bytes against a slow twin."""
+"""Small pictures for the review page: sizes, and quantised maps against a brute-force twin."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_file_that_is_no_image_is_unreadable(tmp_path: Path) -> None:
         make_thumbnail(tmp_path / "a.png")
 
 
-def test_a_calm_map_is_not_kept() -> None:
+def test_a_map_below_half_the_limit_is_not_kept() -> None:
     assert make_heat(np.full((8, 8), 0.5, np.float32)) is None
 
 

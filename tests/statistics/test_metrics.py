@@ -1,4 +1,4 @@
-"""Measures of ranking and localisation against slow twins and scikit-learn; intervals against what they promise."""
+"""Metrics of ranking and localisation against brute-force twins and scikit-learn; coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -119,16 +119,16 @@ def test_small_and_large_regions_count_alike_in_aupro_but_not_in_pixel_auroc() -
     assert large.pixel_auroc > small.pixel_auroc + 0.4
 
 
-def test_a_normal_image_with_a_hot_map_costs_aupro() -> None:
+def test_false_positives_on_a_normal_image_lower_aupro() -> None:
     mask = np.zeros((8, 8), bool)
     mask[1:3, 1:3] = True
     found, empty = mask.astype(np.float32), np.zeros((8, 8), bool)
 
-    calm = pixel_metrics([found, np.zeros((8, 8), np.float32)], [mask, empty])
-    hot = pixel_metrics([found, np.full((8, 8), 2, np.float32)], [mask, empty])
+    clean = pixel_metrics([found, np.zeros((8, 8), np.float32)], [mask, empty])
+    noisy = pixel_metrics([found, np.full((8, 8), 2, np.float32)], [mask, empty])
 
-    assert calm.aupro == pytest.approx(1.0)
-    assert hot.aupro < 0.1
+    assert clean.aupro == pytest.approx(1.0)
+    assert noisy.aupro < 0.1
 
 
 def slow_f1_max(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
@@ -181,7 +181,7 @@ def test_an_image_drawn_twice_counts_like_two_equal_images(seed: int, count: int
     assert drawn == pytest.approx(pixel_metrics([maps[i] for i in images], [masks[i] for i in images]))
 
 
-def test_large_images_are_thinned_out_with_hardly_a_difference() -> None:
+def test_subsampling_large_images_hardly_changes_the_metrics() -> None:
     rng = np.random.default_rng(0)
     maps, masks = [], []
     for side, width in ((600, 150), (40, 6)):
@@ -234,7 +234,7 @@ def test_bootstrap_draws_each_class_in_its_own_number_and_again_the_same() -> No
     assert len({counts.tobytes() for counts in drawn}) > 40
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_intervals_have_about_their_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     truth = 0.7602  # of two normal distributions one apart: Φ(1/√2)
     labels = np.repeat([True, False], 60)

@@ -1,4 +1,4 @@
-"""A batch as a whole: the share of anomalies against a slow twin and planted ones, and the test for drift."""
+"""Share of anomalies in a batch, against a brute-force twin and simulated batches; the test for drift."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_share_and_drift_do_not_depend_on_the_order_of_images(seed: int) -> None
 
 
 @pytest.mark.parametrize(("n", "N"), [(MIN_BATCH - 1, 50), (50, MIN_BATCH - 1), (50, 0)])
-def test_of_few_images_neither_share_nor_drift_is_told(n: int, N: int) -> None:
+def test_few_images_give_neither_share_nor_drift(n: int, N: int) -> None:
     normal, found = planted(0, n, 0), planted(1, N, 0)
 
     assert anomaly_share(normal, found) is None
@@ -150,7 +150,7 @@ def test_identical_normal_images_give_a_share_and_a_verdict_on_drift() -> None:
     assert (still.found, moved.found) == (False, True)
 
 
-def test_straight_scores_are_deviations_again() -> None:
+def test_invert_unit_inverts_the_score_scale() -> None:
     deviations = np.linspace(-9, 30, 100)
 
     np.testing.assert_allclose(invert_unit(ScoreScale(0.0, 2.6).apply(deviations)), deviations / 2.6, atol=1e-12)
@@ -164,31 +164,31 @@ def scales_of(rng: np.random.Generator, count: int, shift: float = 0.0, scales: 
     return scores_of(standard)
 
 
-def fired(anomalous: int, distance: float = 6.0, shift: float = 0.0, n: int = 150, N: int = 200) -> float:
+def rejection_rate(anomalous: int, distance: float = 6.0, shift: float = 0.0, n: int = 150, N: int = 200) -> float:
     """How often drift is found in a batch with so many anomalies in it."""
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        normal, prevalence = scales_of(rng, n), scales_of(rng, N, shift)
-        prevalence[:anomalous] = scores_of(rng.normal(distance, 1.0, (anomalous, 3)))
-        found.append(drift(normal, prevalence))
+        normal, batch = scales_of(rng, n), scales_of(rng, N, shift)
+        batch[:anomalous] = scores_of(rng.normal(distance, 1.0, (anomalous, 3)))
+        found.append(drift(normal, batch))
     return float(np.mean([each.found for each in found if each is not None]))
 
 
 @pytest.mark.parametrize(("anomalous", "distance"), [(0, 6.0), (10, 6.0), (40, 6.0), (40, 3.0), (60, 9.0)])
 def test_anomalies_in_a_batch_from_the_same_source_are_no_drift(anomalous: int, distance: float) -> None:
-    assert fired(anomalous, distance) <= 0.01
+    assert rejection_rate(anomalous, distance) <= 0.01
 
 
 @pytest.mark.parametrize("n", [20, 40, 1000])
 def test_drift_is_not_found_more_often_where_images_are_few(n: int) -> None:
-    assert fired(0, n=n, N=n) <= 0.01
+    assert rejection_rate(0, n=n, N=n) <= 0.01
 
 
 @pytest.mark.parametrize("shift", [-1.6, 1.6, 4.0, 20.0])
 def test_a_shift_of_one_scale_is_drift_with_and_without_anomalies(shift: float) -> None:
-    assert fired(0, shift=shift) > 0.95
-    assert fired(20, shift=shift) > 0.95
+    assert rejection_rate(0, shift=shift) > 0.95
+    assert rejection_rate(20, shift=shift) > 0.95
 
 
 def test_the_scale_that_moved_is_named_and_whether_it_came_nearer() -> None:
@@ -201,5 +201,5 @@ def test_the_scale_that_moved_is_named_and_whether_it_came_nearer() -> None:
         assert (found.scale, found.found, found.nearer) == (2, True, shift < 0)
 
 
-def test_a_small_shift_such_as_another_memory_brings_is_tolerated() -> None:
-    assert fired(0, shift=0.15, n=1000, N=1000) <= 0.01
+def test_a_small_shift_as_between_two_memories_is_tolerated() -> None:
+    assert rejection_rate(0, shift=0.15, n=1000, N=1000) <= 0.01

@@ -1,13 +1,13 @@
 "use strict";
-// The review page: everything below works on the data element; text reaches the page as text only, never as markup.
+// The review page. All input comes from the data elements and is inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const column = Object.fromEntries(data.columns.map((name, place) => [name, place]));
-const rows = data.rows; // most anomalous first; a number below is a place in here
+const rows = data.rows; // most anomalous first; `i` below is an index into it
 const value = (i, name) => rows[i][column[name]] ?? null;
 const ANOMALOUS = "anomalous", NORMAL = "normal";
-const LOW = 0.1; // scores below share the left edge of the distribution
+const LOW = 0.1; // smallest score of the axis; lower ones lie at its left edge
 
 function make(name, attributes = {}, ...children) {
   const svg = ["svg", "g", "rect", "line", "text"].includes(name);
@@ -37,33 +37,33 @@ function firstFrom(ascending, wanted) {
   return low;
 }
 
-// ---- what the reader has chosen, and what of it stays -------------------------------------------------------------
+// ---- state, and what of it is stored --------------------------------------------------------------------------------
 
 const memory = {
   key: `anomaly-report:${data.digest}`,
   read(key) {
     try { return localStorage.getItem(key); } catch { return null; }
   },
-  /** Returns false where the browser keeps nothing for files. */
+  /** Returns false if the browser stores nothing for file: pages. */
   write(key, text) {
     try { localStorage.setItem(key, text); return true; } catch { return false; }
   },
 };
 const decisions = new Map(Object.entries(JSON.parse(memory.read(memory.key) ?? "{}"))); // path → label
 const undoable = []; // [path, label before]
-const state = { cut: data.cut, view: [], current: null, descending: true, overlays: true, turned: new Set() };
+const state = { threshold: data.threshold, view: [], current: null, descending: true, overlays: true, turned: new Set() };
 
-// ---- the batch as a whole, and the cut ----------------------------------------------------------------------------
+// ---- the batch and the threshold ----------------------------------------------------------------------------------
 
 const ascendingScores = rows.map((row) => row[column.score]).reverse();
-const atOrAbove = (ascending, cut) => ascending.length - firstFrom(ascending, cut);
-const isFlagged = (i) => value(i, "score") >= state.cut;
+const atOrAbove = (ascending, threshold) => ascending.length - firstFrom(ascending, threshold);
+const isFlagged = (i) => value(i, "score") >= state.threshold;
 
-/** Normal images expected at or above the cut: conformal p-value of the cut, times the estimated normal images. */
-function expectedFalseAlarms(cut) {
+/** Expected normal images at or above the threshold: its conformal p-value times the estimated number of normal images. */
+function expectedFalseAlarms(threshold) {
   if (!data.normals.length) return null;
-  const p = (1 + atOrAbove(data.normals, cut)) / (data.normals.length + 1);
-  return Math.min(p * data.normalShare * rows.length, atOrAbove(ascendingScores, cut));
+  const p = (1 + atOrAbove(data.normals, threshold)) / (data.normals.length + 1);
+  return Math.min(p * data.normalShare * rows.length, atOrAbove(ascendingScores, threshold));
 }
 
 function inWords(expected) {
@@ -84,20 +84,20 @@ function tile(number, text, detail, kind = "") {
 
 function showVerdict() {
   const verdict = data.verdict, percent = (share) => Math.round(100 * share);
-  const flagged = atOrAbove(ascendingScores, state.cut);
+  const flagged = atOrAbove(ascendingScores, state.threshold);
   const tiles = [
     tile(files(rows.length + data.unreadable.length), "in the batch", `${count(data.unreadable.length)} unreadable`),
-    tile(count(flagged), "at or above the cut", flagged ? inWords(expectedFalseAlarms(state.cut)) : "nothing flagged"),
+    tile(count(flagged), "at or above the threshold", flagged ? inWords(expectedFalseAlarms(state.threshold)) : "nothing flagged"),
   ];
   if (verdict && verdict.anomaly_share !== null) {
-    tiles.push(tile(`≈ ${percent(verdict.anomaly_share)} %`, "of the batch anomalous, by estimate",
+    tiles.push(tile(`≈ ${percent(verdict.anomaly_share)} %`, "of the batch anomalous (estimate)",
       `95 %: ${percent(verdict.anomaly_share_low)} to ${percent(verdict.anomaly_share_high)} %`));
     tiles.push(verdict.drift
-      ? tile("Drift", verdict.drift_nearer ? "nearer to the normal images than new images can be"
-        : "the batch as a whole differs from the normal images", `mostly at: ${scaleWords(verdict.drift_scale)}`, "warning")
-      : tile("No drift", "apart from anomalies, like the normal images", "same camera, light and focus"));
+      ? tile("Drift", verdict.drift_nearer ? "nearer to the normal images than new images should be"
+        : "the batch as a whole differs from the normal images", `largest at: ${scaleWords(verdict.drift_scale)}`, "warning")
+      : tile("No drift", "apart from anomalies, distributed as the normal images", "same camera, light and focus"));
   } else if (verdict) {
-    tiles.push(tile("–", "share of anomalies, drift", "too few images to judge the batch as a whole"));
+    tiles.push(tile("–", "share of anomalies, drift", "too few images for an estimate"));
   }
   $("verdict").replaceChildren(...tiles);
 }
@@ -111,7 +111,7 @@ function showNotes() {
   if (rows.length > data.pictures) notes.push(["", `Pictures: the ${count(pictured)} most anomalous of ` +
     `${files(rows.length)}; the others are listed without.`]);
   if (!data.model) notes.push(["", "No model: the table has no p-values, so there are no heat maps, no normal images " +
-    "to compare with, and the score ranks how rare an image is."]);
+    "to compare with; the score says how rare an image is."]);
   $("notes").replaceChildren(...notes.map(([kind, text]) => make("li", { class: kind }, text)));
   $("table").textContent = data.table;
   $("provenance").textContent = data.model
@@ -119,9 +119,10 @@ function showNotes() {
   document.title = `anomaly report: ${data.table}`;
 }
 
+const LABEL = 52; // half the width of the threshold label, pixels
 const chart = { width: 0, height: 196, base: 122, top: 34, bottom: 164 };
 
-/** Place of a score on the axis, in pixels: logarithmic, because a strong anomaly scores many times the limit. */
+/** Position of a score on the logarithmic axis, in pixels. */
 function across(score) {
   const share = Math.log(Math.max(score, chart.low) / chart.low) / Math.log(chart.high / chart.low);
   return chart.left + share * (chart.width - chart.left - chart.right);
@@ -135,31 +136,31 @@ function scoreAt(x) {
 function drawDistribution() {
   chart.width = $("distribution").clientWidth;
   const lowest = Math.min(ascendingScores[0] ?? 1, data.normals[0] ?? 1, 0.5);
-  const highest = Math.max(ascendingScores.at(-1) ?? 1, data.normals.at(-1) ?? 1, data.cut, 1.5);
+  const highest = Math.max(ascendingScores.at(-1) ?? 1, data.normals.at(-1) ?? 1, data.threshold, 1.5);
   Object.assign(chart, { low: Math.max(LOW, lowest / 1.05), high: highest * 1.12, left: 8, right: 14 });
   const svg = make("svg", { viewBox: `0 0 ${chart.width} ${chart.height}`, height: chart.height, role: "group",
-    "aria-label": "Scores of this batch above, of held-out normal images below, with the cut" });
+    "aria-label": "Histogram of the scores of this batch above, of held-out normal images below, with the threshold" });
   const bins = Math.max(20, Math.min(90, Math.round(chart.width / 13)));
   svg.append(...bars(ascendingScores, bins, "batch"), ...bars(data.normals, bins, "normal"), ...axis());
   svg.append(make("text", { x: chart.left, y: 14 }, `this batch, ${count(rows.length)} images`));
   if (data.normals.length) {
     svg.append(make("text", { x: chart.left, y: chart.height - 4 }, `${count(data.normals.length)} held-out normal images`));
   }
-  chart.cut = make("g", { class: "cut", tabindex: "0", role: "slider", "aria-label": "Cut", "aria-valuemin": "0",
-    "aria-valuemax": chart.high.toFixed(2), onkeydown: moveCutByKey },
-    make("line", { y1: 22, y2: chart.bottom }), make("rect", { y: 4, width: 76, height: 22, rx: 11 }),
+  chart.threshold = make("g", { class: "threshold", tabindex: "0", role: "slider", "aria-label": "Threshold", "aria-valuemin": "0",
+    "aria-valuemax": chart.high.toFixed(2), onkeydown: moveThresholdByKey },
+    make("line", { y1: 22, y2: chart.bottom }), make("rect", { y: 4, width: 2 * LABEL, height: 22, rx: 11 }),
     make("text", { y: 19.5 }));
-  svg.append(chart.cut);
-  const drag = (event) => setCut(rounded(scoreAt(event.clientX - svg.getBoundingClientRect().left)));
+  svg.append(chart.threshold);
+  const drag = (event) => setThreshold(rounded(scoreAt(event.clientX - svg.getBoundingClientRect().left)));
   svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); drag(event); });
   svg.addEventListener("pointermove", (event) => { if (svg.hasPointerCapture(event.pointerId)) drag(event); });
   $("distribution").replaceChildren(svg);
-  showCutLine();
+  showThresholdLine();
 }
 
 const rounded = (score) => Number(score.toFixed(score < 10 ? 2 : 1));
 
-/** Bars of one group of scores, each group in shares of its own tallest bar: the batch upwards, normals downwards. */
+/** Histogram of one group of scores, scaled to its own tallest bar: the batch upwards, normal images downwards. */
 function bars(ascending, bins, kind) {
   const edge = (bin) => chart.low * (chart.high / chart.low) ** (bin / bins);
   const starts = Array.from({ length: bins + 1 }, (_, bin) => bin ? firstFrom(ascending, edge(bin)) : 0);
@@ -187,36 +188,36 @@ function axis() {
   ];
 }
 
-function showCutLine() {
-  const x = across(state.cut), label = Math.min(chart.width - 39, Math.max(39, x));
-  chart.cut.querySelector("line").setAttribute("x1", x);
-  chart.cut.querySelector("line").setAttribute("x2", x);
-  chart.cut.querySelector("rect").setAttribute("x", label - 38);
-  chart.cut.querySelector("text").setAttribute("x", label);
-  chart.cut.querySelector("text").textContent = `cut ${fixed(state.cut)}`;
-  chart.cut.setAttribute("aria-valuenow", state.cut);
-  for (const rect of $("distribution").querySelectorAll("rect.hot")) { // of each bar, the images at or above the cut
+function showThresholdLine() {
+  const x = across(state.threshold), label = Math.min(chart.width - LABEL - 1, Math.max(LABEL + 1, x));
+  chart.threshold.querySelector("line").setAttribute("x1", x);
+  chart.threshold.querySelector("line").setAttribute("x2", x);
+  chart.threshold.querySelector("rect").setAttribute("x", label - LABEL);
+  chart.threshold.querySelector("text").setAttribute("x", label);
+  chart.threshold.querySelector("text").textContent = `threshold ${fixed(state.threshold)}`;
+  chart.threshold.setAttribute("aria-valuenow", state.threshold);
+  for (const rect of $("distribution").querySelectorAll("rect.hot")) { // the part of each bar at or above the threshold
     const { ascending, start, end, height } = rect.bar;
-    rect.setAttribute("height", (height * (end - Math.max(start, Math.min(end, firstFrom(ascending, state.cut))))) / (end - start));
+    rect.setAttribute("height", (height * (end - Math.max(start, Math.min(end, firstFrom(ascending, state.threshold))))) / (end - start));
   }
 }
 
-function moveCutByKey(event) {
+function moveThresholdByKey(event) {
   const step = { ArrowLeft: -0.01, ArrowDown: -0.01, ArrowRight: 0.01, ArrowUp: 0.01, PageDown: -0.1, PageUp: 0.1 }[event.key];
   if (step === undefined) return;
   event.preventDefault();
   event.stopPropagation();
-  setCut(rounded(state.cut + step));
+  setThreshold(rounded(state.threshold + step));
 }
 
-function setCut(cut) {
-  state.cut = Math.max(0, cut);
-  if (document.activeElement !== $("cut")) $("cut").value = state.cut;
-  $("reset").hidden = state.cut === data.cut;
-  const flagged = atOrAbove(ascendingScores, state.cut);
-  const words = flagged && data.normals.length ? `; ${inWords(expectedFalseAlarms(state.cut))}` : "";
+function setThreshold(threshold) {
+  state.threshold = Math.max(0, threshold);
+  if (document.activeElement !== $("threshold")) $("threshold").value = state.threshold;
+  $("reset").hidden = state.threshold === data.threshold;
+  const flagged = atOrAbove(ascendingScores, state.threshold);
+  const words = flagged && data.normals.length ? `; ${inWords(expectedFalseAlarms(state.threshold))}` : "";
   $("counted").textContent = `${count(flagged)} of ${files(rows.length)}${words}`;
-  showCutLine();
+  showThresholdLine();
   showVerdict();
   if (["above", "below"].includes($("filter").value)) list();
   else for (const [i, card] of gallery.cards) showPill(card, i);
@@ -226,14 +227,14 @@ function setCut(cut) {
 
 const filters = {
   all: ["All images", () => true],
-  above: ["At or above the cut", isFlagged],
-  below: ["Below the cut", (i) => !isFlagged(i)],
+  above: ["At or above the threshold", isFlagged],
+  below: ["Below the threshold", (i) => !isFlagged(i)],
   undecided: ["Undecided", (i) => !decisions.has(value(i, "path"))],
   decided: ["Decided", (i) => decisions.has(value(i, "path"))],
   normal: ["Decided normal", (i) => decisions.get(value(i, "path")) === NORMAL],
   anomalous: ["Decided anomalous", (i) => decisions.get(value(i, "path")) === ANOMALOUS],
   ...Object.fromEntries(data.scales.map((name) =>
-    [`scale-${name}`, [`Beyond normal: ${scaleWords(name)}`, (i) => value(i, `scale_${name}`) >= 1]])),
+    [`scale-${name}`, [`Above the limit of normal: ${scaleWords(name)}`, (i) => value(i, `scale_${name}`) >= 1]])),
 };
 
 function fillChoices() {
@@ -244,7 +245,7 @@ function fillChoices() {
   $("sort").append(...names.map((name) => make("option", { value: name }, words(name))));
 }
 
-/** Choose and order the images anew; the current one stays current where it is still among them. */
+/** Filter and sort the images; the current one stays current if it is still listed. */
 function list() {
   const chosen = filters[$("filter").value][1], wanted = $("search").value.toLowerCase(), by = column[$("sort").value];
   const view = [];
@@ -256,7 +257,7 @@ function list() {
     view.sort((i, j) => {
       const a = rows[i][by] ?? null, b = rows[j][by] ?? null;
       if (a === b) return i - j;
-      if (a === null || b === null) return a === null ? 1 : -1; // what is unknown comes last
+      if (a === null || b === null) return a === null ? 1 : -1; // missing values last
       return (a < b ? -1 : 1) * direction;
     });
   }
@@ -266,10 +267,10 @@ function list() {
   gallery.layOut();
 }
 
-// ---- the gallery: only the cards in sight exist -------------------------------------------------------------------
+// ---- the gallery: only visible cards exist ------------------------------------------------------------------------
 
 const gallery = {
-  cards: new Map(), // place in rows → element
+  cards: new Map(), // index into rows → element
   columns: 1,
   height: 0, // of a card and the gap below it, pixels
 
@@ -280,7 +281,7 @@ const gallery = {
     this.show(true);
   },
 
-  /** Make the cards near the window, remove the others, and keep their room by padding. */
+  /** Create the cards near the viewport, remove the others and pad for them. */
   show(anew = false) {
     const element = $("gallery"), view = state.view;
     if ($("images").hidden) return;
@@ -312,14 +313,14 @@ const gallery = {
     card.remove();
   },
 
-  /** Put pictures into the cards that wait for one: those far down arrive while the page is still loading. */
+  /** Fill the cards whose thumbnails have arrived; those far down arrive while the page is still loading. */
   fill() {
     let waiting = false;
     for (const [i, card] of this.cards) waiting = showPicture(card, i) || waiting;
     if (waiting) setTimeout(() => this.fill(), 100);
   },
 
-  /** Scroll a place of the view into sight. */
+  /** Scroll a position of the view into the viewport. */
   reveal(place) {
     const top = $("gallery").getBoundingClientRect().top + scrollY + Math.floor(place / this.columns) * this.height;
     const tools = $("tools"), hidden = getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0;
@@ -352,7 +353,7 @@ function makeCard(i) {
   return card;
 }
 
-/** The value that the order goes by, where the card does not show it anyway. */
+/** The value sorted by, unless the card shows it anyway. */
 function sortedBy(i) {
   const name = $("sort").value;
   if (["score", "path", "p_value", "q_value"].includes(name) || name.startsWith("scale_")) return null;
@@ -370,7 +371,7 @@ function makeScales(i) {
   }));
 }
 
-/** The path, leading to the file where its name can be written as an address. */
+/** A link to the file, or its path where the name cannot be written as an address. */
 function linkTo(path) {
   try {
     const encoded = path.split("/").map(encodeURIComponent).join("/");
@@ -392,16 +393,16 @@ function showDecision(card, i) {
   for (const each of [NORMAL, ANOMALOUS]) card.querySelector(`.decide .${each}`).setAttribute("aria-pressed", label === each);
 }
 
-// ---- pictures and heat maps ---------------------------------------------------------------------------------------
+// ---- thumbnails and heat maps -------------------------------------------------------------------------------------
 
-const tints = bytesOf(data.tints); // RGBA a level, as `anomaly heatmap` colours
+const tints = bytesOf(data.tints); // RGBA per level, as in `anomaly heatmap`
 
 function readPicture(i) {
   const element = $(`picture-${i}`);
   return element ? JSON.parse(element.textContent) : null;
 }
 
-/** Returns true where the picture has not arrived yet. */
+/** Returns true while the thumbnail has not arrived. */
 function showPicture(card, i) {
   const frame = card.querySelector(".frame");
   if (frame.childElementCount) return false;
@@ -427,19 +428,19 @@ function showPicture(card, i) {
   }
   const [x, y, w, h] = ["region_x", "region_y", "region_w", "region_h"].map((each) => value(i, each));
   if (w && width && height) {
-    box.append(make("div", { class: "region", title: "hottest region", style: `left:${(100 * x) / width}%;` +
+    box.append(make("div", { class: "region", title: "most anomalous region", style: `left:${(100 * x) / width}%;` +
       `top:${(100 * y) / height}%;width:${(100 * w) / width}%;height:${(100 * h) / height}%` }));
   }
   showOverlay(card, i);
   return false;
 }
 
-/** The hottest patch beside the normal patch most like it: what the image was compared with. */
+/** The most anomalous patch beside the nearest normal one. */
 function makeEvidence(evidence) {
   const figure = (picture, words) => make("figure", {},
     make("img", { src: `data:image/webp;base64,${picture}`, alt: words, decoding: "async" }), make("figcaption", {}, words));
-  return make("div", { class: "evidence", title: `compared at ${scaleWords(evidence.scale)}: the hottest patch, and the most similar patch of a normal image` },
-    figure(evidence.hot, "hottest patch"), figure(evidence.normal, "nearest normal"));
+  return make("div", { class: "evidence", title: `at ${scaleWords(evidence.scale)}: the most anomalous patch and the nearest patch of a normal image` },
+    figure(evidence.anomalous, "anomalous patch"), figure(evidence.normal, "nearest normal"));
 }
 
 const overlayIsOn = (i) => state.overlays !== state.turned.has(i);
@@ -453,7 +454,7 @@ function showOverlay(card, i) {
   card.querySelector(".heat").setAttribute("aria-pressed", on);
 }
 
-/** Interpolate the map between its cells, colour it, and outline what exceeds the limit of normal. */
+/** Interpolate the map bilinearly, colour it and outline the regions above the limit of normal. */
 function drawHeat(canvas, picture, aspect) {
   const [h, w] = picture.cells, cells = bytesOf(picture.heat), side = 320;
   const W = Math.round(aspect >= 1 ? side : side * aspect) || 1, H = Math.round(aspect >= 1 ? side / aspect : side) || 1;
@@ -523,12 +524,12 @@ function record(path, label) {
 function showProgress(kept = true) {
   const n = decisions.size;
   $("progress").textContent = n ? `${count(n)} of ${count(rows.length)} decided` : "";
-  if (!kept) $("progress").textContent += ", not kept by this browser: export before closing";
+  if (!kept) $("progress").textContent += ", not stored by this browser: export before closing";
   $("export").disabled = !n;
   $("export").textContent = n ? `Export ${count(n)} ${n === 1 ? "label" : "labels"}` : "Export labels";
 }
 
-/** Decide on an image; a button that is pressed already takes its decision back. */
+/** Decide on an image; a second click on the same button withdraws the decision. */
 function decideAt(i, label, mayTakeBack = false) {
   const path = value(i, "path"), before = decisions.get(path) ?? null;
   const after = mayTakeBack && before === label ? null : label;
@@ -548,7 +549,7 @@ function decideCurrent(label) {
   if (place < 0) return goTo(0);
   const i = state.current;
   decideAt(i, label);
-  goTo(state.view[place] === i ? place + 1 : place); // where the filter took the image away, the next has its place
+  goTo(state.view[place] === i ? place + 1 : place); // if the filter removed the image, the next one has its position
 }
 
 function undo() {
@@ -563,7 +564,7 @@ function undo() {
 
 const announce = (text) => { $("announcement").textContent = text; };
 
-/** Labels as CSV. Stray bytes of a name that is not UTF-8 are lone surrogates here, and become those bytes again. */
+/** Labels as CSV. Bytes of a name that is not UTF-8 are lone surrogates here and become those bytes again. */
 function labelsCsv() {
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const lines = rows.map((_, i) => value(i, "path")).filter((path) => decisions.has(path))
@@ -605,7 +606,7 @@ const MOST_LISTED = 500;
 function showUnreadable() {
   const listed = data.unreadable.slice(0, MOST_LISTED);
   $("unreadable").replaceChildren(make("table", {},
-    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "File"), make("th", { scope: "col" }, "Why it cannot be read"))),
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "File"), make("th", { scope: "col" }, "Reason"))),
     make("tbody", {}, ...listed.map(([path, reason]) => make("tr", {}, make("td", {}, linkTo(path)), make("td", {}, reason))))));
   rest($("unreadable"), data.unreadable.length - listed.length, "file");
 }
@@ -631,9 +632,9 @@ function showCopies(groups) {
       : make("div", { class: "none" }), linkTo(value(i, "path")), make("div", { class: "faint" }, `score ${fixed(value(i, "score"))}`));
   };
   const listed = groups.slice(0, MOST_LISTED / 5);
-  $("copies").replaceChildren(make("p", { class: "faint" }, "Copies, or nearly the same picture."),
+  $("copies").replaceChildren(make("p", { class: "faint" }, "Copies and near-duplicates."),
     ...listed.map((members) => make("div", { class: "group" },
-      make("div", {}, `${files(members.length)} that look the same`), make("ul", {}, ...members.slice(0, 24).map(member)))));
+      make("div", {}, `${files(members.length)} with the same content`), make("ul", {}, ...members.slice(0, 24).map(member)))));
   rest($("copies"), groups.length - listed.length, "group");
 }
 
@@ -667,7 +668,7 @@ function prepareTabs() {
   open("images");
 }
 
-// ---- light and dark, and the start --------------------------------------------------------------------------------
+// ---- theme and start ----------------------------------------------------------------------------------------------
 
 function prepareTheme() {
   const key = "anomaly-report-theme", dark = matchMedia("(prefers-color-scheme: dark)");
@@ -698,19 +699,19 @@ function start() {
   drawDistribution();
   prepareTabs();
   list();
-  setCut(data.cut);
+  setThreshold(data.threshold);
   showProgress();
-  $("cut").value = data.cut;
-  $("cut").addEventListener("input", () => { if ($("cut").value !== "") setCut(Number($("cut").value)); });
-  $("cut").addEventListener("change", () => { $("cut").value = state.cut; });
-  $("reset").addEventListener("click", () => setCut(data.cut));
+  $("threshold").value = data.threshold;
+  $("threshold").addEventListener("input", () => { if ($("threshold").value !== "") setThreshold(Number($("threshold").value)); });
+  $("threshold").addEventListener("change", () => { $("threshold").value = state.threshold; });
+  $("reset").addEventListener("click", () => setThreshold(data.threshold));
   $("search").addEventListener("input", list);
   $("filter").addEventListener("change", list);
   $("sort").addEventListener("change", () => {
     state.descending = $("sort").value !== "path";
     $("direction").textContent = state.descending ? "↓" : "↑";
     for (const card of gallery.cards.values()) card.remove();
-    gallery.cards.clear(); // each names the value that the order goes by
+    gallery.cards.clear(); // cards show the value sorted by
     list();
   });
   $("direction").addEventListener("click", () => {

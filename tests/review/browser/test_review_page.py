@@ -1,4 +1,4 @@
-"""The review page in a real browser: what a reviewer does, and that nothing is asked of any network."""
+"""The review page in a real browser: what a reviewer does, and that it sends no request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def report(here: Path) -> Path:
 
 
 class Opened:
-    """An open page with what it asked for and complained of."""
+    """An open page with its requests and console messages."""
 
     def __init__(self, browser: Any, report: Path, **settings: Any) -> None:
         self.context = browser.new_context(accept_downloads=True, **settings)
@@ -120,14 +120,14 @@ def test_search_filter_and_order(opened: Opened) -> None:
     assert opened.names()[-1].startswith("<script>")
 
 
-def test_moving_the_cut_counts_anew_and_what_to_expect_changes(opened: Opened) -> None:
+def test_moving_the_threshold_updates_the_counts_and_the_expectation(opened: Opened) -> None:
     page = opened.page
     before = page.inner_text("#counted")
 
-    page.fill("#cut", "0.01")
+    page.fill("#threshold", "0.01")
     everything = page.inner_text("#counted")
-    page.focus("#distribution .cut")
-    page.fill("#cut", "99")
+    page.focus("#distribution .threshold")
+    page.fill("#threshold", "99")
     nothing = page.inner_text("#counted")
     page.click("#reset")
 
@@ -137,21 +137,21 @@ def test_moving_the_cut_counts_anew_and_what_to_expect_changes(opened: Opened) -
     sync_api.expect(page.locator(".pill.hot")).to_have_count(int(before.split()[0]))
 
 
-def test_the_cut_is_dragged_and_moved_by_arrow_keys(opened: Opened) -> None:
+def test_the_threshold_is_dragged_and_moved_by_arrow_keys(opened: Opened) -> None:
     page = opened.page
-    cut = page.locator("#distribution .cut")
-    start = float(cut.get_attribute("aria-valuenow"))
+    threshold = page.locator("#distribution .threshold")
+    start = float(threshold.get_attribute("aria-valuenow"))
 
-    cut.focus()
+    threshold.focus()
     opened.press("ArrowRight", "ArrowRight")
-    assert float(cut.get_attribute("aria-valuenow")) == pytest.approx(start + 0.02)
+    assert float(threshold.get_attribute("aria-valuenow")) == pytest.approx(start + 0.02)
 
     box = page.locator("#distribution svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)
     page.mouse.down()
     page.mouse.move(box["x"] + 20, box["y"] + 60)
     page.mouse.up()
-    assert float(cut.get_attribute("aria-valuenow")) < start
+    assert float(threshold.get_attribute("aria-valuenow")) < start
     assert page.inner_text("#counted").startswith("11 of 11")
 
 
@@ -212,12 +212,12 @@ def test_the_heat_map_is_turned_off_for_one_image_and_for_all(opened: Opened) ->
     sync_api.expect(second).to_be_visible()
 
 
-def test_the_hottest_patch_stands_beside_the_nearest_normal_one(opened: Opened) -> None:
+def test_the_most_anomalous_patch_is_beside_the_nearest_normal_one(opened: Opened) -> None:
     first = opened.page.locator(".card").first
     first.locator(".evidence img").nth(1).wait_for()  # the pictures of a card come once its own is decoded
 
     assert first.locator(".evidence img").count() == 2
-    assert first.locator(".evidence").inner_text().split("\n") == ["hottest patch", "nearest normal"]
+    assert first.locator(".evidence").inner_text().split("\n") == ["anomalous patch", "nearest normal"]
     assert all(first.locator(".evidence img").nth(i).evaluate("e => e.naturalWidth") > 20 for i in range(2))
 
 
@@ -229,7 +229,7 @@ def test_copies_and_unreadable_files_have_their_own_sections(opened: Opened) -> 
     page.click("#tab-unreadable")
 
     assert len(groups) == 2
-    assert all("2 files that look the same" in group for group in groups)
+    assert all("2 files with the same content" in group for group in groups)
     assert "bad0.jpg" in "".join(groups)
     assert page.inner_text("#unreadable tbody").split("\t") == ["incoming/torn.png", "not an image"]
     assert page.locator("#images").is_hidden()
@@ -249,7 +249,7 @@ def test_the_page_fits_a_phone_and_follows_the_dark_theme(browser: Any, report: 
     phone.context.close()
 
 
-def test_twenty_thousand_files_open_and_only_the_cards_in_sight_exist(browser: Any, here: Path) -> None:
+def test_twenty_thousand_files_open_and_only_visible_cards_exist(browser: Any, here: Path) -> None:
     header = "path,score,p_value,flagged,status,reason,scale_8,scale_16,scale_image\n"
     lines = [f"far/{i:05}.png,{3 - i / 10000},{(i + 1) / 20001},false,ok,,1,1,1\n" for i in range(20_000)]
     Path("many.csv").write_text(header + "".join(lines))
