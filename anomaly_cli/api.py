@@ -21,7 +21,7 @@ from anomaly_cli.review.overlay import draw_overlay
 from anomaly_cli.scoring import score as scoring
 from anomaly_cli.scoring.measure import measure_images
 from anomaly_cli.scoring.rows import flag_rows, make_row
-from anomaly_cli.tables.writer import to_frame
+from anomaly_cli.tables.writer import Table
 from anomaly_cli.training import train as training
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.Dat
     chosen = choose_device(device)
     loaded = _loaded(model, device)
     rows = scoring.rank(find.collect(_paths(inputs)), loaded, chosen, _silent)
-    return to_frame(rows, loaded.detector.column_names, with_quality=True)
+    return Table(rows, loaded.detector.column_names, with_quality=True).to_frame()
 
 
 def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.Image:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Self, TypeVar
 
 from anomaly_cli.errors import ConfigError
 
@@ -12,6 +13,21 @@ DEFAULT_FDR = 0.05  # share of the flagged images that may be normal
 MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for the calibration
 MIN_BATCH = 20  # readable images, and held-out normal ones: fewer are too few to judge a batch as a whole
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
+
+
+Name = TypeVar("Name", bound=StrEnum)
+
+
+def choose_one(options: Mapping[Name, float | None]) -> tuple[Name, float] | None:
+    """Find the one option that was given, None or False being not given; None if there is none.
+
+    Raises:
+        ConfigError: several were given.
+    """
+    given = [(name, value) for name, value in options.items() if value is not None and value is not False]
+    if len(given) > 1:
+        raise ConfigError(f"give only one of {', '.join(f'--{name}' for name, _ in given)}")
+    return given[0] if given else None
 
 
 class Effort(StrEnum):
@@ -80,16 +96,10 @@ class FlagRule:
             raise ConfigError(f"--{self.kind} must be {allowed}, got {self.value}")
 
     @classmethod
-    def choose(cls, options: dict[Rule, float | None]) -> Self:
-        """Make the rule of the one option that was given, or the default.
-
-        Raises:
-            ConfigError: several were given.
-        """
-        given = [(kind, value) for kind, value in options.items() if value is not None]
-        if len(given) > 1:
-            raise ConfigError(f"give only one of {', '.join(f'--{kind}' for kind, _ in given)}")
-        return cls(*given[0]) if given else cls()
+    def choose(cls, options: Mapping[Rule, float | None]) -> Self:
+        """Make the rule of the one option that was given, or the default; see `choose_one`."""
+        given = choose_one(options)
+        return cls(*given) if given else cls()
 
     def __str__(self) -> str:
         return f"--{self.kind} {self.value:g}"

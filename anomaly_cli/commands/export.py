@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.options import Quiet
-from anomaly_cli.commands.train import ModelArgument
+from anomaly_cli.commands.options import ModelArgument, Quiet
 from anomaly_cli.config import ExportFormat
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural
-from anomaly_cli.commands.train import ModelArgument
+from anomaly_cli.commands.options import ModelArgument
 from anomaly_cli.detector.scales import scale_title
 from anomaly_cli.files import write_to_stdout
 

@@ -16,6 +16,11 @@ ModelFile = Annotated[
 ]
 
 
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
+]
+
+
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(metavar="INPUT...", help="Folders (searched recursively) or files; also URLs."),

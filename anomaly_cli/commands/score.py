@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,87 +149,113 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Rank images by how far they deviate from normal and write the table."""
-    patterns = patterns_of(include, exclude)
+    sources = Sources(inputs, files_from, null, patterns_of(include, exclude))
     if stream:
-        if engine is not Engine.LOCAL:
-            raise ConfigError(f"--stream scores on this machine as names arrive, it does not go with --engine {engine}")
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
-        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, table_format)
+        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, table_format, engine)
         limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
-        sources = Sources(inputs, files_from, null, patterns)
         stream_scores(sources, model, None if out in (None, STDOUT) else out, limit, device=device, quiet=quiet)
         return
-    out = out or Path("scores.csv")
-    rule = FlagRule.choose(
-        {Rule.FDR: fdr, Rule.THRESHOLD: threshold, Rule.TOP: top, Rule.MAX_FALSE_ALARMS: max_false_alarms}
+    rules = {Rule.FDR: fdr, Rule.THRESHOLD: threshold, Rule.TOP: top, Rule.MAX_FALSE_ALARMS: max_false_alarms}
+    options = _Options(
+        model=model,
+        out=out or Path("scores.csv"),
+        table_format=table_format,
+        summary=summary,
+        rule=FlagRule.choose(rules),
+        with_quality=not no_quality,
+        resume=resume,
+        engine=engine,
+        device=device,
     )
-    if out == summary == STDOUT:
+    _score_batch(sources, options, fail_on or [], quiet=quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """How a whole batch is scored and where the results go."""
+
+    model: Path
+    out: Path
+    table_format: TableFormat | None
+    summary: Path | None
+    rule: FlagRule
+    with_quality: bool
+    resume: bool
+    engine: Engine
+    device: str
+
+    @property
+    def target(self) -> Path | None:
+        """The file of the table; None for stdout."""
+        return None if self.out == STDOUT else self.out
+
+
+def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet: bool) -> None:
+    if options.out == options.summary == STDOUT:
         raise ConfigError("--out - and --summary - cannot both go to stdout")
-    paths = read_inputs(inputs, files_from, null)
+    paths = read_inputs(sources.inputs, sources.files_from, sources.null)
     from anomaly_cli import files
     from anomaly_cli.scoring.batch_verdict import Gate
     from anomaly_cli.scoring.score import score as score_files
     from anomaly_cli.tables import formats
 
-    gates = [Gate.parse(text) for text in fail_on or []]
-    target = None if out == STDOUT else out
-    chosen_format = formats.check_output(target, table_format)
-    files.check_target(None if summary == STDOUT else summary)
-    if resume:
+    parsed = [Gate.parse(text) for text in gates]
+    table_format = formats.check_output(options.target, options.table_format)
+    files.check_target(None if options.summary == STDOUT else options.summary)
+    if options.resume:
         check_local(paths)
-    with _journal(resume, target, model, device, engine, with_quality=not no_quality) as journal:
+    with _journal(options) as journal:
         with console.progress(quiet) as progress:
             report = score_files(
                 paths,
-                model,
-                rule=rule,
-                patterns=patterns,
+                options.model,
+                rule=options.rule,
+                patterns=sources.patterns,
                 journal=journal,
-                with_quality=not no_quality,
-                device=device,
-                engine=engine,
+                with_quality=options.with_quality,
+                device=options.device,
+                engine=options.engine,
                 progress=progress,
             )
-        _write(report, target, chosen_format, summary)
+        _write(report, options, table_format)
         if journal is not None:
             journal.remove()
     if not quiet:
         if journal is not None and journal.resumed:
-            console.print_stderr(
-                f"resumed: {journal.resumed} of {console.plural(len(report.rows), 'file')} were done already"
-            )
-        summarise_scores(report, "stdout" if target is None else os.fspath(target))
-    _check_gates(gates, report.verdict)
+            print_stderr(f"resumed: {journal.resumed} of {plural(len(report.rows), 'file')} were done already")
+        summarise_scores(report, "stdout" if options.target is None else os.fspath(options.target))
+    _check_gates(parsed, report.verdict)
 
 
-def _write(report: ScoreReport, target: Path | None, table_format: TableFormat, summary: Path | None) -> None:
+def _write(report: ScoreReport, options: _Options, table_format: TableFormat) -> None:
     from anomaly_cli.scoring.batch_verdict import write_verdict
     from anomaly_cli.scoring.score import write_scores
 
     try:
-        write_scores(report, target, table_format)
-        if summary is not None:
-            write_verdict(report.verdict, None if summary == STDOUT else summary)
+        write_scores(report, options.target, table_format)
+        if options.summary is not None:
+            write_verdict(report.verdict, None if options.summary == STDOUT else options.summary)
     except BrokenPipeError:  # a reader such as `head` has seen enough; the gates are judged all the same
         streams.redirect_stdout_to_null()
 
 
 @contextmanager
-def _journal(
-    resume: bool, target: Path | None, model: Path, device: str, engine: Engine, *, with_quality: bool
-) -> Iterator[Journal | None]:
-    if not resume:
+def _journal(options: _Options) -> Iterator[Journal | None]:
+    if not options.resume:
         yield None
         return
-    if target is None or is_written_directly(target):
+    if options.target is None or is_written_directly(options.target):
         raise ConfigError("--resume keeps its journal beside the table: name a file with --out")
     from anomaly_cli.scoring.score import open_journal_of
 
-    with open_journal_of(target, model, device, with_quality=with_quality, engine=engine) as journal:
+    with open_journal_of(
+        options.target, options.model, options.device, with_quality=options.with_quality, engine=options.engine
+    ) as journal:
         if journal.discarded:
-            console.print_stderr(
+            print_stderr(
                 f"warning: {journal.path} is of another model, version or machine: starting over, "
-                f"{console.plural(journal.discarded, 'finished file')} given up"
+                f"{plural(journal.discarded, 'finished file')} given up"
             )
         yield journal
 
@@ -237,7 +264,7 @@ def _check_gates(gates: list[Gate], verdict: Verdict) -> None:
     """Exit with 3 where a gate trips, and say which."""
     tripped = [(gate, why) for gate in gates if (why := gate.tripped_by(verdict))]
     for gate, why in tripped:
-        console.print_stderr(f"gate tripped: {gate.text} ({why})")
+        print_stderr(f"gate tripped: {gate.text} ({why})")
     if tripped:
         raise typer.Exit(GATE_TRIPPED)
 

@@ -8,19 +8,21 @@ from typing import NamedTuple
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.inputs import iter_paths, read_inputs
-from anomaly_cli.config import FlagRule
+from anomaly_cli.config import Engine, FlagRule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.tables.formats import TableFormat
-from anomaly_cli.tables.writer import to_json_line
+from anomaly_cli.tables.writer import Table, json_line
 
 
-def check_whole(of_a_whole_run: dict[str, object], table_format: TableFormat | None) -> None:
+def check_whole(of_a_whole_run: dict[str, object], table_format: TableFormat | None, engine: Engine) -> None:
     """Refuse the options that a stream cannot serve.
 
     Raises:
-        ConfigError: one of them was given, or another format.
+        ConfigError: one of them was given, or another format or engine.
     """
+    if engine is not Engine.LOCAL:
+        raise ConfigError(f"--stream scores on this machine as names arrive, it does not go with --engine {engine}")
     for option, value in of_a_whole_run.items():
         if value is not None:
             raise ConfigError(f"{option} needs the whole run, --stream writes rows before that is known")
@@ -51,6 +53,7 @@ def stream_scores(
     rows, scale_names = stream.open_stream(
         inputs, later, model, threshold=limit.value, patterns=sources.patterns, device=device
     )
+    table = Table((), scale_names)
     counts = dict.fromkeys(("files", "flagged", "unreadable"), 0)
 
     def lines() -> Iterator[bytes]:
@@ -58,7 +61,7 @@ def stream_scores(
             counts["files"] += 1
             counts["flagged"] += row.flagged
             counts["unreadable"] += row.status != "ok"
-            yield to_json_line(row, scale_names)
+            yield json_line(table.record(row))
 
     stream.append_lines(lines(), out)
     if not quiet:

@@ -32,22 +32,40 @@ if TYPE_CHECKING:
     from anomaly_cli.training.train import TrainReport
 
 
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
+Normal = Annotated[list[str], typer.Argument(metavar="NORMAL_DIR...", help="Folders or files of normal images.")]
+
+
+Anomalies = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DIR", help="Known anomalous images; they train the classifier, never the memory."),
+]
+
+
+AuditNormals = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also write a table of the normal images, each scored as if unseen."),
+]
+
+
+NoThumbnails = Annotated[
+    bool,
+    typer.Option("--no-thumbnails", help="Store no small pictures of normal patches in the model, for private data."),
+]
+
+
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Save finished steps beside the model, so that the same command continues after a kill."
+    ),
 ]
 
 
 def train(
-    normal: Annotated[list[str], typer.Argument(metavar="NORMAL_DIR...", help="Folders or files of normal images.")],
+    normal: Normal,
     model: ModelFile = Path("anomaly.safetensors"),
-    anomalies: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DIR", help="Known anomalous images; they train the classifier, never the memory."),
-    ] = None,
-    audit_normals: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a table of the normal images, each scored as if unseen."),
-    ] = None,
+    anomalies: Anomalies = None,
+    audit_normals: AuditNormals = None,
     backbone: BackboneName = DEFAULTS.backbone,
     weights: Weights = None,
     effort: EffortLevel = DEFAULTS.effort,
@@ -56,18 +74,8 @@ def train(
     seed: Seed = DEFAULTS.seed,
     include: Include = None,
     exclude: Exclude = None,
-    no_thumbnails: Annotated[
-        bool,
-        typer.Option(
-            "--no-thumbnails", help="Store no small pictures of normal patches in the model, for private data."
-        ),
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Save finished steps beside the model, so that the same command continues after a kill."
-        ),
-    ] = False,
+    no_thumbnails: NoThumbnails = False,
+    resume: Resume = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:

@@ -25,7 +25,7 @@ from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.scoring.rows import flag_rows, make_row, mark_copies
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
-from anomaly_cli.tables.writer import write_table
+from anomaly_cli.tables.writer import Table
 
 _Measure = Callable[[list[Path]], Generator[Row]]  # one row per file, in any order
 
@@ -160,7 +160,7 @@ def nothing_readable(count: int, first: str | Path, reason: str) -> InputError:
 
 def write_scores(report: ScoreReport, out: Path | None, table_format: TableFormat) -> None:
     """Write the table to a file, or to stdout where `out` is None."""
-    write_table(report.rows, report.scale_names, out, table_format, with_quality=report.with_quality)
+    Table(report.rows, report.scale_names, report.with_quality).write(out, table_format)
 
 
 def info(model_path: Path) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from anomaly_cli.errors import AnomalyError, OutputError
 from anomaly_cli.files import check_target
 
 
-def format_of_content(content: bytes) -> TableFormat:
-    """Recognise the format of a table by its first bytes."""
+def format_of_content(content: bytes, path: Path) -> TableFormat:
+    """Recognise the format of a table by its first bytes, that of an empty file by its name."""
+    if not content:
+        return by_suffix(path)
     if content.startswith(b"PAR1"):
         return TableFormat.PARQUET
     if content.lstrip().startswith(b"{"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,7 @@ from pathlib import Path
 
 from anomaly_cli.errors import InputError
 from anomaly_cli.paths import RemotePath, path_of
-from anomaly_cli.tables.formats import check_library, format_of_content
-from anomaly_cli.tables.reader import read_records, reading
+from anomaly_cli.tables.reader import open_records
 
 FOLDERS = "folders"  # instead of a file: the name of its folder labels an image
 NORMAL_FOLDERS = ("good", "normal")
@@ -81,12 +79,9 @@ def read_labels(table: Path) -> dict[str, bool]:
     Raises:
         InputError: the file cannot be read, has no such columns, an unknown label, or two for one path.
     """
-    with reading(os.fspath(table), "a table of labels"):
-        content = table.read_bytes()
-        decided = format_of_content(content)
-        check_library(decided, InputError)
-        known: dict[str, bool] = {}
-        for number, record in enumerate(read_records(io.BytesIO(content), decided, ("path", "label")), start=1):
+    known: dict[str, bool] = {}
+    with open_records(table, "a table of labels") as source:
+        for number, record in enumerate(source.records(("path", "label")), start=1):
             path, label = str(record["path"]), record["label"]
             if label is None or label == "" or label != label:
                 continue

@@ -6,26 +6,79 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 from anomaly_cli.errors import InputError
-from anomaly_cli.tables.formats import DELIMITERS, TableFormat, by_suffix, check_library
-
-if TYPE_CHECKING:
-    pass
-
+from anomaly_cli.tables.formats import DELIMITERS, TableFormat, check_library, format_of_content
 
 Record = Mapping[Any, object]
+STDIN = Path("-")
 
 
-def read_paths(path: Path) -> list[tuple[str, float, bool]]:
-    """Read a table that `write_table` wrote, perhaps filtered or sorted since.
+@dataclass(frozen=True)
+class TableSource:
+    """The content of a table; its records can be read several times."""
+
+    content: bytes
+    format: TableFormat
+
+    def records(self, needed: Sequence[str] = ("path", "score", "flagged")) -> Iterator[Record]:
+        """Read the rows; use it inside `open_records`. Values are text if the format holds text only.
+
+        Raises:
+            KeyError: a needed column is missing.
+            ValueError: the content is no table of its format.
+        """
+        file = io.BytesIO(self.content)
+        if self.format is TableFormat.PARQUET:
+            import pandas as pd
+
+            frame = pd.read_parquet(file, engine="pyarrow").astype(object)
+            yield from _with_columns(needed, list(frame.columns), frame.to_dict("records"))
+        elif self.format is TableFormat.JSONL:
+            yield from (_json_object(line, number) for number, line in enumerate(file, start=1) if line.strip())
+        else:
+            # Excel puts a byte order mark in front when it saves a table.
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            reader = csv.DictReader(text, delimiter=DELIMITERS[self.format])
+            yield from _with_columns(needed, reader.fieldnames or (), reader)
+
+
+@contextmanager
+def open_records(
+    path: Path, kind: str = "a table of `anomaly score`", table_format: TableFormat | None = None
+) -> Iterator[TableSource]:
+    """Open a table; errors while it is open become one line.
 
     Args:
-        path: table; its suffix says the format.
+        path: table; `-` is stdin.
+        kind: what it should be, for error messages.
+        table_format: None to decide by the content.
+
+    Raises:
+        InputError: the file cannot be read or is not of this kind.
+    """
+    name = "stdin" if path == STDIN else os.fspath(path)
+    try:
+        content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+        decided = table_format or format_of_content(content, path)
+        check_library(decided, InputError)
+        yield TableSource(content, decided)
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
+    except KeyError as error:
+        raise InputError(f"{name} is not {kind}: column {error} is missing") from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise InputError(f"{name} is not {kind}: {error}") from error
+
+
+def read_paths(path: Path, table_format: TableFormat | None = None) -> list[tuple[str, float, bool]]:
+    """Read a table that `score` wrote, perhaps filtered or sorted since.
 
     Returns:
         (path, score, flagged) of every file that has a score, most anomalous first.
@@ -33,48 +86,9 @@ def read_paths(path: Path) -> list[tuple[str, float, bool]]:
     Raises:
         InputError: the file cannot be read or is not such a table.
     """
-    format = by_suffix(path)
-    check_library(format, InputError)
-    with reading(str(path)), path.open("rb") as file:
-        scored = [entry for record in read_records(file, format) if (entry := score_of(record)) is not None]
+    with open_records(path, table_format=table_format) as source:
+        scored = [entry for record in source.records() if (entry := _score_of(record)) is not None]
     return sorted(scored, key=lambda entry: (-entry[1], os.fsencode(entry[0])))
-
-
-@contextmanager
-def reading(name: str, kind: str = "a table of `anomaly score`") -> Iterator[None]:
-    """Turn errors while a table is opened and read into one line.
-
-    Raises:
-        InputError: the file cannot be read or is not of this kind.
-    """
-    foreign = f"{name} is not {kind}: "
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
-    except KeyError as error:
-        raise InputError(f"{foreign}column {error} is missing") from error
-    except (ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{foreign}{error}") from error
-
-
-def read_records(
-    file: BinaryIO, format: TableFormat, needed: Sequence[str] = ("path", "score", "flagged")
-) -> Iterator[Record]:
-    """Read the rows of a table; use it inside `reading`. Values are text where the format is."""
-    if format is TableFormat.PARQUET:
-        import pandas as pd
-
-        frame = pd.read_parquet(file, engine="pyarrow").astype(object)
-        yield from _with_columns(needed, list(frame.columns), frame.to_dict("records"))
-    elif format is TableFormat.JSONL:
-        numbered = enumerate(file, start=1)
-        yield from (_json_object(line, number) for number, line in numbered if line.strip())
-    else:
-        # Excel puts a byte order mark in front when it saves a table.
-        with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            reader = csv.DictReader(text, delimiter=DELIMITERS[format])
-            yield from _with_columns(needed, reader.fieldnames or (), reader)
 
 
 def _with_columns(needed: Sequence[str], columns: Collection[object], records: Iterable[Record]) -> Iterable[Record]:
@@ -94,7 +108,7 @@ def _json_object(line: bytes, number: int) -> Record:
     return record
 
 
-def score_of(record: Record) -> tuple[str, float, bool] | None:
+def _score_of(record: Record) -> tuple[str, float, bool] | None:
     """Take (path, score, flagged) from a record, whose values are text if read from CSV; None if unscored."""
     path, score, flagged = record["path"], record["score"], record["flagged"]
     if not isinstance(path, str) or not path:

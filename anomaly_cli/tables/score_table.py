@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -13,8 +12,7 @@ from typing import Self
 
 from anomaly_cli.errors import InputError
 from anomaly_cli.paths import path_of
-from anomaly_cli.tables.formats import check_library, format_of_content
-from anomaly_cli.tables.reader import Record, read_records, reading
+from anomaly_cli.tables.reader import Record, open_records
 from anomaly_cli.tables.row import Row, Value
 
 WORDS = ("path", "status", "reason")
@@ -45,14 +43,10 @@ class ReportTable:
         Raises:
             InputError: it cannot be read, is no such table or lists no file.
         """
-        with reading(os.fspath(path)):
-            content = path.read_bytes()
-            decided = format_of_content(content)
-            check_library(decided, InputError)
+        with open_records(path) as source:
             # Read twice, since the records of a large table take several times the memory of its numbers.
-            columns = _columns(read_records(io.BytesIO(content), decided))
-            records = read_records(io.BytesIO(content), decided)
-            rows = [[_typed(name, record.get(name)) for name in columns] for record in records]
+            columns = _columns(source.records())
+            rows = [[_typed(name, record.get(name)) for name in columns] for record in source.records()]
             if not all(row[0] for row in rows):
                 raise ValueError("a path is empty")
         if not rows:
@@ -60,7 +54,7 @@ class ReportTable:
         readable = [row for row in rows if row[3] is not None]
         unreadable = sorted(((str(row[0]), str(row[2])) for row in rows if row[3] is None), key=_bytes_of_path)
         readable.sort(key=lambda row: (-_number(row[3]), os.fsencode(str(row[0]))))
-        return cls(hashlib.sha256(content).hexdigest(), columns, readable, unreadable)
+        return cls(hashlib.sha256(source.content).hexdigest(), columns, readable, unreadable)
 
     def column(self, name: str) -> list[Value]:
         """Values of one column of the readable files; None each where there is no such column."""

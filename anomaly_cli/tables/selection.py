@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
-from anomaly_cli.errors import ConfigError, InputError
-from anomaly_cli.tables.formats import TableFormat, check_library, format_of_content
-from anomaly_cli.tables.reader import read_records, reading, score_of
-
-STDIN = Path("-")
+from anomaly_cli.config import choose_one
+from anomaly_cli.tables.formats import TableFormat
+from anomaly_cli.tables.reader import open_records, read_paths
 
 
 class Selector(StrEnum):
@@ -38,23 +36,17 @@ class Selection:
     value: float = 0
 
     @classmethod
-    def choose(cls, options: dict[Selector, float | bool | None]) -> Selection:
-        """Make the selection of the one option that was given, or of none.
-
-        Raises:
-            ConfigError: several were given.
-        """
-        given = [(selector, value) for selector, value in options.items() if value is not None and value is not False]
-        if len(given) > 1:
-            raise ConfigError(f"give only one of {', '.join(f'--{selector}' for selector, _ in given)}")
-        return cls(given[0][0], float(given[0][1])) if given else cls()
+    def choose(cls, options: Mapping[Selector, float | None]) -> Self:
+        """Make the selection of the one option that was given, or of none; see `choose_one`."""
+        given = choose_one(options)
+        return cls(*given) if given else cls()
 
 
 def select_paths(table: Path, table_format: TableFormat | None, selection: Selection) -> list[str]:
     """List the paths of the selected rows, most anomalous first, unreadable ones in the order of their names.
 
     Args:
-        table: as `write_table` wrote it, perhaps filtered or sorted since; `-` is stdin.
+        table: as `score` wrote it, perhaps filtered or sorted since; `-` is stdin.
         table_format: None to decide by the content.
         selection: which rows.
 
@@ -64,15 +56,11 @@ def select_paths(table: Path, table_format: TableFormat | None, selection: Selec
     Raises:
         InputError: the table cannot be read or is none.
     """
-    with reading("stdin" if table == STDIN else os.fspath(table)):
-        content = sys.stdin.buffer.read() if table == STDIN else table.read_bytes()
-        decided = table_format or format_of_content(content)
-        check_library(decided, InputError)
-        records = read_records(io.BytesIO(content), decided)
-        if selection.selector is Selector.UNREADABLE:
-            return sorted((str(each["path"]) for each in records if each["status"] != "ok"), key=os.fsencode)
-        scored = [entry for record in records if (entry := score_of(record)) is not None]
-        ranked = sorted(scored, key=lambda entry: (-entry[1], os.fsencode(entry[0])))
+    if selection.selector is Selector.UNREADABLE:
+        with open_records(table, table_format=table_format) as source:
+            unreadable = [str(record["path"]) for record in source.records() if record["status"] != "ok"]
+        return sorted(unreadable, key=os.fsencode)
+    ranked = read_paths(table, table_format)
     if selection.selector is Selector.TOP:
         ranked = ranked[: int(selection.value)]
     return [path for path, score, flagged in ranked if _chosen(selection, score, flagged)]

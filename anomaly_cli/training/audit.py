@@ -14,7 +14,7 @@ from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row, rank_rows
-from anomaly_cli.tables.writer import write_table
+from anomaly_cli.tables.writer import Table
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.training_set import limit_image_size
 
@@ -71,4 +71,4 @@ def audit(
 
 def write_audit(report: AuditReport, out: Path | None, table_format: TableFormat) -> None:
     """Write the table to a file, or to stdout where `out` is None."""
-    write_table(report.rows, report.scale_names, out, table_format)
+    Table(report.rows, report.scale_names).write(out, table_format)

@@ -18,7 +18,7 @@ from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.tables.formats import check_output
-from anomaly_cli.tables.writer import write_table
+from anomaly_cli.tables.writer import Table
 from anomaly_cli.training.distributed import local_device, process_group
 from anomaly_cli.training.prototype_patches import cut_patches
 from anomaly_cli.training.resume import Announce, resumed
@@ -81,7 +81,7 @@ def train(
             model = _save(trained, model_path, run, thumbnails=thumbnails)
             if audit_format is not None and processes.is_first:
                 rows = list(score_normals(trained, run))
-                write_table(rows, trained.detector.column_names, audit_normals, audit_format)
+                Table(rows, trained.detector.column_names).write(audit_normals, audit_format)
     normals = trained.normals
     return TrainReport(
         model_path=model_path,

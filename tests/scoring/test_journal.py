@@ -251,7 +251,7 @@ STAGES = (
     "anomaly_cli.scoring.score:mark_copies",
     "anomaly_cli.scoring.score:flag_rows",
     "anomaly_cli.scoring.score:judge_batch",
-    "anomaly_cli.scoring.score:write_table",
+    "anomaly_cli.tables.writer:Table.write",
     "anomaly_cli.scoring.batch_verdict:write_verdict",
     "anomaly_cli.scoring.journal:Journal.remove",
 )

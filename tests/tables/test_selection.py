@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
-from anomaly_cli.tables.writer import write_table
+from anomaly_cli.tables.writer import Table
 
 ODD = os.fsdecode(b'caf\xe9,"\n.png')  # not UTF-8, with all that a table must quote
 
@@ -31,7 +31,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Row(path="absent.png", status="unreadable", reason="no such file"),
     ]
     for table_format in TableFormat:
-        write_table(rows, (), tmp_path / f"scores.{table_format}", table_format)
+        Table(rows, ()).write(tmp_path / f"scores.{table_format}", table_format)
     return tmp_path / "scores.csv"
 
 

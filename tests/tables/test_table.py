@@ -20,7 +20,7 @@ from anomaly_cli.errors import InputError, OutputError
 from anomaly_cli.tables.formats import TableFormat, format_of
 from anomaly_cli.tables.reader import read_paths
 from anomaly_cli.tables.row import Row, rank_rows
-from anomaly_cli.tables.writer import to_frame, write_table
+from anomaly_cli.tables.writer import Table
 
 STRIDES = ("4", "image")
 COLUMNS = [
@@ -45,7 +45,7 @@ def unreadable(path: str, reason: str = "is empty") -> Row:
 
 def written(tmp_path: Path, rows: list[Row], format: TableFormat) -> bytes:
     out = tmp_path / f"table.{format}"
-    write_table(rows, STRIDES, out, format)
+    Table(rows, STRIDES).write(out, format)
     return out.read_bytes()
 
 
@@ -83,7 +83,7 @@ def test_a_row_whose_status_and_score_disagree_is_refused(status: Any, score: fl
 
 
 def test_the_frame_has_the_designed_columns_and_keeps_whole_numbers_whole() -> None:
-    frame = to_frame([scored("a", 1.23456789), unreadable("b")], STRIDES)
+    frame = Table([scored("a", 1.23456789), unreadable("b")], STRIDES).to_frame()
 
     assert list(frame.columns) == COLUMNS
     assert str(frame["rank"].dtype) == str(frame["region_w"].dtype) == "Int64"
@@ -94,7 +94,7 @@ def test_the_frame_has_the_designed_columns_and_keeps_whole_numbers_whole() -> N
 
 
 def test_the_frame_of_no_rows_still_has_all_columns() -> None:
-    frame = to_frame([], STRIDES)
+    frame = Table([], STRIDES).to_frame()
 
     assert list(frame.columns) == COLUMNS
     assert len(frame) == 0
@@ -164,7 +164,7 @@ def test_every_file_name_survives_writing_and_reading(
     out = tmp_path_factory.getbasetemp() / f"names.{format}"
     rows = [scored(os.fsdecode(name), 1.0) for name in names]
 
-    write_table(rows, STRIDES, out, format)
+    Table(rows, STRIDES).write(out, format)
 
     assert [os.fsencode(path) for path, _, _ in read_paths(out)] == sorted(names)
 
@@ -184,7 +184,7 @@ def test_every_format_gives_back_paths_scores_and_flags(
     out = tmp_path_factory.getbasetemp() / f"scores.{format}"
     rows = [unreadable(path) if score is None else scored(path, score) for path, score in scores.items()]
 
-    write_table(rows, STRIDES, out, format)
+    Table(rows, STRIDES).write(out, format)
     back = {path: (score, flagged) for path, score, flagged in read_paths(out)}
 
     assert back == {path: (float(f"{score:.6g}"), score >= 1) for path, score in scores.items() if score is not None}
@@ -199,7 +199,7 @@ def test_a_line_break_of_either_kind_in_a_name_is_quoted(tmp_path: Path) -> None
 
 
 def test_out_none_writes_to_stdout(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> None:
-    write_table([scored("a", 1.0)], STRIDES, None, TableFormat.CSV)
+    Table([scored("a", 1.0)], STRIDES).write(None, TableFormat.CSV)
 
     assert capfdbinary.readouterr().out == written(tmp_path, [scored("a", 1.0)], TableFormat.CSV)
 
@@ -233,10 +233,11 @@ def test_parquet_without_pyarrow_is_refused_before_and_at_writing(
     with pytest.raises(OutputError, match=message):
         format_of(tmp_path / "a.parquet")
     with pytest.raises(OutputError, match=message):
-        write_table([], STRIDES, tmp_path / "a", TableFormat.PARQUET)
-    with pytest.raises(InputError, match=message):
-        read_paths(tmp_path / "a.parquet")
+        Table([], STRIDES).write(tmp_path / "a", TableFormat.PARQUET)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=message):
+        read_paths(tmp_path / "a")
 
 
 def test_parquet_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -244,38 +245,38 @@ def test_parquet_reads_back_what_was_written(tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     rows = [unreadable("c"), scored("b", 0.5), scored(os.fsdecode(b"\xff"), 2.0)]
 
-    write_table(rows, STRIDES, out, format_of(out))
+    Table(rows, STRIDES).write(out, format_of(out))
 
     assert read_paths(out) == [("\\udcff", 2.0, True), ("b", 0.5, False)]
 
 
 def test_dev_null_is_still_a_device_afterwards() -> None:
-    write_table([scored("a", 1.0)], STRIDES, Path(os.devnull), TableFormat.CSV)
+    Table([scored("a", 1.0)], STRIDES).write(Path(os.devnull), TableFormat.CSV)
 
     assert Path(os.devnull).is_char_device()
 
 
 def test_a_full_disk_is_one_line() -> None:
     with pytest.raises(OutputError, match=r"^cannot write /dev/full: No space left on device$"):
-        write_table([scored("a", 1.0)], STRIDES, Path("/dev/full"), TableFormat.CSV)
+        Table([scored("a", 1.0)], STRIDES).write(Path("/dev/full"), TableFormat.CSV)
 
 
 def test_a_missing_folder_and_a_folder_as_target_are_one_line(tmp_path: Path) -> None:
     missing = tmp_path / "none" / "a.csv"
 
     with pytest.raises(OutputError, match=f"^cannot write {missing}: No such file or directory$"):
-        write_table([], STRIDES, missing, TableFormat.CSV)
+        Table([], STRIDES).write(missing, TableFormat.CSV)
     with pytest.raises(OutputError, match=f"^cannot write {tmp_path}: Is a directory$"):
-        write_table([], STRIDES, tmp_path, TableFormat.CSV)
+        Table([], STRIDES).write(tmp_path, TableFormat.CSV)
 
 
 def test_a_reader_that_goes_away_is_a_broken_pipe_and_no_output_error() -> None:
     code = (
         "from anomaly_cli.tables.formats import TableFormat\n"
         "from anomaly_cli.tables.row import Row\n"
-        "from anomaly_cli.tables.writer import write_table\n"
+        "from anomaly_cli.tables.writer import Table\n"
         "rows = [Row(path=str(n) * 1000, score=1.0, scales=()) for n in range(1000)]\n"
-        "try:\n    write_table(rows, (), None, TableFormat.CSV)\n"
+        "try:\n    Table(rows, ()).write(None, TableFormat.CSV)\n"
         "except BrokenPipeError:\n    import os; os._exit(7)\n"
     )
 
@@ -317,7 +318,7 @@ def test_a_table_saved_by_a_spreadsheet_still_reads(tmp_path: Path) -> None:
         ("a.tsv", b"path\tscore\nb\t1\n", "column 'flagged' is missing"),
         ("a.jsonl", b'{"path": "b"}\n', "column 'score' is missing"),
         ("a.jsonl", b'{"path": "b", "score": 1, "flagged": true}\n[1]\n', "line 2 is not a JSON object"),
-        ("a.jsonl", b"\x89PNG\r\n", "line 1 is not a JSON object"),
+        ("a.jsonl", b"{no JSON\n", "line 1 is not a JSON object"),
         ("a.csv", b"path,score,flagged\nb,high,true\n", "could not convert string to float: 'high'"),
         ("a.csv", b"path,score,flagged\n,1,true\n", "a path is empty"),
         ("a.csv", b"path,score,flagged\nb" + b"x" * 200_000, "field larger than field limit (131072)"),
