@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup, TyperOption
 
 from anomaly_cli import streams
 from anomaly_cli.commands import audit, console, evaluate, export, heatmap, info, list_paths, prototypes, report, update
@@ -19,6 +18,7 @@ from anomaly_cli.commands import score as commands_score
 from anomaly_cli.commands import train as commands_train
 from anomaly_cli.errors import AnomalyError, ConfigError
 
+PREFIX = "ANOMALY"  # of the environment variable of each option
 ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -54,73 +54,48 @@ def _ending_cleanly() -> Iterator[None]:
 class _ReportingGroup(TyperGroup):
     """Turn an `AnomalyError` from any subcommand into one line and its exit code."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Find a command; its help names only variables that several commands share, the epilog says the rule."""
+        command = super().get_command(ctx, cmd_name)
+        for option in command.params if command else ():
+            if isinstance(option, TyperOption):
+                option.show_envvar = option.envvar is not None
+        return command
+
     def invoke(self, ctx: Any) -> Any:
         streams.replace_closed_streams()
         try:
             with _ending_cleanly():
                 return super().invoke(ctx)
         except AnomalyError as error:
-            console.print_stderr(f"error: {error}")
+            console.print_stderr(f"error: {error}{_from_environment(ctx) if isinstance(error, ConfigError) else ''}")
             raise typer.Exit(error.exit_code) from error
+        except typer.BadParameter as error:
+            if error.ctx is None or error.param is None or error.param.name is None:
+                raise
+            source = error.ctx.get_parameter_source(error.param.name)
+            if source is None or source.name != "ENVIRONMENT":
+                raise
+            variable = error.param.envvar or f"{error.ctx.auto_envvar_prefix}_{error.param.name.upper()}"
+            console.print_stderr(f"error: {variable}={os.environ[variable]}: {error.message}")
+            raise typer.Exit(2) from error
         except BrokenPipeError as error:
             streams.redirect_stdout_to_null()
             raise typer.Exit(0) from error
 
 
-class _Command(TyperCommand):
-    """A command whose every option is also an environment variable; errors about its value name the variable."""
-
-    def __init__(self, name: str | None, **settings: Any) -> None:
-        super().__init__(name, **settings)
-        for option in self.params:
-            if isinstance(option, TyperOption) and option.envvar is None:
-                option.envvar = f"ANOMALY_{name}_{_long_name(option)}".upper().replace("-", "_")
-                option.show_envvar = False  # the rule is said once, below `anomaly --help`
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            variable = _variable_of(error.param, ctx)
-            if variable is None:
-                raise
-            raise ConfigError(f"{variable}={os.environ[variable]}: {error.message}") from error
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ConfigError as error:
-            origins = [
-                f"--{_long_name(option)} is from {variable}"
-                for option in self.params
-                if (variable := _variable_of(option, ctx)) and _is_named(option, str(error))
-            ]
-            if not origins:
-                raise
-            raise ConfigError(f"{error} ({', '.join(origins)})") from error
-
-
-def _long_name(option: Any) -> str:
-    name: str = max(option.opts, key=len)
-    return name.removeprefix("--")
-
-
-def _variable_of(option: Any, ctx: Any) -> str | None:
-    """Name the environment variable that an option of this run was taken from."""
-    source = ctx.get_parameter_source(option.name) if isinstance(option, TyperOption) else None
-    return option.envvar if source is not None and source.name == "ENVIRONMENT" else None
-
-
-def _is_named(option: Any, message: str) -> bool:
-    """Tell whether an error is about an option: `--image-size`, `image size` or `-0` stands in it as a word."""
-    names = [*map(re.escape, option.opts), _long_name(option).replace("-", "[-_ ]")]
-    return re.search(rf"(?<![\w-])({'|'.join(names)})(?![\w-])", message) is not None
+def _from_environment(ctx: Any) -> str:
+    """Name the variables that set options of this command; one of them may be what is wrong."""
+    start = f"{PREFIX}_{ctx.invoked_subcommand}_".upper()
+    names = ", ".join(sorted(name for name, value in os.environ.items() if name.startswith(start) and value))
+    return f" (set in the environment: {names})" if names else ""
 
 
 app = typer.Typer(
     cls=_ReportingGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": PREFIX},
     epilog="Options are also read from the environment: --fdr of score from ANOMALY_SCORE_FDR.",
 )
 
@@ -137,7 +112,13 @@ def _show_version(wanted: bool) -> None:
 def _root(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            allow_from_autoenv=False,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """Audit folders of images: learn what normal looks like, rank what deviates, show where."""
@@ -155,10 +136,10 @@ for command in (
     info.info,
     export.export,
 ):
-    app.command(cls=_Command)(command)
+    app.command()(command)
 
 
-app.command("list", cls=_Command)(list_paths.list_paths)
+app.command("list")(list_paths.list_paths)
 
 
 if __name__ == "__main__":

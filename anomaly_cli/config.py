@@ -45,14 +45,8 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-class ExportFormat(StrEnum):
-    """What `export` writes."""
-
-    ONNX = "onnx"
-
-
 class RawMap(StrEnum):
-    """How `heatmap --raw` stores the anomaly map itself."""
+    """How `heatmap --raw` stores the anomaly map itself; here, as `--help` may not import what draws."""
 
     PNG16 = "png16"
     NPY = "npy"

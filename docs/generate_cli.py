@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 from typer.cli import get_docs_for_click
-from typer.core import TyperGroup, TyperOption
+from typer.core import TyperGroup
 
 from anomaly_cli.cli import app
 
@@ -21,11 +21,12 @@ This is what `anomaly COMMAND --help` says, on one page. Recipes for shell scrip
 
 **Exit codes.** 0 done · 1 failed · 2 wrong usage · 3 a gate of `--fail-on` tripped · 130 interrupted.
 
-**Environment.** Each option can be set as an environment variable, named below as `env var`: `ANOMALY_MODEL` and
-`ANOMALY_DEVICE` for all commands, the others by command and option, such as `ANOMALY_SCORE_FDR=0.01`. The command line
-goes before the environment; an empty variable counts as not set. Switches take 1 or 0. Options that may be repeated
-take several values with blanks between them. An error about such a value names the variable. `NO_COLOR` turns colours
-off. `ANOMALY_FLOAT32=1` computes in float32 also where the processor has bfloat16: slower, and equal on all machines.
+**Environment.** Each option can be set as an environment variable: `ANOMALY_MODEL` and `ANOMALY_DEVICE` for all
+commands, the others by command and option, such as `ANOMALY_SCORE_FILES_FROM` for `--files-from` of `score`. The
+command line goes before the environment; an empty variable counts as not set. Switches take 1 or 0. Options that may
+be repeated take several values with blanks between them. An error about usage names the variables that are set.
+`NO_COLOR` turns colours off. `ANOMALY_FLOAT32=1` computes in float32 also where the processor has bfloat16: slower, and
+equal on all machines.
 
 **URLs.** Where images are read, `INPUT` and the lines of `--files-from` may be URLs that
 [fsspec](https://filesystem-spec.readthedocs.io) knows: `https://` and `zip://folder::archive.zip` with
@@ -43,9 +44,6 @@ def page() -> str:
     assert isinstance(root, TyperGroup)
     for command in root.commands.values():
         command.short_help = (command.help or "").partition("\n")[0]  # else cut to 45 characters
-        for option in command.params:
-            if isinstance(option, TyperOption):
-                option.show_envvar = True
     body = get_docs_for_click(obj=root, ctx=typer.Context(root), name="anomaly", title="Command line")
     # A file pattern such as *.png is no emphasis.
     body = re.sub(r"(?m)^\* .*", lambda line: "*" + line[0][1:].replace("*", r"\*"), body)

@@ -50,7 +50,7 @@ def summarise_audit(report: AuditReport, out: str) -> None:
 def audit(
     inputs: Inputs = None,
     out: Out = Path("audit.csv"),
-    table_format: Format = None,
+    format: Format = None,
     backbone: BackboneName = DEFAULTS.backbone,
     weights: Weights = None,
     image_size: ImageSize = DEFAULTS.image_size,
@@ -72,7 +72,7 @@ def audit(
     from anomaly_cli.training.audit import write_audit
 
     target = None if out == Path("-") else out
-    chosen_format = formats.check_output(target, table_format)
+    chosen_format = formats.check_output(target, format)
     with console.progress(quiet) as progress:
         report = audit_images(paths, config, weights=weights, patterns=patterns, device=device, progress=progress)
     write_audit(report, target, chosen_format)

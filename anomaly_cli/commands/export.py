@@ -9,7 +9,6 @@ import typer
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.options import ModelArgument, Quiet
-from anomaly_cli.config import ExportFormat
 
 
 def export(
@@ -18,7 +17,6 @@ def export(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="File to write; if not given MODEL with the suffix .onnx."),
     ] = None,
-    format: Annotated[ExportFormat, typer.Option("--format", help="What to write.")] = ExportFormat.ONNX,
     quiet: Quiet = False,
 ) -> None:
     """Write a model for programs without torch: pixels in, image score and anomaly map out, 1 = limit of normal.
@@ -29,7 +27,7 @@ def export(
     """
     from anomaly_cli.detector.onnx_export import export as export_model
 
-    report = export_model(model, out, format)
+    report = export_model(model, out)
     if not quiet:
         side = report.image_size
         console.print_stderr(

@@ -28,7 +28,7 @@ def list_paths(
     null: Annotated[
         bool, typer.Option("--null", "-0", help="End each path with NUL, not newline: for xargs -0.")
     ] = False,
-    table_format: Annotated[
+    format: Annotated[
         TableFormat | None, typer.Option("--format", help="Instead of the one that the content shows.")
     ] = None,
 ) -> None:
@@ -36,7 +36,7 @@ def list_paths(
     selection = Selection.choose(
         {Selector.FLAGGED: flagged, Selector.ABOVE: above, Selector.TOP: top, Selector.UNREADABLE: unreadable}
     )
-    paths = select_paths(table, table_format, selection)
+    paths = select_paths(table, format, selection)
     if not null and (broken := sum("\n" in path for path in paths)):
         holds = "path holds" if broken == 1 else "paths hold"
         console.print_stderr(f"warning: {broken} {holds} a line break; use -0 with xargs -0")

@@ -130,7 +130,7 @@ def score(
     inputs: Inputs = None,
     model: ModelFile = Path("anomaly.safetensors"),
     out: ScoreOut = None,
-    table_format: Format = None,
+    format: Format = None,
     fdr: Fdr = None,
     threshold: Threshold = None,
     top: FlagTop = None,
@@ -152,7 +152,7 @@ def score(
     sources = Sources(inputs, files_from, null, patterns_of(include, exclude))
     if stream:
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
-        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, table_format, engine)
+        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, format, engine)
         limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
         stream_scores(sources, model, None if out in (None, STDOUT) else out, limit, device=device, quiet=quiet)
         return
@@ -160,7 +160,7 @@ def score(
     options = _Options(
         model=model,
         out=out or Path("scores.csv"),
-        table_format=table_format,
+        table_format=format,
         summary=summary,
         rule=FlagRule.choose(rules),
         with_quality=not no_quality,

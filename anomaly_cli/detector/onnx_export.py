@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from anomaly_cli.config import ExportFormat
 from anomaly_cli.detector.calibration import SOFTNESS, ScoreScale
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.features import scale_features
@@ -226,7 +225,7 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-LIBRARIES = {ExportFormat.ONNX: ("onnx", "onnxscript")}  # of the extra of the format's name
+LIBRARIES = ("onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -244,18 +243,17 @@ class ExportReport:
     image_size: int
 
 
-def export(model_path: Path, out: Path | None = None, export_format: ExportFormat = ExportFormat.ONNX) -> ExportReport:
-    """Write a model in another format, beside itself unless `out` is given.
+def export(model_path: Path, out: Path | None = None) -> ExportReport:
+    """Write a model as an ONNX file, beside itself unless `out` is given.
 
     Raises:
         ConfigError: a library is missing, or the backbone has no translation.
         CheckpointError: the model cannot be read.
         OutputError: the file cannot be written.
     """
-    names = LIBRARIES[export_format]
-    if any(find_spec(name) is None for name in names):
-        raise ConfigError(f"export needs {' and '.join(names)}: pip install 'anomaly-cli[{export_format}]'")
-    target = out or model_path.with_suffix(f".{export_format}")
+    if any(find_spec(name) is None for name in LIBRARIES):
+        raise ConfigError(f"export needs {' and '.join(LIBRARIES)}: pip install 'anomaly-cli[onnx]'")
+    target = out or model_path.with_suffix(".onnx")
     check_writable(target)
     model = load_model(model_path)
     from anomaly_cli.detector.onnx_export import make_onnx

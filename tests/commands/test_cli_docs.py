@@ -45,7 +45,6 @@ def test_every_command_and_option_is_in_the_reference(generated: str) -> None:
                 assert f"* `{', '.join(sorted(option.opts, key=len))}" in section
                 assert option.help
                 assert option.help.replace("*", r"\*") in section
-                assert f"[env var: {option.envvar}" in section
 
 
 def test_file_patterns_are_no_emphasis(generated: str) -> None:

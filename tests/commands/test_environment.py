@@ -31,7 +31,7 @@ def test_every_option_has_the_variable_of_its_command_and_name(command: str, opt
     name = max(option.opts, key=len)
     own = f"ANOMALY_{command}_{name.removeprefix('--')}".upper().replace("-", "_")
 
-    assert option.envvar == SHARED.get(name, own)
+    assert (option.envvar or f"ANOMALY_{command}_{option.name}".upper()) == SHARED.get(name, own)
 
 
 def test_options_are_read_from_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,29 +125,34 @@ def test_a_value_of_the_wrong_kind_is_one_line_that_names_the_variable(
 @pytest.mark.parametrize(
     ("variables", "arguments", "message"),
     [
-        ({"SCORE_FDR": "7"}, ["score"], "--fdr must be between 0 and 1, got 7.0 (--fdr is from ANOMALY_SCORE_FDR)"),
+        (
+            {"SCORE_FDR": "7"},
+            ["score"],
+            "--fdr must be between 0 and 1, got 7.0 (set in the environment: ANOMALY_SCORE_FDR)",
+        ),
         (
             {"SCORE_FDR": "0.1"},
             ["score", "--top", "3"],
-            "give only one of --fdr, --top (--fdr is from ANOMALY_SCORE_FDR)",
+            "give only one of --fdr, --top (set in the environment: ANOMALY_SCORE_FDR)",
         ),
         (
             {"SCORE_FDR": "0.1", "SCORE_TOP": "3", "SCORE_OUT": "x.csv"},
             ["score"],
-            "give only one of --fdr, --top (--fdr is from ANOMALY_SCORE_FDR, --top is from ANOMALY_SCORE_TOP)",
+            "give only one of --fdr, --top (set in the environment: ANOMALY_SCORE_FDR, ANOMALY_SCORE_OUT, "
+            "ANOMALY_SCORE_TOP)",
         ),
         (
             {"DEVICE": "toaster"},
             ["score"],
-            "device toaster is not available here; use auto or cpu (--device is from ANOMALY_DEVICE)",
+            "device toaster is not available here; use auto or cpu",
         ),
         (
             {"AUDIT_IMAGE_SIZE": "100"},
             ["audit"],
             "image size must be a multiple of 32 from 64 to 1024, got 100 "
-            "(--image-size is from ANOMALY_AUDIT_IMAGE_SIZE)",
+            "(set in the environment: ANOMALY_AUDIT_IMAGE_SIZE)",
         ),
-        ({"SCORE_NULL": "1"}, ["score"], "-0 goes with --files-from (--null is from ANOMALY_SCORE_NULL)"),
+        ({"SCORE_NULL": "1"}, ["score"], "-0 goes with --files-from (set in the environment: ANOMALY_SCORE_NULL)"),
     ],
 )
 def test_a_value_out_of_its_range_is_one_line_that_names_the_variable(
@@ -162,7 +167,9 @@ def test_a_value_out_of_its_range_is_one_line_that_names_the_variable(
     assert (result.stdout, result.exit_code) == ("", 2)
 
 
-def test_an_error_about_the_command_line_names_no_variable(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_about_usage_names_the_variables_that_are_set_and_no_value_of_the_command_line(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ANOMALY_SCORE_FDR", "0.1")
     monkeypatch.setenv("ANOMALY_SCORE_TOP", "x")
 
@@ -171,4 +178,6 @@ def test_an_error_about_the_command_line_names_no_variable(here: Path, monkeypat
 
     assert "ANOMALY_" not in given.stderr
     assert "'--top'" in given.stderr
-    assert ranged.stderr == "error: give only one of --fdr, --top\n"
+    assert ranged.stderr == (
+        "error: give only one of --fdr, --top (set in the environment: ANOMALY_SCORE_FDR, ANOMALY_SCORE_TOP)\n"
+    )
