@@ -76,7 +76,8 @@ class _ReportingGroup(TyperGroup):
             source = error.ctx.get_parameter_source(error.param.name)
             if source is None or source.name != "ENVIRONMENT":
                 raise
-            variable = error.param.envvar or f"{error.ctx.auto_envvar_prefix}_{error.param.name.upper()}"
+            given, name = error.param.envvar, error.param.name.upper()
+            variable = given if isinstance(given, str) else f"{error.ctx.auto_envvar_prefix}_{name}"
             console.print_stderr(f"error: {variable}={os.environ[variable]}: {error.message}")
             raise typer.Exit(2) from error
         except BrokenPipeError as error:

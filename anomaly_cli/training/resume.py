@@ -42,7 +42,7 @@ def resumed(
     """
     folder = model.with_name(model.name + ".steps")
     if not run.processes.is_first:
-        identity = run.processes.broadcast({})  # once the first process has removed stale steps
+        identity: dict[str, Any] = run.processes.broadcast({})  # once the first process has removed stale steps
         yield replace(run, saved=SavedSteps(folder, identity))
         return
     lock = folder / "lock"
