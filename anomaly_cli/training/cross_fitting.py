@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,34 @@ class HeldOutImage:
     path: Path
     defect_seed: int | None = None  # seed of a synthetic defect to be put in first
     other: Path | None = None  # normal image that the defect may be cut from
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """Detectors fitted on all images and without each fold, and what they measure on held-out images.
+
+    Attributes:
+        detectors: the final one, fitted on all images, then one for each fold.
+        held_out: normal images.
+        measured: of each held-out image one distance map of each scale, by the detector of its fold.
+        outliers: indices of held-out images that may not be normal.
+    """
+
+    detectors: list[AnomalyDetector]
+    held_out: list[HeldOutImage]
+    measured: list[list[Tensor]]
+    outliers: list[int] = field(default_factory=list)
+
+    @property
+    def final(self) -> AnomalyDetector:
+        """The detector that is fitted on all images."""
+        return self.detectors[0]
+
+    @property
+    def inliers(self) -> list[int]:
+        """Indices of the other held-out images."""
+        excluded = set(self.outliers)
+        return [i for i in range(len(self.held_out)) if i not in excluded]
 
 
 def load_held_out(item: HeldOutImage, run: TrainingContext) -> Tensor:
@@ -88,13 +116,13 @@ def fit_fold_detectors(
     held_out: list[HeldOutImage],
     run: TrainingContext,
     step: str,
-) -> tuple[list[AnomalyDetector], list[list[Tensor]]]:
+) -> CrossFit:
     """Fit a detector on all cells and one without each fold; measure every held-out image by that of its fold."""
     learned = learn_scales(cells, folds, run)
     detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
     measured = measure_held_out(detectors, held_out, run, step)
     set_cell_means(detectors, measured, run.config.seed)
-    return detectors, measured
+    return CrossFit(detectors, held_out, measured)
 
 
 def assign_folds(count: int, seed: int, groups: NDArray[np.int64] | None = None) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_cli.config import MIN_NORMALS
+from anomaly_cli.config import MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import (
     DEFAULT_SENSITIVITY,
@@ -23,8 +22,8 @@ from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE, has_small_scale
 from anomaly_cli.training.cell_samples import Origin
-from anomaly_cli.training.cross_fitting import HeldOutImage, assign_folds, fit_fold_detectors
-from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
+from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, fit_fold_detectors
+from anomaly_cli.training.labelled_fit import LabelledDescriptors, describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import learn_from_scratch
 from anomaly_cli.training.stage2 import fit_scale_weights
@@ -39,8 +38,7 @@ class TrainedDetector:
     """A fitted detector with its calibration and what is known of its training images.
 
     Attributes:
-        anomalies: number of readable labelled anomalies.
-        unreadable_anomalies: path and reason of the others.
+        labelled: the labelled anomalies.
         fold_detectors: for each fold, one fitted on the others.
         folds: (images,) fold of each normal image.
         outliers: normal images that enter no memory.
@@ -51,8 +49,7 @@ class TrainedDetector:
     calibration: Calibration
     map_scale: ScoreScale
     normals: NormalSet
-    anomalies: int
-    unreadable_anomalies: list[tuple[Path, str]]
+    labelled: LabelledDescriptors
     fold_detectors: list[AnomalyDetector]
     folds: Tensor
     outliers: list[Path]
@@ -72,8 +69,7 @@ def train_detector(
         anomalies: labelled anomalous images; they enter stage 1 of `scratch` and the score, never a memory.
         backbone: with its starting weights; `scratch` is trained in place.
         run: settings and machine.
-        clean: whether all images count as normal in the calibration; if not, outliers are left out of it as they
-            are of the memories.
+        clean: false leaves outliers out of the calibration, as they are of the memories.
 
     Raises:
         InputError: fewer than `MIN_NORMALS` images can be read.
@@ -86,46 +82,49 @@ def train_detector(
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOutImage(int(folds[i]), normals.paths[i]) for i in numbers]
-    detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
-    # Defects are put into images once the outliers are known.
-    weights = component_weights(detectors[0], run.config.image_size, DEFAULT_SENSITIVITY)
-    outliers = run.processes.broadcast(_find_outliers(detectors[0], measured, weights))
+    fitted = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
+    outliers = run.processes.broadcast(_find_outliers(fitted, run.config))
     if outliers:
-        excluded = torch.tensor([numbers[i] for i in outliers])
-        cells = {name: each.without(excluded) for name, each in cells.items()}
-        detectors, measured = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
-    sensitivity = fit_scale_weights(detectors, held_out, measured, outliers, run)
-    labelled = describe_anomalies(detectors[0], anomalies, run)
-    known = fit_labelled_classifier(detectors, held_out, labelled.values, run, outliers=outliers)
+        cells = {name: each.without(torch.tensor([numbers[i] for i in outliers])) for name, each in cells.items()}
+        cleaned = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
+        fitted = replace(cleaned, outliers=outliers)
+    sensitivity = fit_scale_weights(fitted, run)
+    labelled = describe_anomalies(fitted.final, anomalies, run)
+    odds = fit_labelled_classifier(fitted, labelled.values, run)
     if not clean:
-        kept = [i for i in range(len(measured)) if i not in set(outliers)]
-        measured, known = [measured[i] for i in kept], known[kept]
-        set_cell_means(detectors, measured, run.config.seed)
-    weights = component_weights(detectors[0], run.config.image_size, sensitivity)
-    calibration, map_scale = calibrate(detectors[0], measured, weights, known)
+        fitted, odds = _without_outliers(fitted, run.config.seed), odds[fitted.inliers]
+    weights = component_weights(fitted.final, run.config.image_size, sensitivity)
+    calibration, map_scale = calibrate(fitted.final, fitted.measured, weights, odds)
     return TrainedDetector(
-        detector=detectors[0],
+        detector=fitted.final,
         calibration=calibration,
         map_scale=map_scale,
         normals=normals,
-        anomalies=len(anomalies) - len(labelled.unreadable),
-        unreadable_anomalies=labelled.unreadable,
-        fold_detectors=detectors[1:],
+        labelled=labelled,
+        fold_detectors=fitted.detectors[1:],
         folds=folds,
         outliers=[held_out[i].path for i in outliers],
-        origins={name: each.origins(detectors[0].scale(name).memory.chosen) for name, each in cells.items()},
+        origins={name: each.origins(fitted.final.scale(name).memory.chosen) for name, each in cells.items()},
     )
 
 
-def _find_outliers(detector: AnomalyDetector, measured: list[list[Tensor]], weights: NDArray[np.float64]) -> list[int]:
+def _find_outliers(fitted: CrossFit, config: DetectorConfig) -> list[int]:
     """Find the indices of held-out images that no memory should learn from.
 
     A greedy coreset selects outliers first, so a few anomalies among the normal images cost much. Outliers stay in the
     calibration: without the most extreme normal images p-values would be too small.
     """
-    calibration, _ = calibrate(detector, measured, weights)
-    outliers = np.flatnonzero(calibration.outliers(deviations_of(detector, measured)))
-    return [int(i) for i in outliers[: len(measured) - MIN_NORMALS]]
+    weights = component_weights(fitted.final, config.image_size, DEFAULT_SENSITIVITY)
+    calibration, _ = calibrate(fitted.final, fitted.measured, weights)
+    outliers = np.flatnonzero(calibration.outliers(deviations_of(fitted.final, fitted.measured)))
+    return [int(i) for i in outliers[: len(fitted.measured) - MIN_NORMALS]]
+
+
+def _without_outliers(fitted: CrossFit, seed: int) -> CrossFit:
+    """Leave the outliers out of the held-out images, and of the cell means of all detectors."""
+    held_out, measured = [fitted.held_out[i] for i in fitted.inliers], [fitted.measured[i] for i in fitted.inliers]
+    set_cell_means(fitted.detectors, measured, seed)
+    return CrossFit(fitted.detectors, held_out, measured)
 
 
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, f
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import to_tensor
-from anomaly_cli.training.cross_fitting import HeldOutImage, load_held_out
+from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, load_held_out
 from anomaly_cli.training.run import TrainingContext
 
 
@@ -29,6 +29,11 @@ class LabelledDescriptors:
 
     values: Tensor | None
     unreadable: list[tuple[Path, str]]
+
+    @property
+    def count(self) -> int:
+        """Number of readable labelled anomalies."""
+        return 0 if self.values is None else len(self.values)
 
 
 def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: TrainingContext) -> LabelledDescriptors:
@@ -51,22 +56,18 @@ def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Tr
 
 
 def fit_labelled_classifier(
-    detectors: list[AnomalyDetector],
-    held_out: list[HeldOutImage],
+    fitted: CrossFit,
     anomalous: Tensor | None,
     run: TrainingContext,
     *,
-    outliers: list[int],
     before: LabelledAnomalyClassifier | None = None,
 ) -> Tensor:
     """Fit the classifier of every detector, against normal images that are in none of its memories.
 
     Args:
-        detectors: the final one, then one for each fold; sets `known_anomalies` of each.
-        held_out: normal images.
+        fitted: sets `known_anomalies` of each of its detectors; outliers are left out of the fits.
         anomalous: (A, D) descriptors of the labelled anomalies; None where there are none.
         run: settings and machine.
-        outliers: indices of held-out images that may not be normal and are left out of the fits.
         before: an earlier classifier, whose descriptors are kept.
 
     Returns:
@@ -74,18 +75,18 @@ def fit_labelled_classifier(
         labelled anomalies.
     """
     if anomalous is None and before is None:
-        return torch.zeros(len(held_out), 0)
+        return torch.zeros(len(fitted.held_out), 0)
 
     def describe(item: HeldOutImage) -> Tensor:
-        return detectors[item.fold + 1].descriptors(load_held_out(item, run)).cpu()
+        return fitted.detectors[item.fold + 1].descriptors(load_held_out(item, run)).cpu()
 
-    described = run.map_images("known", "describing held-out normal images", describe, held_out)
+    described = run.map_images("known", "describing held-out normal images", describe, fitted.held_out)
     seen = torch.cat(list(described)).to(run.device)
-    folds = torch.tensor([item.fold for item in held_out])
-    normal = torch.ones(len(held_out), dtype=torch.bool)
-    normal[outliers] = False
-    odds = torch.zeros(len(held_out), 1)
-    for fold, detector in enumerate(detectors, start=-1):
+    folds = torch.tensor([item.fold for item in fitted.held_out])
+    normal = torch.ones(len(fitted.held_out), dtype=torch.bool)
+    normal[fitted.outliers] = False
+    odds = torch.zeros(len(fitted.held_out), 1)
+    for fold, detector in enumerate(fitted.detectors, start=-1):
         known = _fit(before, seen[normal & (folds != fold)], anomalous)
         detector.known_anomalies = known
         odds[folds == fold] = known(seen[folds == fold]).cpu()

@@ -5,24 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
-from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import Floats, deviations_of, scale_weights, sensitivities
 from anomaly_cli.detector.scales import POOLED_SCALES
-from anomaly_cli.training.cross_fitting import HeldOutImage, measure_held_out
+from anomaly_cli.training.cross_fitting import CrossFit, measure_held_out
 from anomaly_cli.training.run import TrainingContext
 
 SYNTHETIC_DEFECTS = 128
 
 
-def fit_scale_weights(
-    detectors: list[AnomalyDetector],
-    held_out: list[HeldOutImage],
-    measured: list[list[Tensor]],
-    outliers: list[int],
-    run: TrainingContext,
-) -> float:
+def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> float:
     """Stage 2: weigh the local scales, in all detectors, by their sensitivity to synthetic defects.
 
     Each image is measured by the detector of its fold, with and without the defect.
@@ -30,23 +22,22 @@ def fit_scale_weights(
     Returns:
         The sensitivity of the fused map.
     """
-    excluded = set(outliers)
-    numbers = [i for i in range(len(held_out)) if i not in excluded]
+    held_out, numbers = fitted.held_out, fitted.inliers
     planted_in = [numbers[i % len(numbers)] for i in range(SYNTHETIC_DEFECTS)]
     items = [
         replace(held_out[number], defect_seed=run.config.seed + i, other=held_out[numbers[(i + 1) % len(numbers)]].path)
         for i, number in enumerate(planted_in)
     ]
-    defective = measure_held_out(detectors, items, run, "planted", "planting defects (stage 2)")
-    rows = [0, *(1 + i for i, name in enumerate(detectors[0].scale_names) if name not in POOLED_SCALES)]
+    defective = measure_held_out(fitted.detectors, items, run, "planted", "planting defects (stage 2)")
+    rows = [0, *(1 + i for i, name in enumerate(fitted.final.scale_names) if name not in POOLED_SCALES)]
 
     def logs() -> tuple[Floats, Floats]:
         """Logarithms of the fused map's and the local scales' deviations: of normal images, and with defects."""
-        normal, odd = (np.log(deviations_of(detectors[0], each)[:, rows]) for each in (measured, defective))
+        normal, odd = (np.log(deviations_of(fitted.final, each)[:, rows]) for each in (fitted.measured, defective))
         return normal, odd
 
     weights = run.processes.broadcast(scale_weights(*logs(), numbers, planted_in).tolist())
-    for detector in detectors:
+    for detector in fitted.detectors:
         for name, weight in zip(detector.local_names, weights, strict=True):
             detector.scale(name).weight.fill_(weight)
     return float(run.processes.broadcast(float(sensitivities(*logs(), numbers, planted_in)[0])))

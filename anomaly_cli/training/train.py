@@ -86,7 +86,7 @@ def train(
     return TrainReport(
         model_path=model_path,
         model=model,
-        unreadable=normals.unreadable + trained.unreadable_anomalies,
+        unreadable=normals.unreadable + trained.labelled.unreadable,
         outliers=trained.outliers,
         copies=normals.copies,
         copies_together=normals.held_out_together,
@@ -99,7 +99,7 @@ def _save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbna
     first = run.processes.is_first
     provenance = Provenance(
         images=len(trained.normals.paths),
-        anomalies=trained.anomalies,
+        anomalies=trained.labelled.count,
         unreadable=len(trained.normals.unreadable),
         suspects=len(trained.outliers),
         training_set=trained.normals.digest,

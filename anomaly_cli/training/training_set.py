@@ -47,6 +47,15 @@ class NormalSet:
     copies: int
     groups: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, paths: list[Path], unreadable: list[tuple[Path, str]], qualities: list[Quality]) -> NormalSet:
+        """Hash and group the readable images by their qualities, one for each path."""
+        hashes = [each.content_hash for each in qualities]
+        digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
+        looks, brightness = [each.look for each in qualities], [each.brightness for each in qualities]
+        groups = group_near_duplicates(hashes, looks, brightness)
+        return cls(paths, unreadable, digest, int(np.count_nonzero(groups)), _separable(groups))
+
     @property
     def held_out_together(self) -> int:
         """Number of images in a group."""
@@ -81,8 +90,7 @@ def sample_cells(
 ) -> tuple[dict[str, Cells], NormalSet]:
     """Sample the same number of random cells of every image, at most `CANDIDATE_CELLS` of each scale in all.
 
-    Of more images than that a random sample gives one cell of each scale; the others cost no memory, and most of them
-    no pass through the network.
+    Of more images than that a random sample gives one cell of each scale; the others cost no memory.
 
     Raises:
         InputError: fewer than `at_least` images can be read.
@@ -100,9 +108,9 @@ def sample_cells(
         quality = asdict(cast(Quality, image.quality))
         if not reservoir.wants(priorities[number]):
             return {"quality": quality}
-        seed = (run.config.seed * 1_000_003 + number) % 2**63
         with torch.inference_mode():
             features = scale_features(backbone, to_tensor(image).to(run.device), names)
+        seed = (run.config.seed * 1_000_003 + number) % 2**63
         cells = {name: tuple(random_cells(features[name], per_image, seed)) for name in names}
         return {"cells": cells, "quality": quality}
 
@@ -121,11 +129,7 @@ def sample_cells(
         qualities.append(Quality(**result["quality"]))
     if len(readable) < at_least:
         raise InputError(_too_few(readable, unreadable, at_least))
-    cells = {name: reservoir.cells(name) for name in names}
-    hashes = [quality.content_hash for quality in qualities]
-    digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
-    groups = group_near_duplicates(hashes, [each.look for each in qualities], [each.brightness for each in qualities])
-    return cells, NormalSet(readable, unreadable, digest, int(np.count_nonzero(groups)), _separable(groups))
+    return {name: reservoir.cells(name) for name in names}, NormalSet.of(readable, unreadable, qualities)
 
 
 def _separable(groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from anomaly_cli.config import MIN_NORMALS
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
 from anomaly_cli.detector.anomaly_distance import append_labelled_weight, deviations_of
 from anomaly_cli.detector.calibration import Calibration
-from anomaly_cli.detector.checkpoint import Model, load_model, save_model
+from anomaly_cli.detector.checkpoint import Model, Provenance, load_model, save_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.prototype_patches import Patches
@@ -25,11 +25,11 @@ from anomaly_cli.files import check_writable
 from anomaly_cli.images.find import collect
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.cross_fitting import HeldOutImage, assign_folds, measure_held_out
+from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, measure_held_out
 from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.prototype_patches import cut_patches
 from anomaly_cli.training.run import TrainingContext
-from anomaly_cli.training.training_set import sample_cells
+from anomaly_cli.training.training_set import NormalSet, sample_cells
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,38 @@ def update(
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
     held_out = [HeldOutImage(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
-    labelled = describe_anomalies(detectors[0], known, run)
-    before = old.detector.known_anomalies
-    answers = fit_labelled_classifier(detectors, held_out, labelled.values, run, outliers=[], before=before)
-    measured = measure_held_out(detectors, held_out, run)
-    deviations = deviations_of(detectors[0], measured, answers)
-    if not known:
+    fitted = CrossFit(detectors, held_out, measure_held_out(detectors, held_out, run))
+    labelled = describe_anomalies(fitted.final, known, run)
+    odds = fit_labelled_classifier(fitted, labelled.values, run, before=old.detector.known_anomalies)
+    model = replace(
+        old,
+        detector=fitted.final,
+        calibration=_recalibrated(old, fitted, odds, keep_old=not known),
+        provenance=_extended(old.provenance, normals, labelled.count),
+        patches=_patches(old, fitted.final, cells, normals.paths, run) if old.patches else {},
+    )
+    save_model(model, target)
+    return UpdateReport(target, model, len(normals.paths), labelled.count, normals.unreadable + labelled.unreadable)
+
+
+def _recalibrated(old: Model, fitted: CrossFit, odds: Tensor, *, keep_old: bool) -> Calibration:
+    """Calibrate by the new held-out images, and by the old ones where their deviations are still valid."""
+    deviations = deviations_of(fitted.final, fitted.measured, odds)
+    if keep_old:
         deviations = np.concatenate([old.calibration.normal_deviations, deviations])
-    weights = old.calibration.weights[: 1 + len(names)]  # without known anomalies
-    calibration = Calibration.fit(deviations, append_labelled_weight(weights, detectors[0]))
-    count = len(known) - len(labelled.unreadable)
-    provenance = replace(
-        old.provenance,
-        images=old.provenance.images + len(normals.paths),
-        anomalies=old.provenance.anomalies + count,
-        unreadable=old.provenance.unreadable + len(normals.unreadable),
-        training_set=hashlib.sha256(f"{old.provenance.training_set}{normals.digest}".encode()).hexdigest(),
+    weights = old.calibration.weights[: 1 + len(old.detector.scale_names)]  # without labelled anomalies
+    return Calibration.fit(deviations, append_labelled_weight(weights, fitted.final))
+
+
+def _extended(old: Provenance, normals: NormalSet, anomalies: int) -> Provenance:
+    return replace(
+        old,
+        images=old.images + len(normals.paths),
+        anomalies=old.anomalies + anomalies,
+        unreadable=old.unreadable + len(normals.unreadable),
+        training_set=hashlib.sha256(f"{old.training_set}{normals.digest}".encode()).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    patches = _patches(old, detectors[0], cells, normals.paths, run) if old.patches else {}
-    model = replace(old, detector=detectors[0], calibration=calibration, provenance=provenance, patches=patches)
-    save_model(model, target)
-    return UpdateReport(target, model, len(normals.paths), count, normals.unreadable + labelled.unreadable)
 
 
 def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: TrainingContext) -> AnomalyDetector:

@@ -22,7 +22,7 @@ from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
 from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.detector.whitening import Whitening
-from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, HeldOutImage, assign_folds
+from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, CrossFit, HeldOutImage, assign_folds
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage2 import SYNTHETIC_DEFECTS, fit_scale_weights
 
@@ -79,7 +79,8 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
 
     monkeypatch.setattr("anomaly_cli.training.stage2.measure_held_out", measure)
     run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
-    sensitivity = fit_scale_weights(detectors, held_out, [maps(float(log), (0.0, 0.0)) for log in logs], [4], run)
+    measured = [maps(float(log), (0.0, 0.0)) for log in logs]
+    sensitivity = fit_scale_weights(CrossFit(detectors, held_out, measured, [4]), run)
 
     assert {item.path.name for item in planted} == {"0.png", "1.png", "2.png", "3.png"}
     assert all(item.other not in (None, item.path) for item in planted)

@@ -16,7 +16,7 @@ from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.labelled_anomalies import fit_labelled
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import to_tensor
-from anomaly_cli.training.cross_fitting import HeldOutImage
+from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage
 from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.run import TrainingContext
 
@@ -90,7 +90,7 @@ def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyD
 def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDetector, files: list[Path]) -> None:
     detectors, descriptors = copies(detector), descriptors_in(detector, files)
 
-    odds = fit_labelled_classifier(detectors, held_out(files), descriptors[NORMALS:], RUN, outliers=[3])
+    odds = fit_labelled_classifier(CrossFit(detectors, held_out(files), [], [3]), descriptors[NORMALS:], RUN)
 
     normal = [i for i in range(NORMALS) if i != 3]
     for fold in range(FOLDS):
@@ -106,8 +106,8 @@ def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, fil
     before = fit_labelled(descriptors[:6], descriptors[NORMALS : NORMALS + 1])
     kept, joined = copies(detector), copies(detector)
 
-    odds = fit_labelled_classifier(kept, held_out(files), None, RUN, outliers=[], before=before)
-    fit_labelled_classifier(joined, held_out(files), descriptors[NORMALS + 1 :], RUN, outliers=[], before=before)
+    odds = fit_labelled_classifier(CrossFit(kept, held_out(files), []), None, RUN, before=before)
+    fit_labelled_classifier(CrossFit(joined, held_out(files), []), descriptors[NORMALS + 1 :], RUN, before=before)
 
     assert all(each.known_anomalies is before for each in kept)
     torch.testing.assert_close(odds.log(), before(descriptors[:NORMALS]).log(), atol=1e-3, rtol=1e-3)
@@ -118,7 +118,7 @@ def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, fil
 def test_where_nothing_is_known_nothing_is_added(detector: AnomalyDetector, files: list[Path]) -> None:
     detectors = copies(detector)
 
-    odds = fit_labelled_classifier(detectors, held_out(files), None, RUN, outliers=[])
+    odds = fit_labelled_classifier(CrossFit(detectors, held_out(files), []), None, RUN)
 
     assert odds.shape == (NORMALS, 0)
     assert detectors[0].known_anomalies is None
