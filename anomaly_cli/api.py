@@ -19,7 +19,7 @@ from anomaly_cli.images.decode import read_pixels
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.overlay import draw_overlay
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import measure_images
+from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.scoring.rows import flag_rows, make_row
 from anomaly_cli.tables.writer import Table
 from anomaly_cli.training import train as training
@@ -88,7 +88,7 @@ def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.
         AnomalyError: what the command would say.
     """
     path, chosen, loaded = path_of(os.fspath(image)), choose_device(device), _loaded(model, device)
-    (measured,) = measure_images(loaded.detector, loaded.map_scale, [path], loaded.config.image_size, 1, chosen)
+    (measured,) = Scorer(loaded, [chosen]).measure([path])
     try:
         if isinstance(measured, UnreadableImageError):
             raise measured

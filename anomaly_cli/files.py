@@ -216,6 +216,20 @@ def write_to_stdout(content: bytes) -> None:
         sys.stdout.buffer.flush()
 
 
+def write_bytes(content: bytes, path: Path | None) -> None:
+    """Write a whole output: to a file as `atomic_output` does, to stdout where `path` is None.
+
+    Raises:
+        OutputError: it cannot be written.
+        BrokenPipeError: there is no reader any more.
+    """
+    if path is None:
+        write_to_stdout(content)
+        return
+    with atomic_output(path) as file:
+        file.write(content)
+
+
 @contextmanager
 def os_errors_as_output_error(name: str) -> Iterator[None]:
     """Raise an OSError during the writing of `name` as an OutputError; a broken pipe stays a BrokenPipeError."""

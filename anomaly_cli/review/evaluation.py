@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError, UnreadableImageError
-from anomaly_cli.files import atomic_output, check_writable, write_to_stdout
+from anomaly_cli.files import check_writable, write_bytes
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.evaluation_plots import check_curves, draw_curves
 from anomaly_cli.review.masks import MASK_SUFFIX, find_masks, mask_of, read_mask, resize_map
-from anomaly_cli.scoring.measure import measure_images
-from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.parallel import Progress
 from anomaly_cli.statistics.bootstrap import DRAWS, PIXEL_DRAWS, Counts, bootstrap, share_interval
 from anomaly_cli.statistics.image_metrics import image_metrics, precision_at
 from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelCurves, PixelMetrics
@@ -218,10 +218,9 @@ def _pixel_figures(
     if any(mask and os.path.realpath(mask) == os.path.realpath(path) for mask, path in zip(known, paths, strict=True)):
         raise InputError(f"{masks} holds the images themselves, not masks")
     chosen = choose_device(device)
-    model = load_model(model_path, chosen)
+    scorer = Scorer(load_model(model_path, chosen), [chosen])
     evaluated = [i for i, mask in enumerate(known) if mask or not anomalous[i]]
-    files_of = [path_of(paths[i]) for i in evaluated]
-    results = measure_images(model.detector, model.map_scale, files_of, model.config.image_size, worker_count(), chosen)
+    results = scorer.measure([path_of(paths[i]) for i in evaluated])
     used: list[int] = []
 
     def pairs() -> Iterator[tuple[Map, Mask]]:
@@ -262,8 +261,4 @@ def write_evaluation(evaluation: Evaluation, out: Path | None) -> None:
         OutputError: `out` cannot be written.
         BrokenPipeError: stdout was closed by its reader.
     """
-    if out is None:
-        write_to_stdout(evaluation.to_json())
-        return
-    with atomic_output(out) as file:
-        file.write(evaluation.to_json())
+    write_bytes(evaluation.to_json(), out)

@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from anomaly_cli.config import DEFAULT_RULE, RawMap
-from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_devices
 from anomaly_cli.errors import InputError, OutputError, UnreadableImageError
 from anomaly_cli.files import atomic_output
@@ -22,10 +21,10 @@ from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.overlay import draw_overlay, encode_map16
-from anomaly_cli.scoring.measure import Measured, measure_on
-from anomaly_cli.scoring.parallel import Progress, worker_count
-from anomaly_cli.scoring.rows import flag_rows
-from anomaly_cli.scoring.score import measure_rows, nothing_readable, score_files
+from anomaly_cli.scoring.measure import Measured, Scorer
+from anomaly_cli.scoring.parallel import Progress
+from anomaly_cli.scoring.rows import flag_rows, measure_rows
+from anomaly_cli.scoring.score import nothing_readable, score_files
 from anomaly_cli.tables.reader import read_paths
 
 
@@ -51,34 +50,32 @@ def heatmap(
 ) -> HeatmapReport:
     """Draw overlays of all images, of the `top` most anomalous, or of those listed in a table of `score`."""
     devices = choose_devices(device)
-    model = load_model(model_path, devices[0])
+    scorer = Scorer(load_model(model_path, devices[0]), devices)
     if scores is not None:
         ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
         if inputs:
             wanted = set(collect(inputs, patterns))
             ranking = [entry for entry in ranking if entry[0] in wanted]
     else:
-        measure = partial(measure_rows, model=model, devices=devices, with_quality=False)
+        measure = partial(measure_rows, scorer=scorer)
         rows = flag_rows(score_files(collect(inputs, patterns), measure, progress), DEFAULT_RULE)
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
-    return _draw(ranking[:top], model, out, raw, devices, progress)
+    return _draw(ranking[:top], scorer, out, raw, progress)
 
 
 def _draw(
     ranking: list[tuple[Path, float, bool]],
-    model: Model,
+    scorer: Scorer,
     out: Path,
     raw: RawMap | None,
-    devices: list[torch.device],
     progress: Progress,
 ) -> HeatmapReport:
     paths = [path for path, _, _ in ranking]
-    results = measure_on(devices, model.detector, model.map_scale, paths, model.config.image_size, worker_count())
     written: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
-    for done, ((path, value, flagged), result) in enumerate(zip(ranking, results, strict=True), start=1):
+    for done, ((path, value, flagged), result) in enumerate(zip(ranking, scorer.measure(paths), strict=True), start=1):
         try:
             if isinstance(result, UnreadableImageError):
                 raise result

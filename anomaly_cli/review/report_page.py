@@ -24,7 +24,7 @@ from anomaly_cli.review.evidence import find_evidence
 from anomaly_cli.review.overlay import FULL_SCALE, colour_table
 from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
-from anomaly_cli.scoring.measure import Measured, measure_images
+from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.parallel import Progress, parallel_map, worker_count
 from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.tables.row import Value
@@ -177,8 +177,7 @@ def _thumbnail(path: Path) -> bytes | UnreadableImageError:
 def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[Measured | UnreadableImageError | None]:
     if model is None:
         return iter([None] * len(paths))
-    size, chosen = model.config.image_size, choose_device(device)
-    return measure_images(model.detector, model.map_scale, paths, size, worker_count(), chosen)
+    return Scorer(model, [choose_device(device)]).measure(paths)
 
 
 def _picture(

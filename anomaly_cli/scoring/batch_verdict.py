@@ -14,7 +14,7 @@ import numpy as np
 from anomaly_cli.config import FlagRule
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.errors import ConfigError
-from anomaly_cli.files import atomic_output, write_to_stdout
+from anomaly_cli.files import write_bytes
 from anomaly_cli.statistics.drift import drift
 from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.statistics.prevalence import anomaly_share
@@ -114,11 +114,7 @@ def write_verdict(verdict: Verdict, out: Path | None) -> None:
         OutputError: `out` cannot be written.
         BrokenPipeError: the reader of stdout went away.
     """
-    if out is None:
-        write_to_stdout(verdict.to_json())
-        return
-    with atomic_output(out) as file:
-        file.write(verdict.to_json())
+    write_bytes(verdict.to_json(), out)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from queue import Queue
 from typing import TypeVar, cast
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.calibration import ScoreScale
+from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.quality import Quality
-from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.parallel import parallel_map, worker_count
 
 Item = TypeVar("Item")
 
@@ -50,118 +52,12 @@ class Measured:
     quality: Quality | None = None
 
 
+Outcome = Measured | UnreadableImageError
+
+
 def to_tensor(image: LoadedImage) -> Tensor:
     """Convert to a (1, 3, h, w) float tensor in [0, 1]."""
     return torch.from_numpy(image.pixels).permute(2, 0, 1)[None].float().div_(255)
-
-
-def measure_images(
-    detector: AnomalyDetector,
-    map_scale: ScoreScale,
-    paths: list[Path],
-    image_size: int,
-    workers: int,
-    device: torch.device,
-    *,
-    with_quality: bool = False,
-) -> Iterator[Measured | UnreadableImageError]:
-    """Measure each file, in order; a file that cannot be read yields its error instead."""
-
-    def measure(path: Path) -> Measured | UnreadableImageError:
-        loaded = _load(path, image_size, with_quality)
-        return loaded if isinstance(loaded, UnreadableImageError) else measure_batch(detector, map_scale, [loaded])[0]
-
-    if device.type == "cpu":
-        return parallel_map(measure, paths, workers)
-    return measure_in_batches([detector], map_scale, paths, image_size, workers, with_quality=with_quality)
-
-
-def measure_on(
-    devices: Sequence[torch.device],
-    detector: AnomalyDetector,
-    map_scale: ScoreScale,
-    paths: list[Path],
-    image_size: int,
-    workers: int,
-    *,
-    with_quality: bool = False,
-) -> Iterator[Measured | UnreadableImageError]:
-    """Measure each file, in order, on all the devices: the first holds the detector, the others get a copy."""
-    if len(devices) == 1:
-        return measure_images(detector, map_scale, paths, image_size, workers, devices[0], with_quality=with_quality)
-    detectors = [detector, *(deepcopy(detector).to(device) for device in devices[1:])]
-    return measure_in_batches(detectors, map_scale, paths, image_size, workers, with_quality=with_quality)
-
-
-def measure_in_batches(
-    detectors: Sequence[AnomalyDetector],
-    map_scale: ScoreScale,
-    paths: list[Path],
-    image_size: int,
-    workers: int,
-    *,
-    with_quality: bool = False,
-) -> Iterator[Measured | UnreadableImageError]:
-    """Measure each file on accelerators, in order: a batch goes to whichever device is free.
-
-    Args:
-        detectors: the same one on each device. What a batch holds does not depend on their number.
-        map_scale: of the anomaly maps.
-        paths: files.
-        image_size: pixels, as in `load_image`.
-        workers: threads that read and resize.
-        with_quality: whether to measure the quality, too.
-    """
-    free: Queue[AnomalyDetector] = Queue()
-    for detector in detectors:
-        free.put(detector)
-
-    def measure(batch: list[LoadedImage | UnreadableImageError]) -> list[Measured | UnreadableImageError]:
-        detector = free.get()
-        try:
-            return _measure_mixed(detector, map_scale, batch)
-        finally:
-            free.put(detector)
-
-    loaded = parallel_map(lambda path: _load(path, image_size, with_quality), paths, workers)
-    for results in parallel_map(measure, _batches(loaded), len(detectors)):
-        yield from results
-
-
-def _load(path: Path, image_size: int, with_quality: bool) -> LoadedImage | UnreadableImageError:
-    try:
-        return load_image(path, image_size, with_quality=with_quality)
-    except UnreadableImageError as error:
-        return error
-
-
-def _batches(loaded: Iterator[Item]) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in loaded:
-        batch.append(item)
-        if len(batch) == GPU_BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _measure_mixed(
-    detector: AnomalyDetector, map_scale: ScoreScale, batch: list[LoadedImage | UnreadableImageError]
-) -> list[Measured | UnreadableImageError]:
-    """Measure a batch on an accelerator, images of one size together, in the order given."""
-    results: list[Measured | UnreadableImageError | None] = [None] * len(batch)
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for i, item in enumerate(batch):
-        if isinstance(item, UnreadableImageError):
-            results[i] = item
-        else:
-            by_size.setdefault(item.pixels.shape, []).append(i)
-    for indices in by_size.values():
-        images = [item for i in indices if isinstance(item := batch[i], LoadedImage)]
-        for i, measured in zip(indices, measure_batch(detector, map_scale, images), strict=True):
-            results[i] = measured
-    return [result for result in results if result is not None]
 
 
 @torch.inference_mode()
@@ -176,3 +72,81 @@ def measure_batch(detector: AnomalyDetector, map_scale: ScoreScale, images: list
         Measured(anomaly_map, each, image.height, image.width, image.pixels, cells, image.quality)
         for anomaly_map, each, cells, image in zip(maps, deviations, peak_cells, images, strict=True)
     ]
+
+
+class Scorer:
+    """A model on the devices of this machine: measures files in order, in memory independent of their number.
+
+    Attributes:
+        model: on the first device.
+    """
+
+    def __init__(
+        self, model: Model, devices: Sequence[torch.device], *, with_quality: bool = False, workers: int | None = None
+    ) -> None:
+        """Copy the detector to the other devices.
+
+        Args:
+            model: on the first device.
+            devices: on accelerators, batches of images go to whichever device is free; what a batch holds does not
+                depend on their number. A single CPU measures one image per thread.
+            with_quality: whether to measure the quality, too.
+            workers: threads that read and resize, on a CPU also measure; by default one per core.
+        """
+        self.model = model
+        self._with_quality = with_quality
+        self._workers = workers or worker_count()
+        self._in_batches = len(devices) > 1 or devices[0].type != "cpu"
+        self._count = len(devices)
+        self._free: Queue[AnomalyDetector] = Queue()  # detectors that compute nothing at the moment
+        for detector in (model.detector, *(deepcopy(model.detector).to(device) for device in devices[1:])):
+            self._free.put(detector)
+
+    def measure(self, paths: Iterable[Path]) -> Iterator[Outcome]:
+        """Measure each file, in order; a file that cannot be read yields its error instead."""
+        if not self._in_batches:
+            return parallel_map(self.measure_one, paths, self._workers)
+        batches = _batches(parallel_map(self._load, paths, self._workers))
+        return chain.from_iterable(parallel_map(self._measure_batch, batches, self._count))
+
+    def measure_one(self, path: Path) -> Outcome:
+        """Measure one file in this thread."""
+        loaded = self._load(path)
+        if isinstance(loaded, UnreadableImageError):
+            return loaded
+        return measure_batch(self.model.detector, self.model.map_scale, [loaded])[0]
+
+    def _load(self, path: Path) -> LoadedImage | UnreadableImageError:
+        try:
+            return load_image(path, self.model.config.image_size, with_quality=self._with_quality)
+        except UnreadableImageError as error:
+            return error
+
+    def _measure_batch(self, batch: list[LoadedImage | UnreadableImageError]) -> list[Outcome]:
+        """Measure a batch on a free device, images of one size together, in the order given."""
+        results: dict[int, Outcome] = {}
+        by_size: dict[tuple[int, ...], dict[int, LoadedImage]] = {}
+        for i, item in enumerate(batch):
+            if isinstance(item, UnreadableImageError):
+                results[i] = item
+            else:
+                by_size.setdefault(item.pixels.shape, {})[i] = item
+        detector = self._free.get()
+        try:
+            for images in by_size.values():
+                measured = measure_batch(detector, self.model.map_scale, list(images.values()))
+                results.update(zip(images, measured, strict=True))
+        finally:
+            self._free.put(detector)
+        return [results[i] for i in range(len(batch))]
+
+
+def _batches(loaded: Iterator[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in loaded:
+        batch.append(item)
+        if len(batch) == GPU_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

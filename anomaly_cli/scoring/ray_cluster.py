@@ -25,9 +25,9 @@ import torch
 from anomaly_cli.detector.checkpoint import library_versions, parse_model, read_content
 from anomaly_cli.errors import ClusterError, ConfigError
 from anomaly_cli.paths import RemotePath, path_of
-from anomaly_cli.scoring.measure import measure_images
+from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.scoring.parallel import worker_count
-from anomaly_cli.scoring.rows import make_row
+from anomaly_cli.scoring.rows import measure_rows
 from anomaly_cli.tables.row import Row
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def check_engine(device: str) -> None:
         raise ConfigError(f"--engine ray deals out the GPUs itself: --device auto, cpu or cuda, not {device}")
 
 
-def measure_rows(paths: list[Path], model_path: Path, device: str, *, with_quality: bool) -> Generator[Row]:
+def measure_on_cluster(paths: list[Path], model_path: Path, device: str, *, with_quality: bool) -> Generator[Row]:
     """Measure files on all machines of the cluster that is there, else on all cores of this one.
 
     Args:
@@ -222,7 +222,7 @@ def _run(paths: list[Path], content: bytes, job: _Job) -> Generator[Row]:
     batches = -(-len(paths) // batch_size(len(paths), plan.workers))
     names = [{"path": os.fsencode(path)} for path in paths]  # as bytes, since names need not be UTF-8
     rows = ray.data.from_items(names, override_num_blocks=batches).map_batches(
-        _Scorer,
+        _Worker,
         fn_constructor_args=(ray.put(content), job),
         batch_size=None,
         batch_format="pyarrow",
@@ -247,7 +247,7 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^[\w.]+Error: ", "", last) if isinstance(error, RayError) else first
 
 
-class _Scorer:
+class _Worker:
     """A worker: it loads the model once and measures one batch of files after another."""
 
     def __init__(self, content: ObjectRef[bytes], job: _Job) -> None:
@@ -259,19 +259,13 @@ class _Scorer:
             os.chdir(job.folder)
         elif job.relative:
             raise ClusterError(f"{platform.node()} has no folder {job.folder}: give absolute paths or URLs")
-        self._device = torch.device(job.plan.device)
-        self._model = parse_model(ray.get(content), job.model_path, self._device)
-        self._job = job
+        device = torch.device(job.plan.device)
+        model = parse_model(ray.get(content), job.model_path, device)
+        self._scorer = Scorer(model, [device], with_quality=job.with_quality, workers=job.plan.cores)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Turn a column of paths into a column of rows, both as bytes."""
         import pyarrow as pa
 
-        model, job = self._model, self._job
         paths = [path_of(os.fsdecode(name)) for name in batch["path"].to_pylist()]
-        size, threads = model.config.image_size, job.plan.cores
-        results = measure_images(
-            model.detector, model.map_scale, paths, size, threads, self._device, with_quality=job.with_quality
-        )
-        rows = [make_row(path, result, model.calibration) for path, result in zip(paths, results, strict=True)]
-        return pa.table({"row": [pickle.dumps(row) for row in rows]})
+        return pa.table({"row": [pickle.dumps(row) for row in measure_rows(paths, self._scorer)]})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,34 @@ from anomaly_cli.config import FlagRule, Rule
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.duplicates import group_near_duplicates
-from anomaly_cli.scoring.measure import Measured
+from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.regions import peak_region
 from anomaly_cli.statistics.fdr import q_values
 from anomaly_cli.tables.row import Row, rank_rows
+
+
+@dataclass(frozen=True)
+class RankedRows:
+    """Rows in rank order, and the names of their scales."""
+
+    rows: list[Row]
+    scale_names: tuple[str, ...]
+
+    @property
+    def flagged(self) -> list[Row]:
+        """Rows called anomalous."""
+        return [row for row in self.rows if row.flagged]
+
+    @property
+    def unreadable(self) -> list[Row]:
+        """Rows of the files that could not be read."""
+        return [row for row in self.rows if row.status != "ok"]
+
+
+def measure_rows(paths: Sequence[Path], scorer: Scorer) -> Generator[Row]:
+    """Measure files and yield one row per file, in order."""
+    for path, result in zip(paths, scorer.measure(paths), strict=True):
+        yield make_row(path, result, scorer.model.calibration)
 
 
 def make_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:

@@ -20,9 +20,9 @@ from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.journal import Journal, open_journal
-from anomaly_cli.scoring.measure import measure_on
-from anomaly_cli.scoring.parallel import Progress, worker_count
-from anomaly_cli.scoring.rows import flag_rows, make_row, mark_copies
+from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.parallel import Progress
+from anomaly_cli.scoring.rows import RankedRows, flag_rows, mark_copies, measure_rows
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
 from anomaly_cli.tables.writer import Table
@@ -31,11 +31,9 @@ _Measure = Callable[[list[Path]], Generator[Row]]  # one row per file, in any or
 
 
 @dataclass(frozen=True)
-class ScoreReport:
-    """What `score` found: rows in rank order, and what they say about the batch."""
+class ScoreReport(RankedRows):
+    """What `score` found: ranked rows, and what they say about the batch."""
 
-    rows: list[Row]
-    scale_names: tuple[str, ...]
     rule: FlagRule
     verdict: Verdict
     with_quality: bool
@@ -44,16 +42,6 @@ class ScoreReport:
     def readable(self) -> list[Row]:
         """Rows of the files that could be read, most anomalous first."""
         return [row for row in self.rows if row.status == "ok"]
-
-    @property
-    def flagged(self) -> list[Row]:
-        """Rows that the chosen rule calls anomalous."""
-        return [row for row in self.rows if row.flagged]
-
-    @property
-    def unreadable(self) -> list[Row]:
-        """Rows of the files that could not be read."""
-        return [row for row in self.rows if row.status != "ok"]
 
     @property
     def copies(self) -> list[Row]:
@@ -84,12 +72,14 @@ def score(
         from anomaly_cli.scoring import ray_cluster
 
         ray_cluster.check_engine(device)
-        measure = partial(ray_cluster.measure_rows, model_path=model_path, device=device, with_quality=with_quality)
+        measure = partial(
+            ray_cluster.measure_on_cluster, model_path=model_path, device=device, with_quality=with_quality
+        )
         model = load_model(model_path)
     else:
         devices = choose_devices(device)
         model = load_model(model_path, devices[0])
-        measure = partial(measure_rows, model=model, devices=devices, with_quality=with_quality)
+        measure = partial(measure_rows, scorer=Scorer(model, devices, with_quality=with_quality))
     paths = collect(inputs, patterns)
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
@@ -103,7 +93,7 @@ def rank(paths: list[Path], model: Model, device: torch.device, progress: Progre
     Raises:
         InputError: none of them can be read.
     """
-    measure = partial(measure_rows, model=model, devices=[device], with_quality=True)
+    measure = partial(measure_rows, scorer=Scorer(model, [device], with_quality=True))
     return flag_rows(mark_copies(score_files(paths, measure, progress)), DEFAULT_RULE)
 
 
@@ -143,14 +133,6 @@ def score_files(paths: list[Path], measure: _Measure, progress: Progress, journa
     if all(row.status != "ok" for row in rows):
         raise nothing_readable(len(rows), rows[0].path, rows[0].reason)
     return rows
-
-
-def measure_rows(paths: list[Path], model: Model, devices: list[torch.device], *, with_quality: bool) -> Generator[Row]:
-    """Measure files on the devices of this machine and yield one row per file."""
-    size, workers = model.config.image_size, worker_count()
-    results = measure_on(devices, model.detector, model.map_scale, paths, size, workers, with_quality=with_quality)
-    for path, result in zip(paths, results, strict=True):
-        yield make_row(path, result, model.calibration)
 
 
 def nothing_readable(count: int, first: str | Path, reason: str) -> InputError:

@@ -13,16 +13,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
-import torch
-
-from anomaly_cli.detector.checkpoint import Model, load_model
+from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError
 from anomaly_cli.files import os_errors_as_output_error
 from anomaly_cli.images.find import collect, find_images
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
-from anomaly_cli.scoring.measure import measure_images
-from anomaly_cli.scoring.parallel import ordered_map, worker_count
+from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.parallel import parallel_map, worker_count
 from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
 
@@ -53,18 +51,17 @@ def open_stream(
         InputError: an input does not exist; a missing file among the arriving ones gets a row.
     """
     chosen = choose_device(device)
-    model = load_model(model_path, chosen)
+    scorer = Scorer(load_model(model_path, chosen), [chosen])
     paths = chain(collect(inputs, patterns) if inputs else [], find_arriving(iter_paths, patterns))
-    return Stream(stream_rows(paths, model, chosen, threshold), model.detector.column_names)
+    return Stream(stream_rows(paths, scorer, threshold), scorer.model.detector.column_names)
 
 
-def stream_rows(paths: Iterable[Path], model: Model, device: torch.device, threshold: float) -> Iterator[Row]:
+def stream_rows(paths: Iterable[Path], scorer: Scorer, threshold: float) -> Iterator[Row]:
     """Score each file as soon as its name is known, without waiting for the next name.
 
     Args:
         paths: files; they may take their time to arrive.
-        model: detector and calibration.
-        device: of the model.
+        scorer: measures them.
         threshold: scores from here on are flagged; what depends on the whole run (rank, q-value) stays unknown.
 
     Yields:
@@ -72,10 +69,9 @@ def stream_rows(paths: Iterable[Path], model: Model, device: torch.device, thres
     """
 
     def measure(path: Path) -> Row:
-        [outcome] = measure_images(model.detector, model.map_scale, [path], model.config.image_size, 1, device)
-        return make_row(path, outcome, model.calibration)
+        return make_row(path, scorer.measure_one(path), scorer.model.calibration)
 
-    for row in ordered_map(partial(retry_while_changing, measure), paths, worker_count()):
+    for row in parallel_map(partial(retry_while_changing, measure), paths, worker_count()):
         yield replace(row, flagged=row.score is not None and row.score >= threshold)
 
 

@@ -12,30 +12,19 @@ from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.scoring.rows import RankedRows
 from anomaly_cli.tables.formats import TableFormat
-from anomaly_cli.tables.row import Row, rank_rows
+from anomaly_cli.tables.row import rank_rows
 from anomaly_cli.tables.writer import Table
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.training_set import limit_image_size
 
 
 @dataclass(frozen=True)
-class AuditReport:
-    """What `audit` found: rows in rank order, and the number of outliers, which enter no memory."""
+class AuditReport(RankedRows):
+    """What `audit` found: ranked rows, and the number of outliers, which enter no memory."""
 
-    rows: list[Row]
-    scale_names: tuple[str, ...]
     left_out: int
-
-    @property
-    def flagged(self) -> list[Row]:
-        """Rows beyond the limit of the bulk."""
-        return [row for row in self.rows if row.flagged]
-
-    @property
-    def unreadable(self) -> list[Row]:
-        """Rows of the files that could not be read."""
-        return [row for row in self.rows if row.status != "ok"]
 
 
 def audit(

@@ -37,7 +37,7 @@ from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
-from anomaly_cli.scoring.measure import measure_images, to_tensor
+from anomaly_cli.scoring.measure import Scorer, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
 from anomaly_cli.statistics.pixel_metrics import Map
 from anomaly_cli.training import train as training
@@ -105,11 +105,10 @@ def _trained(
     config = DetectorConfig(image_size=settings.image_size, seed=settings.seed)
     with tempfile.TemporaryDirectory() as folder:
         model = training.train(normal, Path(folder) / "model.safetensors", config, progress=quiet).model
-    device = next(model.detector.buffers()).device
+    scorer = Scorer(model, [next(model.detector.buffers()).device])
 
     def judge_batch(paths: list[Path]) -> Iterator[Judgement]:
-        size = model.config.image_size
-        for result in measure_images(model.detector, model.map_scale, paths, size, worker_count(), device):
+        for result in scorer.measure(paths):
             if isinstance(result, UnreadableImageError):
                 raise result
             score = score_of(model.calibration, result.deviations[None])

@@ -21,8 +21,7 @@ from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.review.masks import read_mask, resize_map
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import measure_images
-from anomaly_cli.scoring.parallel import worker_count
+from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.statistics.image_metrics import image_metrics
 from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelMetrics, pixel_metrics
 from anomaly_cli.training import train as training
@@ -78,10 +77,7 @@ def _ranking(report: scoring.ScoreReport, anomalous: dict[str, bool]) -> Row:
 
 
 def _localisation(trained: training.TrainReport, test: list[TestImage]) -> PixelMetrics:
-    model = trained.model
-    paths = [image.path for image in known_truth(test)]
-    device = torch.device("cpu")
-    results = measure_images(model.detector, model.map_scale, paths, model.config.image_size, worker_count(), device)
+    results = Scorer(trained.model, [torch.device("cpu")]).measure([image.path for image in known_truth(test)])
     readable = (each for each in results if not isinstance(each, UnreadableImageError))
     return localisation(known_truth(test), ((each.anomaly_map, each.height, each.width) for each in readable))
 

@@ -28,7 +28,7 @@ from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.devices import FLOAT32_VARIABLE
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import measure_images
+from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.quality import quiet
@@ -47,14 +47,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 def compare_rates(model: Model, paths: list[Path]) -> tuple[float, float]:
     """Return images/s of reading alone and of whole scoring: medians over alternating rounds."""
-    size, workers, device = model.config.image_size, worker_count(), torch.device("cpu")
+    size, scorer = model.config.image_size, Scorer(model, [torch.device("cpu")])
 
     def read() -> None:
-        for _ in parallel_map(lambda path: load_image(path, size), paths, workers):
+        for _ in parallel_map(lambda path: load_image(path, size), paths, worker_count()):
             pass
 
     def score() -> None:
-        for _ in measure_images(model.detector, model.map_scale, paths, size, workers, device):
+        for _ in scorer.measure(paths):
             pass
 
     rounds = [(seconds(read), seconds(score)) for _ in range(ROUNDS)]

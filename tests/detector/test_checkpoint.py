@@ -23,7 +23,7 @@ from torch import Tensor
 from anomaly_cli.detector import checkpoint
 from anomaly_cli.detector.checkpoint import FORMAT, KEY, Model, load_model, read_header, save_model
 from anomaly_cli.errors import CheckpointError
-from anomaly_cli.scoring.measure import Measured, measure_images
+from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.training import train as training
 
 FLIPS = 40  # bits flipped in the header, and as many in the tensors
@@ -68,7 +68,7 @@ def refusal(path: Path) -> str:
 
 def measurements(model: Model, folder: Path) -> list[Measured]:
     paths = sorted((folder / "incoming").glob("*.*g"))
-    results = measure_images(model.detector, model.map_scale, paths, model.config.image_size, 2, torch.device("cpu"))
+    results = Scorer(model, [torch.device("cpu")]).measure(paths)
     return [result for result in results if isinstance(result, Measured)]
 
 

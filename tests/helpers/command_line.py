@@ -114,7 +114,7 @@ def stop_while_reading_images() -> None:
         time.sleep(DEADLINE_S)
         raise TimeoutError("nobody ended this process")
 
-    pytest.MonkeyPatch().setattr("anomaly_cli.scoring.score.make_row", wait)
+    pytest.MonkeyPatch().setattr("anomaly_cli.scoring.rows.make_row", wait)
 
 
 def close_the_reader_of_stdout() -> None:

@@ -23,14 +23,13 @@ from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.prototype_patches import cut_patch, patch_box
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.review.evidence import find_evidence
-from anomaly_cli.scoring.measure import Measured, measure_images, to_tensor
+from anomaly_cli.scoring.measure import Measured, Scorer, to_tensor
 
 
 @pytest.fixture(scope="module")
 def measured(loaded: Model, trained: Trained) -> dict[str, Measured]:
     paths = sorted((trained.folder / "incoming").glob("*.*g"))
-    size, device = loaded.config.image_size, torch.device("cpu")
-    results = measure_images(loaded.detector, loaded.map_scale, paths, size, 1, device)
+    results = Scorer(loaded, [torch.device("cpu")]).measure(paths)
     return {path.name: result for path, result in zip(paths, results, strict=True) if isinstance(result, Measured)}
 
 

@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,10 +29,9 @@ from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.find import find_images
 from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.review import heatmaps
-from anomaly_cli.scoring import measure, parallel
+from anomaly_cli.scoring import measure
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import Measured, measure_images, measure_on
-from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.regions import peak_region
 from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.training import train as training
@@ -64,7 +63,7 @@ def test_the_table_has_the_same_bytes_whatever_the_number_of_workers_and_the_ord
     tables = []
     shuffled = random.Random(0).sample(files, len(files))
     for workers, inputs in ((1, ["incoming"]), (3, files), (2, files[::-1]), (4, shuffled)):
-        monkeypatch.setattr(scoring, "worker_count", lambda workers=workers: workers)
+        monkeypatch.setattr(measure, "worker_count", lambda workers=workers: workers)
         tables.append(table(*inputs))
 
     assert tables[0].count(b"\n") == 10
@@ -92,21 +91,6 @@ def test_training_twice_gives_the_same_tensors_and_calibration(
     for header in headers:
         del header["provenance"]["created"]
     assert headers[0] == headers[1]
-
-
-def test_results_come_in_the_order_of_the_items_and_workers_stay_only_a_few_ahead() -> None:
-    taken = []
-
-    def items() -> Iterator[int]:
-        for item in range(1, 101):
-            taken.append(item)
-            yield item
-
-    results = parallel_map(lambda item: item * item, items(), 2)
-
-    assert next(results) == 1
-    assert len(taken) <= 2 * parallel.AHEAD + 1
-    assert list(results) == [i * i for i in range(2, 101)]
 
 
 # Files that change meanwhile
@@ -181,7 +165,7 @@ def test_batches_of_mixed_sizes_give_what_one_image_at_a_time_gives(
     cpu, elsewhere = torch.device("cpu"), cast(torch.device, SimpleNamespace(type="accelerator"))
 
     def measured(device: torch.device) -> list[Measured | UnreadableImageError]:
-        return list(measure_images(loaded.detector, loaded.map_scale, paths, 64, 2, device))
+        return list(Scorer(loaded, [device]).measure(paths))
 
     shapes = {load_image(path, 64).pixels.shape for path in paths if path.exists()}
     assert len(shapes) == 3
@@ -207,7 +191,7 @@ def test_many_images_are_batched_without_loss(loaded: Model, monkeypatch: pytest
     paths = sorted((trained.folder / "incoming").glob("good*.png"))
     elsewhere = cast(torch.device, SimpleNamespace(type="accelerator"))
 
-    results = list(measure_images(loaded.detector, loaded.map_scale, paths, 64, 2, elsewhere))
+    results = list(Scorer(loaded, [elsewhere]).measure(paths))
 
     assert len(results) == 5
     assert batches == [2, 2, 1]
@@ -232,9 +216,9 @@ def test_images_distributed_over_several_devices_come_back_in_order_and_the_same
     devices = [accelerator] if count == 1 else [torch.device("cpu")] * count
     calibration = loaded.calibration
 
-    alone = list(measure_on([accelerator], loaded.detector, loaded.map_scale, paths, 64, 2))
+    alone = list(Scorer(loaded, [accelerator]).measure(paths))
     used.clear()
-    dealt = list(measure_on(devices, loaded.detector, loaded.map_scale, paths, 64, 2))
+    dealt = list(Scorer(loaded, devices).measure(paths))
 
     assert len(used) == count
     assert [make_row(path, each, calibration) for path, each in zip(paths, dealt, strict=True)] == [

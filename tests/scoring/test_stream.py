@@ -8,10 +8,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import pytest
@@ -20,8 +18,7 @@ from typer.testing import Result
 
 from anomaly_cli.commands import inputs as command_inputs
 from anomaly_cli.commands.inputs import iter_paths
-from anomaly_cli.scoring import parallel, stream
-from anomaly_cli.scoring.parallel import ordered_map
+from anomaly_cli.scoring import stream
 from anomaly_cli.scoring.stream import retry_while_changing
 from anomaly_cli.tables.row import Row
 
@@ -129,58 +126,6 @@ def two_hooks(name: str) -> None:
     """Hook: both of the above."""
     stdin_from(name)
     close_the_reader_of_stdout()
-
-
-def test_results_keep_the_order_of_arrival_whatever_each_takes() -> None:
-    takes = [0.06, 0.0, 0.03, 0.0, 0.05, 0.0]
-
-    def wait(index: int) -> int:
-        time.sleep(takes[index])
-        return index
-
-    assert list(ordered_map(wait, range(6), workers=3)) == list(range(6))
-
-
-def test_a_result_is_there_while_the_next_item_is_still_awaited() -> None:
-    items: Queue[int | None] = Queue()
-    results = ordered_map(abs, iter(items.get, None), workers=2)
-
-    for item in (-1, -2, -3):
-        items.put(item)
-        assert next(results) == -item
-
-    items.put(None)
-    assert list(results) == []
-
-
-def test_no_more_items_are_taken_than_a_few_ahead() -> None:
-    taken = []
-
-    def endless() -> Iterator[int]:
-        while True:
-            taken.append(1)
-            yield len(taken)
-
-    results = ordered_map(abs, endless(), workers=2)
-    assert next(results) == 1
-    time.sleep(0.1)
-
-    assert len(taken) <= 2 * parallel.AHEAD + 3
-
-
-def test_errors_of_items_and_of_the_function_reach_the_reader_in_their_turn() -> None:
-    def two_then_error() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise OSError("no more")
-
-    results = ordered_map(abs, two_then_error(), workers=2)
-
-    assert (next(results), next(results)) == (1, 2)
-    with pytest.raises(OSError, match="no more"):
-        next(results)
-    with pytest.raises(ZeroDivisionError):
-        list(ordered_map(lambda item: 1 // item, [1, 0], workers=1))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
