@@ -13,7 +13,8 @@ from anomaly_cli.commands.options import Device, ModelFile, Quiet
 from anomaly_cli.commands.report import STDOUT
 
 if TYPE_CHECKING:
-    from anomaly_cli.review.evaluation import Evaluation, Figure
+    from anomaly_cli.review.evaluation import Evaluation
+    from anomaly_cli.statistics.interval import Interval
 
 
 FIGURES_IN_WORDS = {
@@ -59,7 +60,7 @@ def _judge_flags(evaluation: Evaluation) -> None:
     print_stderr(f"of {evaluation.normal} normal, {alarms} flagged: {_in_percent(found.false_alarms)}")
 
 
-def _in_percent(share: Figure) -> str:
+def _in_percent(share: Interval) -> str:
     return f"{100 * share.value:.0f} % (95 %: {100 * share.low:.0f} to {100 * share.high:.0f} %)"
 
 

@@ -22,10 +22,11 @@ from anomaly_cli.review.evaluation_plots import check_curves, draw_curves
 from anomaly_cli.review.masks import MASK_SUFFIX, find_masks, mask_of, read_mask, resize_map
 from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.scoring.parallel import Progress
-from anomaly_cli.statistics.bootstrap import DRAWS, PIXEL_DRAWS, Counts, bootstrap, share_interval
-from anomaly_cli.statistics.image_metrics import image_metrics, precision_at
+from anomaly_cli.statistics.bootstrap import DRAWS, PIXEL_DRAWS, Counts, bootstrap, proportion
+from anomaly_cli.statistics.image_metrics import ImageMetrics, image_metrics, precision_at
+from anomaly_cli.statistics.interval import Interval
 from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelCurves, PixelMetrics
-from anomaly_cli.tables.labels import FOLDERS, MatchedLabels, label_paths
+from anomaly_cli.tables.labels import FOLDERS, label_paths
 from anomaly_cli.tables.score_table import ReportTable
 
 PRECISION_AT = (10, 100, 1_000)  # ranks
@@ -37,15 +38,6 @@ Scores = NDArray[np.float64]
 
 
 Flags = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure and its 95 % confidence interval, in [0, 1]."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -62,9 +54,9 @@ class Confusion:
     flagged_normal: int
     missed_anomalous: int
     passed_normal: int
-    precision: Figure | None
-    recall: Figure
-    false_alarms: Figure
+    precision: Interval | None
+    recall: Interval
+    false_alarms: Interval
 
     @classmethod
     def count(cls, anomalous: Flags, flagged: Flags) -> Self:
@@ -76,14 +68,10 @@ class Confusion:
             alarms,
             positives - hits,
             negatives - alarms,
-            precision=_share(hits, hits + alarms) if hits + alarms else None,
-            recall=_share(hits, positives),
-            false_alarms=_share(alarms, negatives),
+            precision=proportion(hits, hits + alarms) if hits + alarms else None,
+            recall=proportion(hits, positives),
+            false_alarms=proportion(alarms, negatives),
         )
-
-
-def _share(hits: int, count: int) -> Figure:
-    return Figure(hits / count, *share_interval(hits, count))
 
 
 @dataclass(frozen=True)
@@ -109,7 +97,7 @@ class Evaluation:
     unreadable: int
     unlabelled: int
     unused: int
-    figures: dict[str, Figure]
+    figures: dict[str, Interval]
     confusion: Confusion
     without_mask: int | None
 
@@ -150,35 +138,60 @@ def evaluate(
     if curves is not None:
         check_curves(curves)
         check_writable(curves)
-    table = ReportTable.read(table_path)
-    names = [str(path) for path in table.column("path")]
-    matched = label_paths(labels, [*names, *(path for path, _ in table.unreadable)])
-    chosen = np.array([name in matched.anomalous for name in names], bool)
-    labelled = [name for name in names if name in matched.anomalous]
-    anomalous = np.array([matched.anomalous[name] for name in labelled], bool)
-    scores = np.array(table.column("score"), np.float64)[chosen]
-    flagged = np.array(table.column("flagged"), bool)[chosen]
-    if not labelled:
-        raise InputError(f"{labels}: it labels no file of the table that can be read")
-    if anomalous.all() or not anomalous.any():
-        raise InputError(_one_class(labels, bool(anomalous.all())))
-    figures, without_mask = image_figures(anomalous, scores), None
+    labelled = _LabelledScores.read(table_path, labels)
+    anomalous = labelled.anomalous
+    figures, without_mask = image_figures(anomalous, labelled.scores), None
     if masks is not None:
-        located, without_mask = _pixel_figures(labelled, anomalous, masks, model_path, device, progress)
+        located, without_mask = _pixel_figures(labelled, masks, model_path, device, progress)
         figures |= located
     if curves is not None:
-        draw_curves(anomalous, scores, flagged, curves)
+        draw_curves(anomalous, labelled.scores, labelled.flagged, curves)
     return Evaluation(
         table=os.fspath(table_path),
         normal=int((~anomalous).sum()),
         anomalous=int(anomalous.sum()),
-        unreadable=len(table.unreadable),
-        unlabelled=_count_unlabelled(matched, names),
-        unused=matched.unused,
+        unreadable=labelled.unreadable,
+        unlabelled=labelled.unlabelled,
+        unused=labelled.unused,
         figures=figures,
-        confusion=Confusion.count(anomalous, flagged),
+        confusion=Confusion.count(anomalous, labelled.flagged),
         without_mask=without_mask,
     )
+
+
+@dataclass(frozen=True)
+class _LabelledScores:
+    """The N readable labelled images of a table, and the number of rows and labels left out."""
+
+    paths: list[str]
+    anomalous: Flags
+    scores: Scores
+    flagged: Flags
+    unreadable: int
+    unlabelled: int
+    unused: int
+
+    @classmethod
+    def read(cls, table_path: Path, labels: str) -> Self:
+        """Join a table with its labels; both classes occur."""
+        table = ReportTable.read(table_path)
+        paths = [str(path) for path in table.column("path")]
+        matched = label_paths(labels, [*paths, *(path for path, _ in table.unreadable)])
+        chosen = [i for i, path in enumerate(paths) if path in matched.anomalous]
+        anomalous = np.array([matched.anomalous[paths[i]] for i in chosen], bool)
+        if not chosen:
+            raise InputError(f"{labels}: it labels no file of the table that can be read")
+        if anomalous.all() or not anomalous.any():
+            raise InputError(_one_class(labels, bool(anomalous.all())))
+        return cls(
+            paths=[paths[i] for i in chosen],
+            anomalous=anomalous,
+            scores=np.array(table.column("score"), np.float64)[chosen],
+            flagged=np.array(table.column("flagged"), bool)[chosen],
+            unreadable=len(table.unreadable),
+            unlabelled=len(set(matched.unlabelled) & set(paths)),
+            unused=matched.unused,
+        )
 
 
 def _one_class(labels: str, all_anomalous: bool) -> str:
@@ -187,11 +200,7 @@ def _one_class(labels: str, all_anomalous: bool) -> str:
     return f"{labels}: no readable image of the table is labelled {missing}, all are {present}{rule}"
 
 
-def _count_unlabelled(matched: MatchedLabels, readable: list[str]) -> int:
-    return len(set(matched.unlabelled) & set(readable))
-
-
-def image_figures(anomalous: Flags, scores: Scores, draws: int | None = None) -> dict[str, Figure]:
+def image_figures(anomalous: Flags, scores: Scores) -> dict[str, Interval]:
     """Compute the figures of a ranking of (N,) images with their intervals; both classes must occur."""
     depths = [k for k in PRECISION_AT if 2 * k <= len(scores)]
 
@@ -200,17 +209,16 @@ def image_figures(anomalous: Flags, scores: Scores, draws: int | None = None) ->
         at = [precision_at(drawn_labels, drawn_scores, k) for k in depths]
         return [*image_metrics(drawn_labels, drawn_scores), *at]
 
-    values = measure(np.ones(len(scores), np.int64))
-    count = draws or (DRAWS if len(scores) <= MANY else DRAWS // 10)
-    ends = bootstrap(measure, anomalous, count)
-    names = ["image_auroc", "average_precision", "f1_max", "fpr_at_95_recall", *(f"precision_at_{k}" for k in depths)]
-    return {name: Figure(value, *end) for name, value, end in zip(names, values, ends, strict=True)}
+    names = [*ImageMetrics._fields, *(f"precision_at_{k}" for k in depths)]
+    draws = DRAWS if len(scores) <= MANY else DRAWS // 10
+    return dict(zip(names, bootstrap(measure, anomalous, draws), strict=True))
 
 
 def _pixel_figures(
-    paths: list[str], anomalous: Flags, masks: Path, model_path: Path, device: str, progress: Progress
-) -> tuple[dict[str, Figure], int]:
+    labelled: _LabelledScores, masks: Path, model_path: Path, device: str, progress: Progress
+) -> tuple[dict[str, Interval], int]:
     """Compute the figures of all maps with ground truth; also count the anomalous images without a mask."""
+    paths, anomalous = labelled.paths, labelled.anomalous
     files = find_masks(masks)
     known = [mask_of(Path(path), files) if positive else None for path, positive in zip(paths, anomalous, strict=True)]
     if not any(known):
@@ -233,19 +241,17 @@ def _pixel_figures(
                 yield resize_map(result.anomaly_map, *mask.shape), mask
             progress("locating", done, len(evaluated))
 
-    ranking = PixelCurves(pairs())
+    curves = PixelCurves(pairs())
     labels = anomalous[used]
     if not labels.any():
         raise InputError(f"{masks}: every mask is black")
     drawn = itertools.count(1)
 
     def measure(counts: Counts) -> PixelMetrics:
-        progress("drawing intervals", next(drawn), PIXEL_DRAWS)
-        return ranking.measure(counts)
+        progress("resampling", min(next(drawn), PIXEL_DRAWS), PIXEL_DRAWS)
+        return curves.measure(counts)
 
-    values = ranking.measure(np.ones(len(used), np.int64))
-    ends = bootstrap(measure, labels, PIXEL_DRAWS)
-    figures = {name: Figure(value, *end) for name, value, end in zip(values._fields, values, ends, strict=True)}
+    figures = dict(zip(PixelMetrics._fields, bootstrap(measure, labels, PIXEL_DRAWS), strict=True))
     return figures, len(paths) - len(used)
 
 

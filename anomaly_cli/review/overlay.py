@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 STEPS = 256  # of the colour scale
-FULL_SCALE = 3.0  # map value of the last colour, in multiples of the limit of normal
+LIMIT, FULL_SCALE = 1.0, 3.0  # map values: the limit of normal, the last colour
 
 
 MAP16_UNITS = 1000  # grey levels of a 16-bit map per limit of normal
@@ -50,17 +50,12 @@ _LMS_TO_RGB = np.array(
 )
 
 
-class _Scale(NamedTuple):
-    limit: float  # map value that is the limit of normal
-    full: float  # map value of the last colour
-
-
 def colour_table() -> NDArray[np.uint8]:
     """Tabulate the tint of map values from 0 to `FULL_SCALE` in equal steps: (256, 4) RGBA.
 
     The colours run from dark violet over red and orange to light yellow; their lightness rises linearly.
     """
-    return np.concatenate([_colours(), _opacity(_Scale(1.0, FULL_SCALE))[:, None]], axis=1)
+    return np.concatenate([_colours(), _opacity()[:, None]], axis=1)
 
 
 def draw_overlay(
@@ -70,8 +65,6 @@ def draw_overlay(
     caption: str,
     score: float,
     flagged: bool,
-    limit: float = 1.0,
-    full_scale: float = FULL_SCALE,
 ) -> Image.Image:
     """Tint an image where it is anomalous, outline the regions above the limit and add a legend below.
 
@@ -79,25 +72,22 @@ def draw_overlay(
 
     Args:
         image: (H, W, 3) RGB; keeps its resolution.
-        anomaly_map: (h, w), >= 0; resized to the image.
+        anomaly_map: (h, w), >= 0, 1.0 = the limit of normal; resized to the image.
         caption: path of the image, any text; characters outside ASCII are replaced by question marks.
         score: of the image, 1.0 = the limit of normal.
         flagged: whether the ranking flags it.
-        limit: the limit of normal, in the unit of the map.
-        full_scale: map value of the last colour, in the same unit.
 
     Returns:
         RGB picture, the image at its upper left corner.
     """
     H, W, _ = image.shape
-    scale = _Scale(limit, full_scale)
     heat = Image.fromarray(anomaly_map.astype(np.float32)).resize((W, H), Image.Resampling.BILINEAR)
     heat_at = np.asarray(heat)  # (H, W)
-    level = np.rint(np.clip(heat_at / full_scale, 0, 1) * (STEPS - 1)).astype(np.uint8)
+    level = np.rint(np.clip(heat_at / FULL_SCALE, 0, 1) * (STEPS - 1)).astype(np.uint8)
     tint = Image.fromarray(_colours()[level])
-    tinted = Image.composite(tint, Image.fromarray(image), Image.fromarray(_opacity(scale)[level]))
-    _outline(tinted, Image.fromarray((heat_at >= limit).astype(np.uint8) * 255))
-    legend = _legend(W, H, caption, score, flagged, scale)
+    tinted = Image.composite(tint, Image.fromarray(image), Image.fromarray(_opacity()[level]))
+    _outline(tinted, Image.fromarray((heat_at >= LIMIT).astype(np.uint8) * 255))
+    legend = _legend(W, H, caption, score, flagged)
     picture = Image.new("RGB", (legend.width, H + legend.height), _BACKGROUND)
     picture.paste(tinted)
     picture.paste(legend, (0, H))
@@ -138,10 +128,11 @@ def _colours() -> NDArray[np.uint8]:
     return colours
 
 
-def _opacity(scale: _Scale) -> NDArray[np.uint8]:
+@cache
+def _opacity() -> NDArray[np.uint8]:
     """(256,) opacity of each colour: 0 up to half the limit, then linear up to the strongest."""
-    value = np.linspace(0, scale.full, STEPS)
-    rising = np.clip((value - scale.limit / 2) / (scale.full - scale.limit / 2), 0, 1)
+    value = np.linspace(0, FULL_SCALE, STEPS)
+    rising = np.clip((value - LIMIT / 2) / (FULL_SCALE - LIMIT / 2), 0, 1)
     opacity: NDArray[np.uint8] = np.rint(_STRONGEST * 255 * rising).astype(np.uint8)
     return opacity
 
@@ -162,7 +153,7 @@ def _dilate(mask: Image.Image, pixels: int) -> Image.Image:
     return mask.filter(ImageFilter.BoxBlur(pixels)).point(lambda value: 255 if value else 0)
 
 
-def _legend(W: int, H: int, caption: str, score: float, flagged: bool, scale: _Scale) -> Image.Image:
+def _legend(W: int, H: int, caption: str, score: float, flagged: bool) -> Image.Image:
     """Draw the legend of an H × W picture: path, score, and the colour bar beside or, if narrow, below them."""
     # Supersampled: with glyphs at whole pixels, small text would run together.
     width = _FINER * max(W, _MIN_WIDTH)
@@ -176,7 +167,7 @@ def _legend(W: int, H: int, caption: str, score: float, flagged: bool, scale: _S
     text_width = width - 2 * em - (bar_width + 2 * em if wide else 0)
     draw.text((em, em + line // 2), _truncate_middle(printable(caption), font, text_width), _TEXT, font, "lm")
     _draw_verdict(draw, (em, em + line + line // 2), score, flagged, em)
-    _draw_bar(strip, (width - em - bar_width, em if wide else em + 2 * line), bar_width, em, scale)
+    _draw_bar(strip, (width - em - bar_width, em if wide else em + 2 * line), bar_width, em)
     return strip.reduce(_FINER)
 
 
@@ -194,20 +185,20 @@ def _draw_verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], score: float, 
         draw.text((left, y), "normal", _NORMAL, font, "lm")
 
 
-def _draw_bar(strip: Image.Image, at: tuple[int, int], width: int, em: int, scale: _Scale) -> None:
+def _draw_bar(strip: Image.Image, at: tuple[int, int], width: int, em: int) -> None:
     """Draw the colour bar over middle grey at the opacity of an overlay, with its values below."""
     x, y = at
     steps = np.rint(np.linspace(0, STEPS - 1, width)).astype(np.uint8)[None]  # (1, width)
     grey = Image.new("RGB", (width, 1), (128, 128, 128))
-    row = Image.composite(Image.fromarray(_colours()[steps]), grey, Image.fromarray(_opacity(scale)[steps]))
+    row = Image.composite(Image.fromarray(_colours()[steps]), grey, Image.fromarray(_opacity()[steps]))
     strip.paste(row.resize((width, 3 * em // 4)), (x, y + 3 * em // 8))
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(0.85 * em)
-    tick, middle = x + round(width * scale.limit / scale.full), y + 2.2 * em
+    tick, middle = x + round(width * LIMIT / FULL_SCALE), y + 2.2 * em
     draw.line((tick, y + 3 * em // 8, tick, y + 3 * em // 2), _TEXT, em // 12)
     draw.text((x, middle), "0", _FAINT, font, "lm")
-    draw.text((tick, middle), f"{scale.limit:g} = limit of normal", _FAINT, font, "mm")
-    draw.text((x + width, middle), f"{scale.full:g}+", _FAINT, font, "rm")
+    draw.text((tick, middle), f"{LIMIT:g} = limit of normal", _FAINT, font, "mm")
+    draw.text((x + width, middle), f"{FULL_SCALE:g}+", _FAINT, font, "rm")
 
 
 def printable(text: str) -> str:

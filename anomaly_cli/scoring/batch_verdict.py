@@ -88,7 +88,7 @@ def judge_batch(
         rule=str(rule),
         flagged=sum(row.flagged for row in rows),
         expected_false_alarms=expected_false_alarms(readable),
-        anomaly_share=None if share is None else share.share,
+        anomaly_share=None if share is None else share.value,
         anomaly_share_low=None if share is None else share.low,
         anomaly_share_high=None if share is None else share.high,
         drift=drifted is not None and drifted.found,

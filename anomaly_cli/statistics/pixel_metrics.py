@@ -14,7 +14,7 @@ from anomaly_cli.statistics.bootstrap import Counts
 Floats = NDArray[np.float64]
 
 
-FPR_LIMIT = 0.3
+FPR_LIMIT = 0.3  # upper end of the AUPRO integral
 NORMAL_PIXELS, REGION_PIXELS = (
     1 << 15,
     1 << 12,
@@ -35,18 +35,6 @@ class PixelMetrics(NamedTuple):
     aupro: float
 
 
-def pixel_metrics(maps: Sequence[Map], masks: Sequence[Mask], fpr_limit: float = FPR_LIMIT) -> PixelMetrics:
-    """Compute the metrics of anomaly maps against masks; each pair may have a size of its own.
-
-    Args:
-        maps: (H, W) each.
-        masks: (H, W) each, all false for a normal image.
-        fpr_limit: upper end of the AUPRO integral.
-    """
-    pairs = zip(maps, masks, strict=True)
-    return PixelCurves(pairs).measure(np.ones(len(maps), np.int64), fpr_limit)
-
-
 class PixelCurves:
     """Exact ROC and PRO curves of pixels sorted once, so that each bootstrap resample costs one pass.
 
@@ -56,7 +44,7 @@ class PixelCurves:
     """
 
     def __init__(self, pairs: Iterable[tuple[Map, Mask]]) -> None:
-        """Take pairs of an (H, W) map and a mask of the same size, one by one; they are not kept."""
+        """Take pairs of an (H, W) map and a mask, all false for a normal image, one by one; they are not kept."""
         normals, anomalies, regions = [], [], []
         sizes, normal_weights = [], []
         for anomaly_map, mask in pairs:
@@ -82,13 +70,13 @@ class PixelCurves:
         anomalous = np.concatenate([np.zeros(0, np.float32), *anomalies])  # all masks may be empty
         self._first, self._last = (np.searchsorted(values, anomalous, side=side) for side in ("left", "right"))
 
-    def measure(self, counts: Counts, fpr_limit: float = FPR_LIMIT) -> PixelMetrics:
+    def measure(self, counts: Counts) -> PixelMetrics:
         """Compute the metrics with the (N,) multiplicities of the images."""
         below = np.concatenate([[0.0], np.cumsum((counts * self._normal_weights)[self._normal_image])])
         n = below[-1]
         start, end = (n - below[self._last]) / n, (n - below[self._first]) / n
         weights = counts[self._region_image] * self._share_of_region
-        return PixelMetrics(_area(start, end, weights * self._region_sizes, 1.0), _area(start, end, weights, fpr_limit))
+        return PixelMetrics(_area(start, end, weights * self._region_sizes, 1.0), _area(start, end, weights, FPR_LIMIT))
 
 
 def _step(count: int, limit: int) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 from anomaly_cli.config import MIN_BATCH
+from anomaly_cli.statistics.interval import Interval
 from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
 
 CREDIBLE = 0.95  # probability of the credible interval
@@ -29,16 +28,7 @@ SHIFT_STEPS = np.linspace(-2, 2, 7)  # in units of SHIFT_SPREAD
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class AnomalyShare:
-    """Estimated share of anomalies in a batch and its 95 % credible interval, in [0, 1]."""
-
-    share: float
-    low: float
-    high: float
-
-
-def anomaly_share(normal: ArrayLike, batch: ArrayLike) -> AnomalyShare | None:
+def anomaly_share(normal: ArrayLike, batch: ArrayLike) -> Interval | None:
     """Estimate the share of anomalies in a batch, including those too close to normal to be flagged.
 
     Two-component mixture (McLachlan & Peel 2000; Efron 2004): normal scores as the held-out ones are distributed, and
@@ -50,7 +40,7 @@ def anomaly_share(normal: ArrayLike, batch: ArrayLike) -> AnomalyShare | None:
         batch: (N,) scores of the batch.
 
     Returns:
-        Posterior mean and interval; None if either has fewer than `MIN_BATCH` images.
+        Posterior mean and credible interval; None if either has fewer than `MIN_BATCH` images.
     """
     known, found = np.sort(invert_unit(normal)), invert_unit(batch)
     n, N = len(known), len(found)
@@ -69,7 +59,7 @@ def anomaly_share(normal: ArrayLike, batch: ArrayLike) -> AnomalyShare | None:
     tail = (1 - CREDIBLE) / 2
     first, last = np.searchsorted(posterior.cumsum(), (tail, 1 - tail)).clip(max=SHARE_STEPS - 1)
     lowest = float(shares[first]) if shares[first] * N >= 0.5 else 0.0  # less than half an image counts as none
-    return AnomalyShare(float(shares @ posterior), lowest, float(shares[last]))
+    return Interval(float(shares @ posterior), lowest, float(shares[last]))
 
 
 def invert_unit(scores: ArrayLike) -> Floats:

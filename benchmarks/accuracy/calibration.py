@@ -139,7 +139,7 @@ def _mixed(batch: list[Row], anomalies: list[Row], calibration: Calibration) -> 
         planted = 1 - len(batch) / len(mixed)
         estimated = anomaly_share(calibration.normal_scores, [row.score or 0.0 for row in mixed])
         if estimated is not None:
-            figures[f"share_error_{share:.2f}"] = estimated.share - planted
+            figures[f"share_error_{share:.2f}"] = estimated.value - planted
             figures[f"share_covered_{share:.2f}"] = float(estimated.low <= planted <= estimated.high)
             figures[f"share_width_{share:.2f}"] = estimated.high - estimated.low
         figures[f"drift_{share:.2f}"] = _drift_p(mixed, calibration)

@@ -23,7 +23,7 @@ from anomaly_cli.review.masks import read_mask, resize_map
 from anomaly_cli.scoring import score as scoring
 from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.statistics.image_metrics import image_metrics
-from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelMetrics, pixel_metrics
+from anomaly_cli.statistics.pixel_metrics import Map, Mask, PixelCurves, PixelMetrics
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.datasets import AnomalySet, TestImage, subsample
 from benchmarks.jobs import Row, peak_mb, run_table, set_options
@@ -99,7 +99,7 @@ def localisation(test: list[TestImage], found: Iterable[tuple[Map, int, int]]) -
     for image, (anomaly_map, height, width) in zip(test, found, strict=True):
         masks.append(read_mask(image.mask, height, width))
         maps.append(resize_map(anomaly_map, *masks[-1].shape))
-    return pixel_metrics(maps, masks)
+    return PixelCurves(zip(maps, masks, strict=True)).measure(np.ones(len(maps), np.int64))
 
 
 def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:

@@ -67,13 +67,13 @@ def test_a_map_below_half_the_limit_leaves_every_pixel_as_it_was(seed: int, H: i
 def test_the_tint_equals_a_blend_computed_pixel_by_pixel() -> None:
     image, anomaly_map = noise(6, 8), np.linspace(0, 0.99, 48).reshape(6, 8)
 
-    result = tinted(image, anomaly_map, full_scale=1.2)
+    result = tinted(image, anomaly_map)
 
     colours = colour_table()[:, :3]
     for y, x in itertools.product(range(6), range(8)):
         value = anomaly_map[y, x]
-        opacity = 0.65 * max(0.0, (value - 0.5) / (1.2 - 0.5))
-        expected = (1 - opacity) * image[y, x] + opacity * colours[round(255 * value / 1.2)]
+        opacity = 0.65 * max(0.0, (value - 0.5) / (3.0 - 0.5))
+        expected = (1 - opacity) * image[y, x] + opacity * colours[round(255 * value / 3.0)]
         np.testing.assert_allclose(result[y, x], expected, atol=2)
 
 
@@ -103,14 +103,6 @@ def test_a_map_value_has_the_same_colour_whatever_else_is_in_the_picture(value: 
     beside[30:, 30:] = peak
 
     np.testing.assert_array_equal(tinted(grey, alone)[:20, :20], tinted(grey, beside)[:20, :20])
-
-
-def test_only_the_ratio_of_map_and_limit_matters() -> None:
-    image, anomaly_map = noise(32, 32), np.linspace(0, 4, 64).reshape(8, 8)
-
-    scaled = tinted(image, anomaly_map * 4, limit=4.0, full_scale=12.0)
-
-    np.testing.assert_array_equal(scaled, tinted(image, anomaly_map))
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])

@@ -84,14 +84,14 @@ def test_the_share_of_anomalies_equals_a_slow_sum(n: int, count: int, anomalous:
     estimated = anomaly_share(normal, found)
 
     assert estimated is not None
-    assert (estimated.share, estimated.low, estimated.high) == pytest.approx(slow_share(normal, found), rel=1e-3)
+    assert (estimated.value, estimated.low, estimated.high) == pytest.approx(slow_share(normal, found), rel=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0])
 def test_clear_anomalies_are_counted_to_three_points_on_average_and_lie_in_the_interval(share: float) -> None:
     estimated = [anomaly_share(planted(i, 200, 0), planted(100 + i, 300, round(300 * share))) for i in range(40)]
 
-    shares = [each.share for each in estimated if each is not None]
+    shares = [each.value for each in estimated if each is not None]
     covered = [each.low <= share <= each.high for each in estimated if each is not None]
     assert np.mean(shares) == pytest.approx(share, abs=0.03)
     assert sum(covered) >= 36
@@ -102,7 +102,7 @@ def test_anomalies_that_overlap_with_normal_images_are_counted_too() -> None:
 
     flagged = [np.mean(planted(100 + i, 250, 50, 2.5) > planted(i, 250, 0).max()) for i in range(20)]
     assert np.mean(flagged) < 0.1
-    assert 0.15 < np.mean([each.share for each in estimated if each is not None]) < 0.3
+    assert 0.15 < np.mean([each.value for each in estimated if each is not None]) < 0.3
     assert sum(each.low <= 0.2 <= each.high for each in estimated if each is not None) >= 17
 
 
@@ -114,7 +114,7 @@ def test_the_share_is_in_its_interval_and_its_interval_in_range_also_with_ties(s
     estimated = anomaly_share(normal, found)
 
     assert estimated is not None
-    assert 0 <= estimated.low <= estimated.share <= estimated.high <= 1
+    assert 0 <= estimated.low <= estimated.value <= estimated.high <= 1
 
 
 @given(SEEDS)
@@ -146,7 +146,7 @@ def test_identical_normal_images_give_a_share_and_a_verdict_on_drift() -> None:
     assert apart is not None
     assert still is not None
     assert moved is not None
-    assert alike.share < 0.2 < 0.9 < apart.share
+    assert alike.value < 0.2 < 0.9 < apart.value
     assert (still.found, moved.found) == (False, True)
 
 
