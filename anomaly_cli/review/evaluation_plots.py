@@ -39,29 +39,26 @@ def draw_curves(
     """
     check_curves(out)
     from matplotlib.figure import Figure
-    from sklearn.metrics import precision_recall_curve, roc_curve
+    from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay
 
     figure = Figure(figsize=(12, 4), layout="constrained")
-    roc, recall, distribution = figure.subplots(1, 3)
-    fpr, tpr, _ = roc_curve(anomalous, scores)
-    roc.plot(fpr, tpr, color="black")
-    _frame(roc, "share of normal images above the cut", "share of anomalous images found")
-    precisions, recalls, _ = precision_recall_curve(anomalous, scores)
-    recall.step(recalls, precisions, color="black", where="post")
-    _frame(recall, "share of anomalous images found (recall)", "share of those above the cut (precision)")
+    roc, precision_recall, distribution = figure.subplots(1, 3)
+    RocCurveDisplay.from_predictions(anomalous, scores, ax=roc, name="score")
+    PrecisionRecallDisplay.from_predictions(anomalous, scores, ax=precision_recall, name="score")
     if flagged.any():
-        found, alarms = flagged[anomalous].mean(), flagged[~anomalous].mean()
-        roc.plot(alarms, found, "o", color=ANOMALOUS_COLOUR, label="flagged in the table")
-        recall.plot(found, anomalous[flagged].mean(), "o", color=ANOMALOUS_COLOUR, label="flagged in the table")
-        roc.legend(frameon=False, loc="lower right")
+        recall, flags = flagged[anomalous].mean(), {"color": ANOMALOUS_COLOUR, "label": "flagged in the table"}
+        roc.plot(flagged[~anomalous].mean(), recall, "o", **flags)
+        precision_recall.plot(recall, anomalous[flagged].mean(), "o", **flags)
+    for axes, x_label, y_label in (
+        (roc, "false-positive rate", "true-positive rate (recall)"),
+        (precision_recall, "recall", "precision"),
+    ):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
     _distribution(distribution, anomalous, scores, flagged)
     with atomic_output(out) as file:
         figure.savefig(file, format=out.suffix[1:].lower(), dpi=120)
-
-
-def _frame(axes: Any, x_label: str, y_label: str) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x_label, ylabel=y_label, aspect="equal")
-    axes.grid(alpha=0.25)
 
 
 def _distribution(

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
-import shutil
 import tempfile
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader
+from jinja2.utils import htmlsafe_json_dumps
 
 from anomaly_cli.config import DEFAULT_RULE
 from anomaly_cli.detector.checkpoint import Model, load_model
@@ -30,11 +30,8 @@ from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.tables.row import Value
 from anomaly_cli.tables.score_table import ReportTable
 
-TEMPLATE = files("anomaly_cli.review") / "assets"
-PLACE = re.compile(r"{{ (style|script|data) }}")
-PICTURES = "{{ pictures }}"
-HARMFUL = re.compile("[<>&]")
-ESCAPES = {"<": r"\u003c", ">": r"\u003e", "&": r"\u0026"}
+ASSETS = files("anomaly_cli.review") / "assets"
+JSON = {"separators": (",", ":"), "allow_nan": False}  # ASCII: surrogates and U+2028 are escaped
 SAME_SCORE = 0.01  # relative tolerance; processors and library versions differ by less
 
 
@@ -94,24 +91,24 @@ def write_report(
     model = load_model(model_path, choose_device(device)) if table.p_values else None
     pictures = _Pictures()
     # To a temporary file first: the page lists the missing files before the thumbnails, which need not fit in memory.
-    with os_errors_as_output_error(str(out)), tempfile.TemporaryFile() as aside:
-        for element in _picture_elements(table, model, top, device, pictures, progress):
-            aside.write(element.encode())
-        aside.seek(0)
-        pictured = min(top, len(table.readable)) - len(pictures.missing)
+    shown = min(top, len(table.readable))
+    with os_errors_as_output_error(str(out)), tempfile.TemporaryFile("w+", encoding="ascii") as spooled:
+        for picture in _pictures(table, model, top, device, pictures, progress):
+            spooled.write(htmlsafe_json_dumps(picture, **JSON) + "\n")
+        spooled.seek(0)
         data = {
             **_facts(table, model, model_path),
             "table": os.fspath(table_path),
             "root": os.path.relpath(Path.cwd(), out.parent),
-            "pictures": min(top, len(table.readable)),
+            "pictures": shown,
             "missing": len(pictures.missing),
             "changed": pictures.changed,
         }
-        size = _write_page(data, aside, out)
+        size = _write_page(data, spooled, out)
     return PageReport(
         files=len(table.readable) + len(table.unreadable),
         unreadable=len(table.unreadable),
-        pictured=pictured,
+        pictured=shown - len(pictures.missing),
         left_out=max(0, len(table.readable) - top),
         missing=pictures.missing,
         changed=pictures.changed,
@@ -148,10 +145,10 @@ def _verdict(table: ReportTable, model: Model, model_path: Path) -> Verdict | No
     return judge_batch(rows, names, model.calibration, DEFAULT_RULE, model_path)
 
 
-def _picture_elements(
+def _pictures(
     table: ReportTable, model: Model | None, top: int, device: str, pictures: _Pictures, progress: Progress
-) -> Iterator[str]:
-    """Make one data element per image, numbered by rank; the page reads it when the image comes into view."""
+) -> Iterator[dict[str, Any]]:
+    """Make the data of each image in rank order; the page reads it when the image comes into view."""
     paths = table.paths[:top]
     drawn = parallel_map(_thumbnail, paths, worker_count())
     measured = _measured(model, paths, device)
@@ -163,7 +160,7 @@ def _picture_elements(
             pictures.missing.append((path, error.reason))
         if model is not None and isinstance(result, Measured):
             pictures.changed += _differs(model, result, table.readable[i][table.columns.index("score")])
-        yield _data_element(f"picture-{i}", picture)
+        yield picture
         progress("drawing", i + 1, len(paths))
 
 
@@ -207,27 +204,25 @@ def _differs(model: Model, result: Measured, score: Value) -> bool:
     return not math.isclose(now, float(score or 0.0), rel_tol=SAME_SCORE)
 
 
-def _write_page(data: dict[str, Any], pictures: IO[bytes], out: Path) -> int:
-    """Fill the template and return the size of the file in bytes."""
-    parts = {
-        "style": (TEMPLATE / "page.css").read_text("utf-8"),
-        "script": (TEMPLATE / "page.js").read_text("utf-8"),
-        "data": _data_element("data", data),
-    }
-    # In one pass: what is filled in is never searched for places itself.
-    template = (TEMPLATE / "page.html").read_text("utf-8").split(PICTURES)
-    head, tail = (PLACE.sub(lambda place: parts[place[1]], part) for part in template)
+def _write_page(data: dict[str, Any], pictures: Iterable[str], out: Path) -> int:
+    """Render the template picture by picture and return the size of the file in bytes.
+
+    Args:
+        data: of the page.
+        pictures: one JSON text per image in rank order, safe within a script element.
+        out: HTML file.
+    """
+    environment = Environment(loader=FunctionLoader(_asset), autoescape=True, trim_blocks=True)
+    environment.policies["json.dumps_kwargs"] = JSON
+    page = environment.get_template("page.html")
     with atomic_output(out) as file:
-        file.write(head.encode())
-        shutil.copyfileobj(pictures, file)
-        file.write(tail.encode())
+        for part in page.generate(style=_asset("page.css"), script=_asset("page.js"), data=data, pictures=pictures):
+            file.write(part.encode())
         return file.tell()
 
 
-def _data_element(name: str, data: object) -> str:
-    """Write data as an element that no browser runs; nothing in it can end the element or open another."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and all others are escapes
-    return f'<script type="application/json" id="{name}">{HARMFUL.sub(lambda c: ESCAPES[c[0]], text)}</script>\n'
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text("utf-8")
 
 
 def _text(content: bytes) -> str:

@@ -16,7 +16,7 @@ import pytest
 from command_line import anomaly, start, stop_at_the_rename
 from PIL import Image
 
-from anomaly_cli.review.report_page import TEMPLATE
+from anomaly_cli.review.report_page import ASSETS
 
 
 @pytest.fixture
@@ -219,4 +219,4 @@ def test_what_the_user_can_fix_is_one_line(scored: Path, arguments: list[str], m
 
 
 def test_the_template_lies_in_files_of_its_own() -> None:
-    assert {part.name for part in TEMPLATE.iterdir()} >= {"page.html", "page.css", "page.js"}
+    assert {part.name for part in ASSETS.iterdir()} >= {"page.html", "page.css", "page.js"}
