@@ -138,7 +138,7 @@ def test_every_script_of_the_page_is_tested() -> None:
 
 
 def test_odd_files_are_moved_aside_and_none_is_lost(folder: Path) -> None:
-    recipe("Move the odd ones aside", folder)
+    recipe("Move anomalies aside", folder)
 
     assert files(folder / "quarantine") == moved(ODD_NAMES)
     assert files(folder / "incoming") == {*GOOD_NAMES, *UNREADABLE}
@@ -146,7 +146,7 @@ def test_odd_files_are_moved_aside_and_none_is_lost(folder: Path) -> None:
 
 
 def test_names_that_begin_with_a_dash_do_no_harm_in_the_folder_itself(folder: Path) -> None:
-    *_, last = BLOCKS["Move the odd ones aside"].splitlines()
+    *_, last = BLOCKS["Move anomalies aside"].splitlines()
     script = f"anomaly score . -q --model ../anomaly.safetensors --out scores.csv\nmkdir quarantine\n{last}"
 
     done = shell(script, folder / "incoming")
@@ -156,20 +156,20 @@ def test_names_that_begin_with_a_dash_do_no_harm_in_the_folder_itself(folder: Pa
 
 
 def test_clean_files_are_copied_with_their_folders(folder: Path) -> None:
-    recipe("Take over the clean ones", folder)
+    recipe("Copy the clean files", folder)
 
     assert files(folder / "clean" / "incoming") == set(GOOD_NAMES)
     assert files(folder / "incoming") == ALL_NAMES
 
 
 def test_unreadable_files_are_deleted_and_no_other(folder: Path) -> None:
-    recipe("Delete what cannot be read", folder)
+    recipe("Delete unreadable files", folder)
 
     assert files(folder / "incoming") == {*ODD_NAMES, *GOOD_NAMES}
 
 
 def test_the_worst_are_drawn(folder: Path) -> None:
-    recipe("Look at the worst", folder)
+    recipe("Draw the most anomalous files", folder)
 
     drawn = files(folder / "worst" / "incoming")
     assert len(drawn) == 3
@@ -181,7 +181,7 @@ def test_files_are_chosen_by_size_and_reason(folder: Path) -> None:
     for name in names:
         Image.new("RGB", (80, 64)).save(folder / "incoming" / os.fsdecode(name))
 
-    recipe("Choose by any column, without awk or jq", folder)
+    recipe("Select by any column, without awk or jq", folder)
 
     assert files(folder / "other-size") == set(names)
     assert files(folder / "incoming") == ALL_NAMES - {b"empty \n.png"}
@@ -225,7 +225,7 @@ def test_a_killed_run_is_started_again_until_it_is_through(folder: Path) -> None
     assert shell("anomaly score incoming -q --out whole.csv", folder).returncode == 0
     mortal = program(folder, "anomaly", f"#!{sys.executable}\n{KILLED}")
 
-    done = recipe("Go on after a kill", folder, mortal)
+    done = recipe("Resume after a kill", folder, mortal)
 
     assert (folder / "tries").read_text().count("try") == 3
     assert b"resumed: 8 of 19 files were done already\n" in done.stderr
@@ -236,7 +236,7 @@ def test_a_run_that_failed_is_not_started_again(folder: Path) -> None:
     (folder / "anomaly.safetensors").unlink()
     failing = program(folder, "anomaly", f"#!{sys.executable}\n{KILLED}")
 
-    done = shell(BLOCKS["Go on after a kill"], folder, failing)
+    done = shell(BLOCKS["Resume after a kill"], folder, failing)
 
     assert done.returncode == 1
     assert (folder / "tries").read_text().count("try") == 1
@@ -246,17 +246,17 @@ def test_every_night_only_what_is_new_is_scored_and_no_news_is_silence(folder: P
     for name in ODD_NAMES:
         os.utime(folder / "incoming" / os.fsdecode(name), (0, 0))
 
-    recipe("Every night", folder)
+    recipe("Nightly runs", folder)
 
     [table] = folder.glob("scores-*.csv")
     assert len(table.read_bytes().split(b"incoming/")) == 1 + len(GOOD_NAMES) + len(UNREADABLE)
 
 
 def test_a_night_with_odd_files_says_so_in_one_line_and_one_without_files_nothing(folder: Path) -> None:
-    tripped = shell(BLOCKS["Every night"], folder)
+    tripped = shell(BLOCKS["Nightly runs"], folder)
     shutil.rmtree(folder / "incoming")
     (folder / "incoming").mkdir()
-    quiet = shell(BLOCKS["Every night"], folder)
+    quiet = shell(BLOCKS["Nightly runs"], folder)
 
     assert tripped.returncode == 3
     assert b"gate tripped: flagged (11 of 19 files)\n" in tripped.stderr
