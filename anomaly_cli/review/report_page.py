@@ -31,7 +31,7 @@ from anomaly_cli.tables.row import Value
 from anomaly_cli.tables.score_table import ReportTable
 
 ASSETS = files("anomaly_cli.review") / "assets"
-JSON = {"separators": (",", ":"), "allow_nan": False}  # ASCII: surrogates and U+2028 are escaped
+JSON: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False}  # ASCII: surrogates and U+2028 are escaped
 SAME_SCORE = 0.01  # relative tolerance; processors and library versions differ by less
 
 
