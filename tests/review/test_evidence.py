@@ -104,7 +104,7 @@ def test_without_thumbnails_there_is_no_evidence(loaded: Model, measured: dict[s
 
 
 def pictures_of(page: Path) -> dict[str, dict[str, Any]]:
-    pattern = r'<script type="application/json" id="(picture-\d+)">(.*?)</script>'
+    pattern = r"(?s)<script type=\"application/json\" id=\"(picture-\d+)\">(.*?)</script>"
     return {name: json.loads(data) for name, data in re.findall(pattern, page.read_text("utf-8"))}
 
 
