@@ -81,13 +81,13 @@ def _judge(model: nn.Module, side: int) -> Judge:
     model.eval()
 
     @torch.no_grad()
-    def judge_batch(paths: list[Path]) -> Iterator[Judgement]:
+    def judge(paths: list[Path]) -> Iterator[Judgement]:
         for path in paths:
             image, pixels = load_square(path, side)
             said = model(pixels)
             yield Judgement(float(said.pred_score), said.anomaly_map[0, 0].numpy(), image.height, image.width)
 
-    return judge_batch
+    return judge
 
 
 ANOMALIB_METHODS: dict[str, Method] = {"anomalib_patchcore": patchcore, "anomalib_padim": padim}

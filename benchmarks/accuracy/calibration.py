@@ -2,7 +2,7 @@
 
 Every split draws fresh normal images and anomalies, every fifth the normal images to train on anew, and goes through
 the product's own pipeline. Measured are false alarms, realised false discovery rate, the estimated share of anomalies,
-and drift on batches with and without a shift. A run that was stopped goes on where it was: splits in the CSV are not
+and drift on batches with and without a shift. A stopped run is resumed: splits in the CSV are not
 repeated.
 """
 

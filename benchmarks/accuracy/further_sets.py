@@ -56,7 +56,7 @@ def _as_divided(folders: dict[str, str]) -> Callable[[Path], Kinds]:
 
 
 def _boards(clone: Path) -> Kinds:
-    """Pairs of a template and a spoiled picture of the same place; a place is learned or tested, never both."""
+    """Pairs of a template and a defective picture of the same place; a place is learned or tested, never both."""
     folder = clone / "PCBData" / "group20085" / "20085"
     places = [path.name.removesuffix("_temp.jpg") for path in sorted(folder.glob("*_temp.jpg"))]
     random.Random(1).shuffle(places)

@@ -90,7 +90,7 @@ def ours(normal: list[Path], settings: Settings) -> Judge:
 
 
 def ours_averaged(normal: list[Path], settings: Settings) -> Judge:
-    """Train the product, and rank by the average of its voices; training itself joins them by their smooth maximum."""
+    """Train the product, and rank by the mean of its components; training itself takes their soft maximum."""
 
     def score(calibration: Calibration, deviations: NDArray[np.float64]) -> float:
         standard = (np.log(deviations[0]) - calibration.location) / calibration.spread
@@ -107,14 +107,14 @@ def _trained(
         model = training.train(normal, Path(folder) / "model.safetensors", config, progress=quiet).model
     scorer = Scorer(model, [next(model.detector.buffers()).device])
 
-    def judge_batch(paths: list[Path]) -> Iterator[Judgement]:
+    def judge(paths: list[Path]) -> Iterator[Judgement]:
         for result in scorer.measure(paths):
             if isinstance(result, UnreadableImageError):
                 raise result
             score = score_of(model.calibration, result.deviations[None])
             yield Judgement(score, result.anomaly_map, result.height, result.width)
 
-    return judge_batch
+    return judge
 
 
 class _Scale(NamedTuple):
@@ -134,7 +134,7 @@ class _Scale(NamedTuple):
 def nearest_prototypes(normal: list[Path], settings: Settings, side: int | None = None) -> Judge:
     """Follow the plain protocol: whitened cells of each stride, coreset, nearest distance, strides summed.
 
-    Nothing is cross-fitted and no image scale takes part. An image scores the mean of its hottest cells.
+    Nothing is cross-fitted and no image scale takes part. An image scores the mean of its top cells.
 
     Args:
         normal: images to learn from.
@@ -289,11 +289,11 @@ def pooled_detector(make: Callable[[int, int], Pipeline], normal: list[Path], se
     detector: PooledDetector = make(len(normal), settings.seed)
     detector.fit(np.stack([row for _, row in rows(normal)]))
 
-    def judge_batch(paths: list[Path]) -> Iterator[Judgement]:
+    def judge(paths: list[Path]) -> Iterator[Judgement]:
         for image, row in rows(paths):
             yield Judgement(-float(detector.score_samples(row[None])[0]), None, image.height, image.width)
 
-    return judge_batch
+    return judge
 
 
 def isolation_forest(_normals: int, seed: int) -> Pipeline:

@@ -39,9 +39,9 @@ def measure(job: Job) -> list[Row]:
     if job.method in ANOMALIB_METHODS:
         load_library()
     start = time.perf_counter()
-    judge_batch = ALL_METHODS[job.method](data.normal, job.settings)
+    judge = ALL_METHODS[job.method](data.normal, job.settings)
     between = time.perf_counter()
-    judged = list(judge_batch([image.path for image in data.test]))
+    judged = list(judge([image.path for image in data.test]))
     seconds = time.perf_counter() - between
     peak = peak_mb()
     row: Row = {"set": data.name, "seed": job.settings.seed, "method": job.method}

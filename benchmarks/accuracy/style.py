@@ -1,8 +1,8 @@
-"""Find the same content in another look: `python -m benchmarks.accuracy.style --data DIR/screw … sample_data`.
+"""Detect changes of appearance: `python -m benchmarks.accuracy.style --data DIR/screw … sample_data`.
 
 Normal images are dealt into some to learn from and some held out. The held-out ones, untouched, are the normal test
-images; each changed by one of `looks` is an anomaly. All are brought to network size first and kept without
-loss, so that nothing but the look tells them apart. One training serves all looks.
+images; each changed by one of `appearance` is an anomaly. All are brought to network size first and kept without
+loss, so that nothing but the appearance differs. One training serves all changes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from PIL import Image
 
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.statistics.image_metrics import image_metrics
+from benchmarks.accuracy.appearance import CHANGES
 from benchmarks.accuracy.calibration import small_copies
 from benchmarks.accuracy.datasets import AnomalySet
-from benchmarks.accuracy.looks import LOOKS
 from benchmarks.accuracy.methods import METHODS, Method, Settings, ours_averaged
 from benchmarks.jobs import Row, peak_mb, print_means, run_table, set_options
 
@@ -49,34 +49,40 @@ def deal(data: AnomalySet, max_train: int, max_test: int, seed: int) -> tuple[li
     return sorted(chosen[held_out:][:max_train]), sorted(chosen[:held_out])
 
 
-def change(path: Path, look: str, folder: Path, seed: int) -> Path:
-    """Write a picture in another look, below a folder of that look; same seed and file name, same picture."""
-    target = folder / look / path.name
+def change(path: Path, appearance: str, folder: Path, seed: int) -> Path:
+    """Write a changed picture below a folder of that change; same seed and file name, same picture."""
+    target = folder / appearance / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(path) as image:
-        rng = np.random.default_rng([seed, [*LOOKS].index(look), *path.name.encode()])
-        changed = LOOKS[look](np.asarray(image.convert("RGB")), rng)
+        rng = np.random.default_rng([seed, [*CHANGES].index(appearance), *path.name.encode()])
+        changed = CHANGES[appearance](np.asarray(image.convert("RGB")), rng)
     Image.fromarray(changed).save(target, compress_level=1)
     return target
 
 
 def measure(job: Job) -> list[Row]:
-    """Learn once, judge untouched images once, then each look: one row a look."""
+    """Train once, score unchanged images once, then each change: one row per change."""
     size, seed = job.settings.image_size, job.settings.seed
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         normal = small_copies(job.normal, folder / "normal", size)
         held_out = small_copies(job.held_out, folder / "held out", size)
         start = time.perf_counter()
-        judge_batch = STYLE_METHODS[job.method](normal, job.settings)
+        judge = STYLE_METHODS[job.method](normal, job.settings)
         train_s = time.perf_counter() - start
-        untouched = [each.score for each in judge_batch(held_out)]
+        untouched = [each.score for each in judge(held_out)]
         rows: list[Row] = []
-        for look in LOOKS:
-            changed = [change(path, look, folder, seed) for path in held_out]
-            scores = [each.score for each in judge_batch(changed)]
+        for appearance in CHANGES:
+            changed = [change(path, appearance, folder, seed) for path in held_out]
+            scores = [each.score for each in judge(changed)]
             labels = [False] * len(untouched) + [True] * len(scores)
-            row: Row = {"set": job.name, "seed": seed, "method": job.method, "look": look, "normals": len(normal)}
+            row: Row = {
+                "set": job.name,
+                "seed": seed,
+                "method": job.method,
+                "appearance": appearance,
+                "normals": len(normal),
+            }
             row |= {"tested": len(labels)} | image_metrics(labels, untouched + scores)._asdict()
             rows.append(row | {"train_s": train_s, "peak_mb": peak_mb()})
     return rows
@@ -98,7 +104,7 @@ def main() -> None:
     options.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
     args = options.parse_args()
     results = run_table(args, measure, jobs_of)
-    print_means(results, ["look", "method"])
+    print_means(results, ["appearance", "method"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ OUT = Path("docs/benchmarks.md")
 AUROC = "image_auroc"
 METHOD_NAMES = {
     "ours": "**ours**",
-    "ours_averaged": "ours, voices averaged",
+    "ours_averaged": "ours, components averaged",
     "prototypes": "nearest prototypes",
     "prototypes_128": "nearest prototypes, 128 px",
     "gaussian": "Gaussian a position",
@@ -83,8 +83,8 @@ def peers(results: pd.DataFrame, page: Page) -> None:
     """Compare methods."""
     page.text(
         "Same files, same seeds, same run, and for all the weights of the embedded backbone. *Nearest prototypes*: "
-        "whitened cells at strides 4, 8 and 16, a coreset of 1,000 a stride, distances summed, hottest 20 cells, "
-        "nothing else. *Gaussian a position*: PaDiM in plain torch. Isolation forest and local outlier factor "
+        "whitened cells at strides 4, 8 and 16, a coreset of 1,000 a stride, distances summed, mean of the top 20 "
+        "cells, nothing else. *Gaussian a position*: PaDiM in plain torch. Isolation forest and local outlier factor "
         "(scikit-learn) see the pooled features of our image scale. anomalib's PatchCore (strides 8 and 16) and "
         "PaDiM (4, 8, 16) run by its own torch models with our network as their backbone."
     )
@@ -113,8 +113,8 @@ def further(results: pd.DataFrame, page: Page) -> None:
     page.text(
         "Sets that others put on GitHub, laid out by `python -m benchmarks.accuracy.further_sets`, which names every "
         "repository: cracks in brickwork, tumours in brain scans, circuit boards, cataracts, sugar cane leaves, "
-        "glass fibre, MVTec AD's toothbrushes, two of chest X-rays, and eyegrounds. How the voices are weighed was "
-        "chosen with all of them in view but the eyegrounds, which were looked at once, when nothing was changed "
+        "glass fibre, MVTec AD's toothbrushes, two of chest X-rays, and eyegrounds. The component weights were "
+        "chosen with all of them in view but the eyegrounds, which were measured once, when nothing was changed "
         "any more. Test sets are small (20 to 100 normal images): a difference of 3 points is often chance."
     )
     ranked(results, page, "further sets")
@@ -143,14 +143,14 @@ def errors_against(means: pd.Series[float]) -> str:
 
 
 def style(results: pd.DataFrame, page: Page) -> None:
-    """Show how well other looks are found."""
+    """Show how well changes of appearance are detected."""
     page.text(
-        "Held-out normal images in another look against themselves untouched: light from one side, defocus, JPEG of "
-        "quality 15 to 40, wrong white balance, printed and photographed again, another camera "
-        "(`benchmarks/accuracy/looks.py` documents every strength). Nobody has shown the detector such a change."
+        "Held-out normal images of changed appearance against themselves unchanged: light from one side, defocus, JPEG "
+        "of quality 15 to 40, wrong white balance, printed and photographed again, another camera "
+        "(`benchmarks/accuracy/appearance.py` documents every strength). Nobody has shown the detector such a change."
     )
     results = results.assign(method=results["method"].map(METHOD_NAMES))
-    page.table(results, "style", ["look", "method"], ["look", "method"])
+    page.table(results, "style", ["appearance", "method"], ["appearance", "method"])
 
 
 def unbalanced(results: pd.DataFrame, page: Page) -> None:
@@ -256,7 +256,7 @@ def _parts(results: pd.DataFrame, page: Page, table: str) -> None:
 
 
 def photographs(results: pd.DataFrame, page: Page) -> None:
-    """Show what the voices are worth where objects are the anomalies."""
+    """Show the contribution of each component where objects are the anomalies."""
     page.text(
         "Ten kinds of photographs, each kind once as normal and all others as anomalous. The embedded backbone has "
         "seen photographs of these kinds: the rows tell what a part does, not what the tool reaches on photographs "
@@ -273,16 +273,16 @@ def from_scratch(results: pd.DataFrame, page: Page) -> None:
 
 SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "peers": ("Against other methods", peers),
-    "patchcore": ("Against PatchCore as it comes", patchcore),
+    "patchcore": ("Against PatchCore with its defaults", patchcore),
     "further": ("On further sets", further),
-    "style": ("Another look of the same content", style),
+    "style": ("Changes of appearance", style),
     "unbalanced": ("With some labelled anomalies", unbalanced),
     "contamination": ("Anomalies among the normal images", contamination),
     "few_normals": ("Few normal images", few_normals),
     "objects_embedded": ("Objects, embedded backbone", objects),
     "objects_scratch": ("Objects, from scratch", objects),
     "ablation": ("What each part is worth", ablation),
-    "ablation_photographs": ("What each voice is worth among photographs", photographs),
+    "ablation_photographs": ("What each component is worth among photographs", photographs),
     "ablation_scratch": ("What each part of stage 1 is worth", from_scratch),
 }
 

@@ -19,7 +19,7 @@ from PIL import Image
 Made = tuple[str, bytes]  # suffix, content
 Maker = Callable[[np.random.Generator], Made]
 
-SIDE = 48  # pixels, of the pictures that are spoiled
+SIDE = 48  # pixels, of the pictures that are damaged
 # Suffix, format and options: what Pillow writes and the pipeline reads.
 VARIANTS: dict[str, tuple[str, str, dict[str, object]]] = {
     "jpeg": (".jpg", "JPEG", {}),
@@ -78,10 +78,10 @@ def cut(rng: np.random.Generator) -> Made:
 def flipped(rng: np.random.Generator) -> Made:
     """Flip one to sixteen bits."""
     suffix, content = _picked(rng)
-    spoiled = bytearray(content)
+    damaged = bytearray(content)
     for _ in range(2 ** rng.integers(5)):
-        spoiled[_place(rng, content)] ^= 1 << rng.integers(8)
-    return suffix, bytes(spoiled)
+        damaged[_place(rng, content)] ^= 1 << rng.integers(8)
+    return suffix, bytes(damaged)
 
 
 def overwritten(rng: np.random.Generator) -> Made:
@@ -190,11 +190,11 @@ def lying_bmp(rng: np.random.Generator) -> Made:
 def lying_gif(rng: np.random.Generator) -> Made:
     """Claim absurd dimensions of the screen of a GIF, of its frame, or of both."""
     suffix, content = sound("gif")
-    spoiled = bytearray(content)
+    damaged = bytearray(content)
     frame = content.rindex(b",", 0, len(content) // 2 + 1) if b"," in content[: len(content) // 2 + 1] else 10
     for place in ((6,), (frame + 5,), (6, frame + 5))[rng.integers(3)]:
-        spoiled[place : place + 4] = struct.pack("<HH", *(min(_side(rng), 65_535) for _ in range(2)))
-    return suffix, bytes(spoiled)
+        damaged[place : place + 4] = struct.pack("<HH", *(min(_side(rng), 65_535) for _ in range(2)))
+    return suffix, bytes(damaged)
 
 
 def lying_webp(rng: np.random.Generator) -> Made:
@@ -209,13 +209,13 @@ def lying_tiff(rng: np.random.Generator) -> Made:
     suffix, content = sound([name for name in VARIANTS if name.startswith("tiff")][rng.integers(6)])
     start = int.from_bytes(content[4:8], "little")
     count = int.from_bytes(content[start : start + 2], "little")
-    spoiled = bytearray(content)
+    damaged = bytearray(content)
     for _ in range(rng.integers(1, 4)):
         entry = start + 2 + 12 * int(rng.integers(count))
         place, width = [(entry, 2), (entry + 2, 2), (entry + 4, 4), (entry + 8, 4)][rng.integers(4)]
         value = int(rng.integers(0, 400)) if rng.random() < 0.5 else _side(rng)
-        spoiled[place : place + width] = struct.pack("<Q", value % 2**32)[:width]
-    return suffix, bytes(spoiled)
+        damaged[place : place + width] = struct.pack("<Q", value % 2**32)[:width]
+    return suffix, bytes(damaged)
 
 
 def _zeros(count: int) -> bytes:

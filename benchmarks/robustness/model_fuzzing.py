@@ -64,10 +64,10 @@ def _joined(header: object, data: bytes) -> bytes:
 def flipped(rng: np.random.Generator, content: bytes) -> bytes:
     """Flip a few bits, half of them in the header."""
     end = 8 + int.from_bytes(content[:8], "little")
-    spoiled = bytearray(content)
+    damaged = bytearray(content)
     for _ in range(2 ** rng.integers(4)):
-        spoiled[rng.integers(end if rng.random() < 0.5 else len(content))] ^= 1 << rng.integers(8)
-    return bytes(spoiled)
+        damaged[rng.integers(end if rng.random() < 0.5 else len(content))] ^= 1 << rng.integers(8)
+    return bytes(damaged)
 
 
 def cut(rng: np.random.Generator, content: bytes) -> bytes:

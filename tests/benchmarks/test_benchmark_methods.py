@@ -65,7 +65,7 @@ def test_the_score_of_ours_is_that_of_the_table(textures: AnomalySet, tmp_path: 
     assert [each.score for each in judged] == [scores[path] for path in paths]
 
 
-def test_voices_averaged_are_their_weighted_mean(textures: AnomalySet, tmp_path: Path) -> None:
+def test_averaged_components_are_their_weighted_mean(textures: AnomalySet, tmp_path: Path) -> None:
     path = textures.test[0].path
     model = training.train(
         textures.normal, tmp_path / "model.safetensors", DetectorConfig(image_size=SIDE), progress=quiet

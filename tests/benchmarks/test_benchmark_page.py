@@ -66,7 +66,7 @@ def write_tables(folder: Path) -> None:
         "peers": [{"method": name} for name in write_report.METHOD_NAMES],
         "patchcore": [{"method": name} for name in ("ours", "anomalib_patchcore")],
         "further": [{"method": name} for name in ("ours", "prototypes")],
-        "style": [{"look": look, "method": "ours"} for look in ("blur", "noise")],
+        "style": [{"appearance": change, "method": "ours"} for change in ("blur", "noise")],
         "unbalanced": [
             {"setting": setting, "tested": tested, "rate": rate}
             for setting, tested in (("same types", "seen"), ("one type", "seen"), ("one type", "unseen"))

@@ -1,7 +1,7 @@
-"""Other looks of the same picture, as style anomalies: what is shown stays, how it was taken changes.
+"""Changes of appearance, as style anomalies: the content stays, illumination, focus, colour or compression change.
 
-Every look takes an (H, W, 3) uint8 RGB picture of about 256 × 256 pixels and a random generator, which draws how strong
-it is. Strengths are those of a careless photographer, not of a broken file: the ranges stand beside each look.
+Every change takes an (H, W, 3) uint8 RGB picture of about 256 × 256 pixels and a random generator, which draws its
+strength. Strengths are those of a careless photographer, not of a broken file: the ranges stand beside each change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
-Look = Callable[[Pixels, np.random.Generator], Pixels]
+Change = Callable[[Pixels, np.random.Generator], Pixels]
 
 SCREEN_ANGLES = (15.0, 75.0, 0.0)  # degrees, of the cyan, magenta and yellow screen, as printers turn them
 PRINT_SCALE = 3  # the print is made of so many dots a side of a pixel
@@ -109,7 +109,7 @@ def _tilted(picture: Image.Image, reach: float, rng: np.random.Generator) -> Ima
     return picture.transform((W, H), Image.Transform.QUAD, corners, Image.Resampling.BILINEAR)
 
 
-LOOKS: dict[str, Look] = {
+CHANGES: dict[str, Change] = {
     "illumination": illumination,
     "blur": blur,
     "compression": compression,

@@ -1,4 +1,4 @@
-"""Other looks of a picture, and the benchmark of style that is made of them."""
+"""Changes of appearance, and the benchmark of style that is made of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.accuracy import style
+from benchmarks.accuracy.appearance import CHANGES, halftone
 from benchmarks.accuracy.datasets import AnomalySet, TestImage, read_set
-from benchmarks.accuracy.looks import LOOKS, halftone
 from benchmarks.accuracy.methods import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +25,11 @@ def picture(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
     return pixels
 
 
-@pytest.mark.parametrize("name", LOOKS)
-def test_a_look_keeps_size_and_content_and_changes_the_picture(name: str) -> None:
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_keeps_size_and_content_and_changes_the_picture(name: str) -> None:
     original = picture()
 
-    changed = LOOKS[name](original, np.random.default_rng(3))
+    changed = CHANGES[name](original, np.random.default_rng(3))
 
     assert changed.shape == original.shape
     assert changed.dtype == np.uint8
@@ -37,9 +37,9 @@ def test_a_look_keeps_size_and_content_and_changes_the_picture(name: str) -> Non
     assert np.corrcoef(changed.ravel(), original.ravel())[0, 1] > 0.6
 
 
-@pytest.mark.parametrize("name", LOOKS)
-def test_a_look_is_drawn_by_the_seed(name: str) -> None:
-    first, again, other = (LOOKS[name](picture(), np.random.default_rng(seed)) for seed in (1, 1, 2))
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_drawn_by_the_seed(name: str) -> None:
+    first, again, other = (CHANGES[name](picture(), np.random.default_rng(seed)) for seed in (1, 1, 2))
 
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -66,13 +66,13 @@ def test_images_to_learn_from_and_held_out_ones_are_disjoint_and_drawn_from_all_
     assert not any(image.path in held_out + normal for image in test if image.anomalous)
 
 
-def test_other_looks_of_washers_rank_above_untouched_ones() -> None:
-    normal, held_out = style.deal(read_set(ROOT / "sample_data"), 36, 20, seed=0)
+def test_washers_of_another_appearance_rank_above_unchanged_ones() -> None:
+    normal, held_out = style.deal(read_set(ROOT / "sample_data"), 36, 10, seed=0)
 
     rows = style.measure(style.Job("sample_data", normal, held_out, "ours", Settings(image_size=128)))
 
-    assert [row["look"] for row in rows] == list(LOOKS)
-    assert {row["tested"] for row in rows} == {40}
+    assert [row["appearance"] for row in rows] == list(CHANGES)
+    assert {row["tested"] for row in rows} == {20}
     assert np.mean([float(row["image_auroc"]) for row in rows]) >= 0.9  # 0.96 when this was written
 
 
