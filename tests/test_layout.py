@@ -15,7 +15,7 @@ import pytest
 import anomaly_cli
 
 PACKAGE = Path(anomaly_cli.__file__).parent
-ROOT_FILES = {"errors", "config", "files", "paths", "streams"}
+ROOT_FILES = {"errors", "config", "files", "outputs", "paths", "streams"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ROOT_FILES, ROOT_FILES),
     "statistics": ROOT_FILES,

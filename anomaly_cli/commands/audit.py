@@ -27,6 +27,9 @@ from anomaly_cli.commands.options import (
     Weights,
 )
 from anomaly_cli.config import DetectorConfig
+from anomaly_cli.outputs import Kind, Output, check_outputs
+from anomaly_cli.paths import paths_of
+from anomaly_cli.tables.formats import format_of
 
 if TYPE_CHECKING:
     from anomaly_cli.training.audit import AuditReport
@@ -64,17 +67,18 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Rank the images of one folder by how rare they are in it: no normal folder, no model needed."""
+    target = None if out == Path("-") else out
+    read = [weights, *map(Path, [files_from] if files_from else []), *paths_of(inputs)]
+    check_outputs([Output("--out", target, Kind.TABLE)], read)
+    table_format = format_of(target, format)
     paths = read_inputs(inputs, files_from, null)
     patterns = patterns_of(include, exclude)
     config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, seed=seed)
-    from anomaly_cli.tables import formats
     from anomaly_cli.training.audit import audit as audit_images
     from anomaly_cli.training.audit import write_audit
 
-    target = None if out == Path("-") else out
-    chosen_format = formats.check_output(target, format)
     with console.progress(quiet) as progress:
         report = audit_images(paths, config, weights=weights, patterns=patterns, device=device, progress=progress)
-    write_audit(report, target, chosen_format)
+    write_audit(report, target, table_format)
     if not quiet:
         summarise_audit(report, "stdout" if target is None else os.fspath(target))

@@ -11,6 +11,7 @@ from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr
 from anomaly_cli.commands.options import Device, ModelFile, Quiet
 from anomaly_cli.commands.report import STDOUT
+from anomaly_cli.outputs import Kind, Output, check_outputs
 
 if TYPE_CHECKING:
     from anomaly_cli.review.evaluation import Evaluation
@@ -92,11 +93,11 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Compare a table with labels: how good are its ranking and its flags."""
-    from anomaly_cli import files
+    target = None if out == STDOUT else out
+    outputs = [Output("--out", target, Kind.EVALUATION), Output("--curves", curves, Kind.PICTURE)]
+    check_outputs(outputs, [table, Path(labels), model])
     from anomaly_cli.review import evaluation
 
-    target = None if out == STDOUT else out
-    files.check_target(target)
     with console.progress(quiet) as progress:
         result = evaluation.evaluate(
             table, labels, masks=masks, model_path=model, curves=curves, device=device, progress=progress

@@ -31,12 +31,13 @@ from anomaly_cli.config import DEFAULT_FDR, MIN_BATCH, Engine, FlagRule, Rule
 from anomaly_cli.detector.scales import scale_title
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import is_written_directly
+from anomaly_cli.outputs import Kind, Output, check_outputs
+from anomaly_cli.tables.formats import TableFormat, format_of
 
 if TYPE_CHECKING:
     from anomaly_cli.scoring.batch_verdict import Gate, Verdict
     from anomaly_cli.scoring.journal import Journal
     from anomaly_cli.scoring.score import ScoreReport
-    from anomaly_cli.tables.formats import TableFormat
 
 
 GATE_TRIPPED = 3
@@ -194,17 +195,17 @@ class _Options:
 def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet: bool) -> None:
     if options.out == options.summary == STDOUT:
         raise ConfigError("--out - and --summary - cannot both go to stdout")
+    summary = None if options.summary == STDOUT else options.summary
+    outputs = [Output("--out", options.target, Kind.TABLE), Output("--summary", summary, Kind.VERDICT)]
+    check_outputs(outputs, sources.files(options.model))
+    table_format = format_of(options.target, options.table_format)
     paths = read_inputs(sources.inputs, sources.files_from, sources.null)
-    from anomaly_cli import files
-    from anomaly_cli.scoring.batch_verdict import Gate
-    from anomaly_cli.scoring.score import score as score_files
-    from anomaly_cli.tables import formats
-
-    parsed = [Gate.parse(text) for text in gates]
-    table_format = formats.check_output(options.target, options.table_format)
-    files.check_target(None if options.summary == STDOUT else options.summary)
     if options.resume:
         check_local(paths)
+    from anomaly_cli.scoring.batch_verdict import Gate
+    from anomaly_cli.scoring.score import score as score_files
+
+    parsed = [Gate.parse(text) for text in gates]
     with _journal(options) as journal:
         with console.progress(quiet) as progress:
             report = score_files(

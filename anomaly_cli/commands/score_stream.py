@@ -11,6 +11,8 @@ from anomaly_cli.commands.inputs import iter_paths, read_inputs
 from anomaly_cli.config import Engine, FlagRule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.patterns import PathPatterns
+from anomaly_cli.outputs import Kind, Output, check_outputs
+from anomaly_cli.paths import paths_of
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.writer import Table, json_line
 
@@ -38,6 +40,10 @@ class Sources(NamedTuple):
     null: bool
     patterns: PathPatterns
 
+    def files(self, model: Path) -> list[Path]:
+        """Name the files that a run reads: the model, the list and what was typed."""
+        return [model, *map(Path, [self.files_from] if self.files_from else []), *paths_of(self.inputs)]
+
 
 def stream_scores(
     sources: Sources, model: Path, out: Path | None, limit: FlagRule, *, device: str, quiet: bool
@@ -46,10 +52,9 @@ def stream_scores(
     listed = sources.files_from is not None
     inputs = read_inputs(sources.inputs, None, sources.null and not listed, required=not listed)
     later = () if sources.files_from is None else iter_paths(sources.files_from, sources.null)
-    from anomaly_cli import files
+    check_outputs([Output("--out", out, Kind.JSON_LINES)], sources.files(model))
     from anomaly_cli.scoring import stream
 
-    files.check_target(out)
     rows, scale_names = stream.open_stream(
         inputs, later, model, threshold=limit.value, patterns=sources.patterns, device=device
     )

@@ -17,8 +17,9 @@ from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import SHORTEST_SIDE, SMALL_SCALE, SMALL_SIDE
 from anomaly_cli.errors import ConfigError
-from anomaly_cli.files import atomic_output, check_writable
+from anomaly_cli.files import atomic_output
 from anomaly_cli.images.network_size import SIZE_STEP, landscape_sizes
+from anomaly_cli.outputs import CREATOR, Kind, Output, check_outputs
 
 if TYPE_CHECKING:
     import onnx
@@ -188,7 +189,7 @@ def _describe(graph: onnx.ModelProto, model: Model) -> None:
     import onnx
 
     description = describe(model)
-    graph.producer_name, graph.producer_version = "anomaly-cli", description["version"]
+    graph.producer_name, graph.producer_version = CREATOR, description["version"]
     graph.graph.name = KEY
     graph.doc_string = description["usage"]
     onnx.helper.set_model_props(graph, {KEY: json.dumps(description)})
@@ -254,7 +255,7 @@ def export(model_path: Path, out: Path | None = None) -> ExportReport:
     if any(find_spec(name) is None for name in LIBRARIES):
         raise ConfigError(f"export needs {' and '.join(LIBRARIES)}: pip install 'anomaly-cli[onnx]'")
     target = out or model_path.with_suffix(".onnx")
-    check_writable(target)
+    check_outputs([Output("--out", target, Kind.ONNX)], [model_path])
     model = load_model(model_path)
     from anomaly_cli.detector.onnx_export import make_onnx
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly_cli.errors import OutputError
 from anomaly_cli.files import atomic_output
+from anomaly_cli.outputs import CREATOR
 
 NORMAL_COLOUR, ANOMALOUS_COLOUR = "#4477aa", "#cc6677"  # safe for colour-blind readers (Tol 2021)
 BINS = 40
@@ -58,7 +59,8 @@ def draw_curves(
         axes.legend(frameon=False)
     _distribution(distribution, anomalous, scores, flagged)
     with atomic_output(out) as file:
-        figure.savefig(file, format=out.suffix[1:].lower(), dpi=120)
+        kind = out.suffix[1:].lower()
+        figure.savefig(file, format=kind, dpi=120, metadata={"Software" if kind == "png" else "Creator": CREATOR})
 
 
 def _distribution(

@@ -19,6 +19,7 @@ from anomaly_cli.files import atomic_output
 from anomaly_cli.images.decode import read_pixels
 from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.outputs import Kind, Output, check_kind, png_mark
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.overlay import draw_overlay, encode_map16
 from anomaly_cli.scoring.measure import Measured, Scorer
@@ -50,15 +51,19 @@ def heatmap(
 ) -> HeatmapReport:
     """Draw overlays of all images, of the `top` most anomalous, or of those listed in a table of `score`."""
     devices = choose_devices(device)
-    scorer = Scorer(load_model(model_path, devices[0]), devices)
+    _check_folder(out)
+    paths = collect(inputs, patterns) if inputs else []
     if scores is not None:
         ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
         if inputs:
-            wanted = set(collect(inputs, patterns))
+            wanted = set(paths)
             ranking = [entry for entry in ranking if entry[0] in wanted]
-    else:
-        measure = partial(measure_rows, scorer=scorer)
-        rows = flag_rows(score_files(collect(inputs, patterns), measure, progress), DEFAULT_RULE)
+        paths = [path for path, _, _ in ranking[:top]]
+    for path in paths:
+        check_kind(Output("--out", _overlay_of(path, out), Kind.PICTURE))
+    scorer = Scorer(load_model(model_path, devices[0]), devices)
+    if scores is None:
+        rows = flag_rows(score_files(paths, partial(measure_rows, scorer=scorer), progress), DEFAULT_RULE)
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
@@ -85,7 +90,7 @@ def _draw(
             continue
         picture = draw_overlay(pixels, result.anomaly_map, caption=os.fspath(path), score=value, flagged=flagged)
         target = mirrored(path, out)
-        written.append(target.with_name(target.name + ".png"))
+        written.append(_overlay_of(path, out))
         _save_picture(picture, written[-1])
         if raw is not None:
             _save_raw(result, target, raw)
@@ -101,10 +106,28 @@ def mirrored(path: Path, out: Path) -> Path:
     return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
 
 
+def _overlay_of(path: Path, out: Path) -> Path:
+    target = mirrored(path, out)
+    return target.with_name(target.name + ".png")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written before the work is done.
+
+    Raises:
+        OutputError: that is so.
+    """
+    existing = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), out)
+    if not existing.is_dir():
+        raise OutputError(f"cannot write {out}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"cannot write {out}: permission denied")
+
+
 def _save_picture(picture: Image.Image, target: Path) -> None:
     _make_parent(target)
     with atomic_output(target) as file:
-        picture.save(file, "PNG", compress_level=3)
+        picture.save(file, "PNG", compress_level=3, pnginfo=png_mark())
 
 
 def _save_raw(result: Measured, target: Path, raw: RawMap) -> None:

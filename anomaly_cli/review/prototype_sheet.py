@@ -13,7 +13,8 @@ from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.prototype_patches import IMAGE_SIDE
 from anomaly_cli.detector.scales import POOLED_SCALES, scale_title
 from anomaly_cli.errors import CheckpointError, ConfigError
-from anomaly_cli.files import atomic_output, check_writable
+from anomaly_cli.files import atomic_output
+from anomaly_cli.outputs import Kind, Output, check_outputs, png_mark
 from anomaly_cli.review.overlay import printable
 
 COLUMNS = 20  # thumbnails per row
@@ -42,13 +43,13 @@ def write_prototypes(model_path: Path, out: Path, top: int) -> dict[str, int]:
     """
     if out.suffix.lower() != ".png":
         raise ConfigError(f"the picture is a PNG: --out must end in .png, got {out}")
-    check_writable(out)
+    check_outputs([Output("--out", out, Kind.PICTURE)], [model_path])
     model = load_model(model_path)
     if not model.patches:
         raise CheckpointError(f"{model_path} holds no thumbnails: train it again without --no-thumbnails")
     picture = draw_sheet(model, model_path, top)
     with atomic_output(out) as file:
-        picture.save(file, "PNG", compress_level=6)
+        picture.save(file, "PNG", compress_level=6, pnginfo=png_mark())
     return {name: min(top, len(pictures)) for name, pictures in model.patches.items()}
 
 

@@ -19,7 +19,8 @@ from anomaly_cli.config import DEFAULT_RULE
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.files import atomic_output, check_writable, os_errors_as_output_error
+from anomaly_cli.files import atomic_output, os_errors_as_output_error
+from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.review.evidence import find_evidence
 from anomaly_cli.review.overlay import FULL_SCALE, colour_table
 from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
@@ -86,7 +87,7 @@ def write_report(
         CheckpointError: the model cannot be read.
         OutputError: the page cannot be written.
     """
-    check_writable(out)
+    check_outputs([Output("--out", out, Kind.PAGE)], [table_path, model_path])
     table = ReportTable.read(table_path)
     model = load_model(model_path, choose_device(device)) if table.p_values else None
     pictures = _Pictures()

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from anomaly_cli.errors import AnomalyError, OutputError
-from anomaly_cli.files import check_target
 
 
 def format_of_content(content: bytes, path: Path) -> TableFormat:
@@ -19,13 +18,6 @@ def format_of_content(content: bytes, path: Path) -> TableFormat:
     if content.lstrip().startswith(b"{"):
         return TableFormat.JSONL
     return TableFormat.TSV if b"\t" in content.partition(b"\n")[0] else TableFormat.CSV
-
-
-def check_output(out: Path | None, chosen: TableFormat | None) -> TableFormat:
-    """Choose the format of the table and refuse an impossible target before the work is done."""
-    table_format = format_of(out, chosen)
-    check_target(out)
-    return table_format
 
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}

@@ -13,11 +13,11 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.checkpoint import Model, Provenance, library_versions, save_model
 from anomaly_cli.detector.devices import choose_device
-from anomaly_cli.files import check_writable
 from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.scoring.parallel import Progress, worker_count
-from anomaly_cli.tables.formats import check_output
+from anomaly_cli.tables.formats import format_of
 from anomaly_cli.tables.writer import Table
 from anomaly_cli.training.distributed import local_device, process_group
 from anomaly_cli.training.prototype_patches import cut_patches
@@ -65,8 +65,9 @@ def train(
     from anomaly_cli.training.cross_fitted_scores import score_normals
     from anomaly_cli.training.fit import train_detector  # imports scikit-learn, which scoring does without
 
-    check_writable(model_path)
-    audit_format = None if audit_normals is None else check_output(audit_normals, None)
+    outputs = [Output("--model", model_path, Kind.MODEL), Output("--audit-normals", audit_normals, Kind.TABLE)]
+    check_outputs(outputs, [*normal, *anomalies, weights])
+    audit_format = None if audit_normals is None else format_of(audit_normals)
     paths = collect(normal, patterns)
     known = collect(anomalies, patterns) if anomalies else []
     with process_group() as processes:

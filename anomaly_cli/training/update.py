@@ -21,8 +21,8 @@ from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.prototype_patches import Patches
 from anomaly_cli.errors import ConfigError
-from anomaly_cli.files import check_writable
 from anomaly_cli.images.find import collect
+from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.training.cell_samples import Cells
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, measure_held_out
@@ -67,7 +67,7 @@ def update(
     if not normal:
         raise ConfigError("name new normal images; with anomalous ones too, because they calibrate the updated model")
     target = out or model_path
-    check_writable(target)
+    check_outputs([Output("--out", target, Kind.MODEL)], [*normal, *anomalies])
     chosen = choose_device(device)
     old = load_model(model_path, chosen)
     run = TrainingContext(old.config, chosen, worker_count(), progress)

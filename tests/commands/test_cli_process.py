@@ -22,6 +22,7 @@ from command_line import (
 )
 from shared_run import SETTINGS, Trained
 
+OLD = "path,score,flagged\n"  # a table that may be replaced
 COMMANDS = ["train", "score", "heatmap", "info"]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Printed by every process that ends: which heavy libraries it loaded.
@@ -47,14 +48,14 @@ def ignore_hang_ups() -> None:
 def test_a_scoring_that_is_ended_before_its_table_is_complete_leaves_the_old_one(
     here: Path, end: signal.Signals
 ) -> None:
-    Path("scores.csv").write_text("old")
+    Path("scores.csv").write_text(OLD)
 
     running = start("score", "incoming", hook=stop_at_the_rename)
     running.wait_until_reached()
     running.send(end)
 
     assert running.exit_code() == (130 if end is signal.SIGINT else -end)
-    assert Path("scores.csv").read_text() == "old"
+    assert Path("scores.csv").read_text() == OLD
     assert anomaly("score", "incoming", "-q").exit_code == 0
     assert len(rows_of(Path("scores.csv").read_bytes())) == 9
     assert not Path("scores.csv.partial").exists()
