@@ -12,10 +12,11 @@ from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.labelled_anomalies import LABELLED_NAME, LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import POOLED_SCALES
+from anomaly_cli.detector.scales import COARSE_SCALE, is_local
 from anomaly_cli.detector.whitening import Whitening
 
 TOP_CELL_FRACTION = 0.005  # of the cells of a map: its deviation is the mean of so many largest distances
+TOP_COARSE_FRACTION = 0.05  # likewise of the coarse cells, each of which sees what many fine ones do
 DESCRIPTOR_CELL_FRACTION = 0.02  # of the cells of a map, those of largest distance: a descriptor holds their mean
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
 
@@ -78,7 +79,7 @@ class AnomalyDetector(nn.Module):
 
         Args:
             backbone: in eval mode.
-            scales: by name: the strides of the local scales, finest first, then some of `POOLED_SCALES`.
+            scales: by name: the strides of the local scales, finest first, then those that are not local.
             known_anomalies: fitted on labelled anomalies; None without them.
         """
         super().__init__()
@@ -93,8 +94,8 @@ class AnomalyDetector(nn.Module):
 
     @property
     def local_names(self) -> tuple[str, ...]:
-        """Names of the scales that have a map."""
-        return tuple(name for name in self.scale_names if name not in POOLED_SCALES)
+        """Names of the scales that the anomaly map is fused from."""
+        return tuple(name for name in self.scale_names if is_local(name))
 
     @property
     def deviation_names(self) -> tuple[str, ...]:
@@ -127,7 +128,7 @@ class AnomalyDetector(nn.Module):
             distances, nearest = self.scale(name).compare(cells)
             distances = distances.view(N, h * w)
             maps.append(distances.view(N, h, w))
-            if name not in POOLED_SCALES:
+            if is_local(name):
                 cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
                 peak_cells.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
         return maps, torch.stack(peak_cells, dim=1)
@@ -153,7 +154,7 @@ class AnomalyDetector(nn.Module):
         mean = coarsest.mean(dim=2, keepdim=True)
         parts = [mean[..., 0], (coarsest - mean).square().mean(dim=2).sqrt()]
         for name, distances in zip(self.scale_names, distance_maps, strict=True):
-            if name not in POOLED_SCALES:
+            if is_local(name):
                 _, D, h, w = features[name].shape
                 count = _top_cell_count(h * w, DESCRIPTOR_CELL_FRACTION)
                 top_cells = distances.flatten(1).topk(count, dim=1).indices  # (N, count)
@@ -171,7 +172,10 @@ class AnomalyDetector(nn.Module):
             relative = by_name[name] / scale.cell_mean
             fused += scale.weight * F.interpolate(relative[:, None], size=grid, mode="bilinear")[:, 0]
         fused /= sum(self.scale(name).weight for name in self.local_names)
-        columns = [_top_cells_mean(fused)] + [_top_cells_mean(by_name[name]) for name in self.scale_names]
+        columns = [_top_cells_mean(fused, TOP_CELL_FRACTION)]
+        for name in self.scale_names:
+            fraction = TOP_COARSE_FRACTION if name == COARSE_SCALE else TOP_CELL_FRACTION
+            columns.append(_top_cells_mean(by_name[name], fraction))
         return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
 
     @torch.inference_mode()
@@ -189,10 +193,10 @@ class AnomalyDetector(nn.Module):
         return Detection(anomaly_maps, deviations, peak_cells)
 
 
-def _top_cells_mean(maps: Tensor) -> Tensor:
-    """Mean of the largest `TOP_CELL_FRACTION` of the cells, at least one: (N, h, w) to (N,)."""
+def _top_cells_mean(maps: Tensor, fraction: float) -> Tensor:
+    """Mean of the largest `fraction` of the cells, at least one: (N, h, w) to (N,)."""
     cells = maps.flatten(1)
-    return cells.topk(_top_cell_count(cells.shape[1], TOP_CELL_FRACTION), dim=1).values.mean(dim=1)
+    return cells.topk(_top_cell_count(cells.shape[1], fraction), dim=1).values.mean(dim=1)
 
 
 def _top_cell_count(cells: int, fraction: float) -> int:

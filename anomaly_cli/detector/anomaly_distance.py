@@ -9,16 +9,20 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, Detection
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
+from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES
 from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
 
 Floats = NDArray[np.float64]
 
-SMALL_WEIGHT = 0.5  # of the small copy in the image score, where the image scale has 1
-MAP_SIDE = 128  # pixels; the map of an image of this side has the weights below where the image scale has 1
-MAP_WEIGHT = 0.5  # of a map that synthetic defects raise by one standard deviation of normal images
-MIN_MAP_WEIGHT = 0.5  # of a map that they do not raise
-DEFAULT_SENSITIVITY = 2.0  # assumed before synthetic defects are measured
+# Weights in the image score, where the pooled scales together have 1; d is the sensitivity to synthetic defects.
+COARSE_WEIGHT = 2.5  # of the coarse cells at d = 1 of the map
+MAX_COARSE_WEIGHT = 4.0
+MIN_MAP_WEIGHT = 0.3  # of the map at d = 0, as on photographs
+CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
+CLEARER_SENSITIVITY = 8.0  # d · (d / d of the coarse cells) at which the map weighs 1 more
+MIN_SENSITIVITY = 0.03  # added to each d
+REFERENCE_SIDE = 256  # pixels; d is scaled by the side of the image
+DEFAULT_SENSITIVITIES = 2.0, 1.0  # of map and coarse cells, assumed before synthetic defects are measured
 MAX_SENSITIVITY = 5.0  # at most; nearly identical normal images have almost no spread
 CELL_SAMPLE = 200_000  # distances of each scale that its mean is estimated from
 
@@ -64,31 +68,35 @@ def sensitivities(normal_logs: Floats, defect_logs: Floats, numbers: list[int], 
 def scale_weights(normal_logs: Floats, defect_logs: Floats, numbers: list[int], planted_in: list[int]) -> Floats:
     """Weigh each local scale by 1 + d² in the fused map: equally where none is sensitive, else by signal power.
 
-    Arguments as in `sensitivities`; column 0 is the fused map. Returns (E − 1,) weights of the local scales.
+    Arguments as in `sensitivities`, with a column for each local scale. Returns (E,).
     """
-    weights: Floats = 1 + sensitivities(normal_logs, defect_logs, numbers, planted_in)[1:] ** 2
+    weights: Floats = 1 + sensitivities(normal_logs, defect_logs, numbers, planted_in) ** 2
     return weights
 
 
-def component_weights(detector: AnomalyDetector, image_size: int, sensitivity: float) -> Floats:
+def component_weights(detector: AnomalyDetector, image_size: int, sensitivity: tuple[float, float]) -> Floats:
     """Weigh the deviations in the image score.
 
-    Components: the fused map (local defects), the image scale (objects, style), the small copy with weight ½, and the
-    labelled anomalies, whose weight grows with their number. The weight of the map grows with its sensitivity to
-    synthetic defects: on a production line an unknown cell is a defect, photographs always have some. It grows with
-    image size too, since the map of a small image has few cells, each of which covers most of it.
+    Components: the pooled scales (objects, style) share the weight 1. The weight of the coarse cells grows with the
+    sensitivity of the map to synthetic defects: on a production line an unknown cell is a defect, photographs always
+    have some. The map has many more cells and is mostly noise unless defects are clear on it, or far clearer than on
+    the coarse cells. Sensitivities count less for small images, whose map has few cells. The weight of the labelled
+    anomalies grows with their number.
 
     Args:
         detector: with its classifier of labelled anomalies.
         image_size: side of the images, pixels.
-        sensitivity: of the fused map, as `sensitivities` gives it.
+        sensitivity: of the fused map and of the coarse cells, as `sensitivities` gives them.
 
     Returns:
         (E,) weights ≥ 0.
     """
-    weight_of = {IMAGE_SCALE: 1.0, SMALL_SCALE: SMALL_WEIGHT}
+    d, coarse_d = (MIN_SENSITIVITY + each * image_size / REFERENCE_SIDE for each in sensitivity)
+    pooled = [name for name in detector.scale_names if name in POOLED_SCALES]
+    weight_of = dict.fromkeys(pooled, 1 / len(pooled))
+    weight_of[COARSE_SCALE] = min(COARSE_WEIGHT * d, MAX_COARSE_WEIGHT)
+    weight_of["map"] = MIN_MAP_WEIGHT + (d / CLEAR_SENSITIVITY) ** 4 + (d * d / coarse_d / CLEARER_SENSITIVITY) ** 4
     weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
-    weights[0] = max(MIN_MAP_WEIGHT, MAP_WEIGHT * sensitivity) * image_size / MAP_SIDE
     return append_labelled_weight(weights, detector)
 
 

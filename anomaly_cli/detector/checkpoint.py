@@ -27,7 +27,7 @@ from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import AnomalyError, CheckpointError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 4
+FORMAT = 5
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `LabelledAnomalyClassifier`
 PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector

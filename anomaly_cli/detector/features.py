@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_cli.detector.backbones.backbone import Backbone
-from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, reduction
+from anomaly_cli.detector.scales import (
+    COARSE_SCALE,
+    COARSE_STRIDE,
+    FINEST_STEP,
+    IMAGE_SCALE,
+    SMALL_SCALE,
+    reduction,
+)
 
 POOLED_STRIDES = (16, 32)  # of the maps that the pooled scales pool
 
@@ -19,12 +26,13 @@ def scale_features(
 
     Local scales are put on a grid by `to_scale_grid` and L2-normalised, so that contrast has no effect. A pooled scale
     concatenates the means of the coarse maps and the standard deviation of the first: content and style.
+    Without the small scale the image is its own small copy.
 
     Args:
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
-        names: strides, and some of `POOLED_SCALES`.
-        small: (N, 3, h', w') copies for the small scale; made here if None.
+        names: strides, and some of `IMAGE_SCALE`, `SMALL_SCALE` and `COARSE_SCALE`.
+        small: (N, 3, h', w') small copies; made here if None.
 
     Returns:
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
@@ -32,11 +40,16 @@ def scale_features(
     batches = [images]
     if SMALL_SCALE in names:
         batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
-    maps, *of_small = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.forward_batches(batches)]
+    by_batch = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.forward_batches(batches)]
+    maps, small_maps = by_batch[0], by_batch[-1]
     features = {}
     for name in names:
-        if name in POOLED_SCALES:
-            features[name] = _pooled(maps if name == IMAGE_SCALE else of_small[0])
+        if name == IMAGE_SCALE:
+            features[name] = _pooled(maps)
+        elif name == SMALL_SCALE:
+            features[name] = _pooled(small_maps)
+        elif name == COARSE_SCALE:
+            features[name] = F.normalize(small_maps[min(COARSE_STRIDE, max(small_maps))], dim=1)
         else:
             features[name] = F.normalize(to_scale_grid(maps[int(name)], int(name)), dim=1)
     return features

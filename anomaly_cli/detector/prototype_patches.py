@@ -42,7 +42,7 @@ def patch_box(height: int, width: int, scale: str, cell: int) -> tuple[int, int,
     Args:
         height: of the image, pixels, a multiple of the stride.
         width: likewise.
-        scale: its stride, or one of `POOLED_SCALES`.
+        scale: its name.
         cell: its index, row-major.
 
     Returns:
@@ -51,8 +51,8 @@ def patch_box(height: int, width: int, scale: str, cell: int) -> tuple[int, int,
     """
     if scale in POOLED_SCALES:
         return 0, 0, width, height
-    step = cell_step(scale)
-    row, column = divmod(cell, width // step)
+    step = cell_step(scale, height, width)
+    row, column = divmod(cell, -(-width // step))
     left, right = _span(column, step, width)
     top, bottom = _span(row, step, height)
     return left, top, right, bottom

@@ -1,4 +1,4 @@
-"""Names and grids of the scales: local scales are named by their stride, two pooled scales see the image as a whole."""
+"""Names and grids of the scales: local scales are named by their stride, three more see it coarsely or as a whole."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from math import sqrt
 
 IMAGE_SCALE = "image"  # globally pooled maps of the image
 SMALL_SCALE = "small"  # pooled maps of a copy of about `SMALL_SIDE`² pixels: coarse form, which a large image hides
+COARSE_SCALE = "coarse"  # cells of `COARSE_STRIDE` of that copy, or of the image where it is no larger
 POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE)
-SMALL_SIDE = 64  # pixels
+SMALL_SIDE = 128  # pixels
+COARSE_STRIDE = 16  # pixels of the copy
 FINEST_STEP = 8  # pixels from one cell of a map to the next; a finer stride's cells are averaged to such a step
 SHORTEST_SIDE = 32  # pixels; a copy is not made smaller, for the coarsest maps to have a cell
 
@@ -22,11 +24,17 @@ def has_small_scale(image_size: int) -> bool:
     return reduction(image_size, image_size) > 1
 
 
-def cell_step(name: str) -> int:
-    """Return the distance of neighbouring cells of a local scale, in pixels."""
-    return max(int(name), FINEST_STEP)
+def is_local(name: str) -> bool:
+    """Whether the scale is one of those that the anomaly map is fused from."""
+    return name not in (*POOLED_SCALES, COARSE_SCALE)
+
+
+def cell_step(name: str, height: int, width: int) -> int:
+    """Return the distance of neighbouring cells of a scale that is not pooled, in pixels of an image of this size."""
+    return COARSE_STRIDE * reduction(height, width) if name == COARSE_SCALE else max(int(name), FINEST_STEP)
 
 
 def scale_title(name: str) -> str:
     """Name a scale for people."""
-    return {IMAGE_SCALE: "image level", SMALL_SCALE: "small copy"}.get(name, f"stride {name}")
+    titles = {IMAGE_SCALE: "image level", SMALL_SCALE: "small copy", COARSE_SCALE: "coarse cells"}
+    return titles.get(name, f"stride {name}")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.config import MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import (
-    DEFAULT_SENSITIVITY,
+    DEFAULT_SENSITIVITIES,
     calibrate,
     component_weights,
     deviations_of,
@@ -20,7 +21,7 @@ from anomaly_cli.detector.anomaly_distance import (
 )
 from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE, has_small_scale
+from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, SMALL_SCALE, has_small_scale
 from anomaly_cli.training.cell_samples import Origin
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, fit_fold_detectors
 from anomaly_cli.training.labelled_fit import LabelledDescriptors, describe_anomalies, fit_labelled_classifier
@@ -83,7 +84,7 @@ def train_detector(
     numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
     held_out = [HeldOutImage(int(folds[i]), normals.paths[i]) for i in numbers]
     fitted = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
-    outliers = run.processes.broadcast(_find_outliers(fitted, run.config))
+    outliers = run.processes.broadcast(_find_outliers(fitted, normals.groups[numbers] > 0, run.config))
     if outliers:
         cells = {name: each.without(torch.tensor([numbers[i] for i in outliers])) for name, each in cells.items()}
         cleaned = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
@@ -108,15 +109,16 @@ def train_detector(
     )
 
 
-def _find_outliers(fitted: CrossFit, config: DetectorConfig) -> list[int]:
+def _find_outliers(fitted: CrossFit, copies: NDArray[np.bool_], config: DetectorConfig) -> list[int]:
     """Find the indices of held-out images that no memory should learn from.
 
     A greedy coreset selects outliers first, so a few anomalies among the normal images cost much. Outliers stay in the
-    calibration: without the most extreme normal images p-values would be too small.
+    calibration: without the most extreme normal images p-values would be too small. Near-copies are no outliers: a
+    whole group is held out together, so that it is always far from all others.
     """
-    weights = component_weights(fitted.final, config.image_size, DEFAULT_SENSITIVITY)
+    weights = component_weights(fitted.final, config.image_size, DEFAULT_SENSITIVITIES)
     calibration, _ = calibrate(fitted.final, fitted.measured, weights)
-    outliers = np.flatnonzero(calibration.outliers(deviations_of(fitted.final, fitted.measured)))
+    outliers = np.flatnonzero(calibration.outliers(deviations_of(fitted.final, fitted.measured)) & ~copies)
     return [int(i) for i in outliers[: len(fitted.measured) - MIN_NORMALS]]
 
 
@@ -130,4 +132,4 @@ def _without_outliers(fitted: CrossFit, seed: int) -> CrossFit:
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
     strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
     small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
-    return (*map(str, strides), IMAGE_SCALE, *small)
+    return (*map(str, strides), IMAGE_SCALE, *small, COARSE_SCALE)

@@ -7,20 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from anomaly_cli.detector.anomaly_distance import Floats, deviations_of, scale_weights, sensitivities
-from anomaly_cli.detector.scales import POOLED_SCALES
+from anomaly_cli.detector.scales import COARSE_SCALE
 from anomaly_cli.training.cross_fitting import CrossFit, measure_held_out
 from anomaly_cli.training.run import TrainingContext
 
 SYNTHETIC_DEFECTS = 128
 
 
-def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> float:
+def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> tuple[float, float]:
     """Stage 2: weigh the local scales, in all detectors, by their sensitivity to synthetic defects.
 
     Each image is measured by the detector of its fold, with and without the defect.
 
     Returns:
-        The sensitivity of the fused map.
+        The sensitivities of the fused map and of the coarse cells.
     """
     held_out, numbers = fitted.held_out, fitted.inliers
     planted_in = [numbers[i % len(numbers)] for i in range(SYNTHETIC_DEFECTS)]
@@ -29,15 +29,16 @@ def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> float:
         for i, number in enumerate(planted_in)
     ]
     defective = measure_held_out(fitted.detectors, items, run, "planted", "planting defects (stage 2)")
-    rows = [0, *(1 + i for i, name in enumerate(fitted.final.scale_names) if name not in POOLED_SCALES)]
 
-    def logs() -> tuple[Floats, Floats]:
-        """Logarithms of the fused map's and the local scales' deviations: of normal images, and with defects."""
-        normal, odd = (np.log(deviations_of(fitted.final, each)[:, rows]) for each in (fitted.measured, defective))
+    def logs(*names: str) -> tuple[Floats, Floats]:
+        """Logarithms of the deviations of these names: of normal images, and with defects."""
+        columns = [fitted.final.deviation_names.index(name) for name in names]
+        normal, odd = (np.log(deviations_of(fitted.final, each)[:, columns]) for each in (fitted.measured, defective))
         return normal, odd
 
-    weights = run.processes.broadcast(scale_weights(*logs(), numbers, planted_in).tolist())
+    weights = run.processes.broadcast(scale_weights(*logs(*fitted.final.local_names), numbers, planted_in).tolist())
     for detector in fitted.detectors:
         for name, weight in zip(detector.local_names, weights, strict=True):
             detector.scale(name).weight.fill_(weight)
-    return float(run.processes.broadcast(float(sensitivities(*logs(), numbers, planted_in)[0])))
+    d, coarse_d = run.processes.broadcast(sensitivities(*logs("map", COARSE_SCALE), numbers, planted_in).tolist())
+    return d, coarse_d

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.scales import SMALL_SIDE
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.images.duplicates import group_near_duplicates
@@ -63,7 +64,7 @@ class NormalSet:
 
 
 def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
-    """Limit the image size to that of the median normal image: images are never upsampled."""
+    """Limit the image size to that of the median normal image: smaller ones are upsampled to `SMALL_SIDE`."""
 
     def side(path: Path) -> float | None:
         try:
@@ -77,7 +78,7 @@ def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) ->
     if not sides:
         return config
     enough = ceil(median(sides) / IMAGE_SIZE_STEP) * IMAGE_SIZE_STEP
-    return replace(config, image_size=min(config.image_size, max(MIN_IMAGE_SIZE, enough)))
+    return replace(config, image_size=min(config.image_size, max(SMALL_SIDE, enough)))
 
 
 def sample_cells(
