@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from anomaly_cli.detector.anomaly_detector import MIN_DEVIATION, TOP_CELL_FRACTI
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
+from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.detector.whitening import Whitening
 
 pytestmark = pytest.mark.usefixtures("float32_search")
@@ -119,13 +121,40 @@ def test_distance_maps_equal_a_loop_over_cells() -> None:
 
 @torch.inference_mode()
 def test_the_small_scale_is_the_image_scale_of_the_averaged_copy() -> None:
-    backbone, images = tiny_backbone(), random_images(2, 128, 192, seed=5)
+    backbone, images = tiny_backbone(), random_images(2, 192, 288, seed=5)
     copy = torch.stack([slow_box_average(image, 2) for image in images])
 
     small = scale_features(backbone, images, (SMALL_SCALE,))[SMALL_SCALE]
 
     assert tuple(small.shape) == (2, WIDTHS[16] + WIDTHS[32] + WIDTHS[16], 1, 1)
     torch.testing.assert_close(small, scale_features(backbone, copy, (IMAGE_SCALE,))[IMAGE_SCALE])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("names", [(SMALL_SCALE, COARSE_SCALE), (COARSE_SCALE,)])
+def test_coarse_cells_are_those_of_the_small_copy_or_of_an_image_without_one(names: tuple[str, ...]) -> None:
+    backbone, images = tiny_backbone(), random_images(2, 192, 288, seed=5)
+    seen = torch.stack([slow_box_average(image, 2) for image in images]) if SMALL_SCALE in names else images
+    raw = dict(zip(backbone.strides, backbone(seen), strict=True))[16]
+
+    coarse = scale_features(backbone, images, names)[COARSE_SCALE]
+
+    for image, cells in zip(raw, coarse, strict=True):
+        for row, column in itertools.product(range(image.shape[1]), range(image.shape[2])):
+            cell = image[:, row, column]
+            torch.testing.assert_close(cells[:, row, column], cell / cell.norm(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_deviation_of_coarse_cells_is_the_mean_of_the_hottest_twentieth() -> None:
+    scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", COARSE_SCALE)}
+    maps = [torch.rand(2, 6, 10) + 1 for _ in scales]
+
+    deviations = AnomalyDetector(tiny_backbone(), scales).combine(maps).deviations
+
+    for n in range(2):
+        hottest = sorted(maps[1][n].flatten().tolist(), reverse=True)
+        assert float(deviations[n, 2]) == pytest.approx(sum(hottest[:3]) / 3)
+        assert float(deviations[n, 0]) == pytest.approx(float(maps[0][n].max()))  # of the map one cell, and one scale
 
 
 def slow_box_average(image: Tensor, by: int) -> Tensor:

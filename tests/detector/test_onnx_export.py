@@ -35,8 +35,8 @@ from anomaly_cli.images.network_size import landscape_sizes, network_size
 from anomaly_cli.scoring.measure import to_tensor
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-SIDE = 128  # pixels; the smallest size that has a small copy
-FORMS = [(128, 128), (160, 96), (128, 128), (96, 160), (64, 300), (300, 64)]  # (height, width)
+SIDE = 192  # pixels; the smallest size that has a small copy
+FORMS = [(192, 192), (240, 144), (192, 192), (144, 240), (96, 450), (450, 96)]  # (height, width)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +66,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (result.exit_code, result.stdout) == (0, "")
     megabytes = (folder / "anomaly.onnx").stat().st_size / 1e6
     assert (
-        result.stderr == f"exported {folder}/anomaly.onnx: {megabytes:.1f} MB, for images of about 128 x 128 pixels\n"
+        result.stderr == f"exported {folder}/anomaly.onnx: {megabytes:.1f} MB, for images of about 192 x 192 pixels\n"
     )
     return folder
 
@@ -100,7 +100,7 @@ def test_images_of_every_form_and_known_anomalies_score_alike(shapes: Path) -> N
     model = load_model(shapes / "anomaly.safetensors")
     sizes = {pixels_of(path, SIDE).shape for path in (shapes / "incoming").iterdir()}
 
-    assert model.detector.deviation_names[-3:] == ("image", "small", "known")
+    assert model.detector.deviation_names[-4:] == ("image", "small", "coarse", "known")
     assert len(sizes) == len(set(FORMS))
     assert_same_scores(shapes / "anomaly.onnx", shapes / "anomaly.safetensors", shapes / "incoming")
 
@@ -137,7 +137,7 @@ def test_a_batch_scores_as_its_images_alone(shapes: Path) -> None:
 
     maps, scores = running.run(["anomaly_map", "score"], {"images": batch})
 
-    assert (maps.shape, scores.shape) == ((4, 16, 16), (4,))
+    assert (maps.shape, scores.shape) == ((4, 24, 24), (4,))
     for each, anomaly_map, score in zip(batch, maps, scores, strict=True):
         alone = running.run(["anomaly_map", "score"], {"images": each[None]})
         np.testing.assert_allclose(alone[0][0], anomaly_map, atol=1e-4)
@@ -146,7 +146,7 @@ def test_a_batch_scores_as_its_images_alone(shapes: Path) -> None:
 
 def test_the_small_copy_is_the_average_pooling_of_the_detector() -> None:
     running = onnxruntime.InferenceSession(onnx.parser.parse_model(SMALL_COPY).SerializeToString())
-    sizes = [size for image_size in (96, 256, 288) for size in landscape_sizes(image_size)]
+    sizes = [size for image_size in (96, 256, 384, 512, 640) for size in landscape_sizes(image_size)]
     factors = set()
 
     for height, width in [*sizes, *((width, height) for height, width in sizes)]:

@@ -24,7 +24,7 @@ from anomaly_cli.detector.prototype_patches import (
     encode_patches,
     patch_box,
 )
-from anomaly_cli.detector.scales import IMAGE_SCALE
+from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE
 from anomaly_cli.errors import InputError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import to_tensor
@@ -51,7 +51,7 @@ def nearest_patches(model: Model, paths: list[Path], name: str) -> list[bytes]:
     return patches
 
 
-@pytest.mark.parametrize("name", ["8", "16", IMAGE_SCALE])
+@pytest.mark.parametrize("name", ["8", "16", IMAGE_SCALE, COARSE_SCALE])
 def test_a_thumbnail_shows_where_its_prototype_comes_from(loaded: Model, trained: Trained, name: str) -> None:
     paths = sorted((trained.folder / "normal").glob("[0-9]*"))
 
@@ -147,7 +147,9 @@ def test_private_images_leave_no_thumbnail_and_the_model_scores_the_same(here: P
     assert [key for key in state if key.startswith(PATCHES)] == []
     assert [key for key, value in state.items() if value.dtype == torch.uint8] == []
     assert {key for key in load_file("with.safetensors") if key.startswith(PATCHES)} == {
-        f"{PATCHES}{scale}.{part}" for scale in ("4", "8", "16", IMAGE_SCALE) for part in ("content", "ends")
+        f"{PATCHES}{scale}.{part}"
+        for scale in ("4", "8", "16", IMAGE_SCALE, COARSE_SCALE)
+        for part in ("content", "ends")
     }
     assert tables[0] == tables[1]
     assert load_model(Path("without.safetensors")).patches == {}

@@ -20,7 +20,7 @@ from anomaly_cli.detector.backbones.backbone import EMBEDDED
 from anomaly_cli.detector.backbones.build import empty_backbone
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
-from anomaly_cli.detector.scales import IMAGE_SCALE, SMALL_SCALE
+from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, CrossFit, HeldOutImage, assign_folds
 from anomaly_cli.training.run import TrainingContext
@@ -44,43 +44,51 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sensitivity", "side", "expected"),
-    [(3.0, 256, 3.0), (1.5, 256, 1.5), (0.0, 256, 1.0), (3.0, 64, 0.75)],
-    ids=["defects show", "half as much", "they do not", "small pictures"],
+    ("sensitivity", "side", "of_map", "of_coarse"),
+    [
+        ((2.47, 2.47), 256, 0.3 + 1 + 0.3125**4, 4.0),
+        ((1.97, 0.47), 256, 0.3 + 0.8**4 + 1, 4.0),
+        ((0.47, 0.47), 256, 0.3 + 0.2**4 + 0.0625**4, 1.25),
+        ((0.94, 0.94), 128, 0.3 + 0.2**4 + 0.0625**4, 1.25),
+        ((0.0, 0.0), 256, 0.3, 0.075),
+    ],
+    ids=["defects are clear", "clearer on the map", "they show", "small pictures", "they do not"],
 )
-def test_the_map_weighs_more_where_planted_defects_show_and_pictures_are_large(
-    sensitivity: float, side: int, expected: float
+def test_map_and_coarse_cells_weigh_more_where_defects_show_and_pictures_are_large(
+    sensitivity: tuple[float, float], side: int, of_map: float, of_coarse: float
 ) -> None:
     whitening = Whitening(torch.zeros(3), torch.eye(3))
-    scales = {name: ScaleModel(whitening) for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE)}
+    scales = {name: ScaleModel(whitening) for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE, COARSE_SCALE)}
 
     weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, sensitivity)
 
-    assert weights.tolist() == pytest.approx([expected, 0, 0, 1, 0.5])
+    assert weights.tolist() == pytest.approx([of_map, 0, 0, 0.5, 0.5, of_coarse], rel=1e-4)
 
 
 @pytest.mark.parametrize(("shown", "expected"), [((0.0, 2.0), (1.0, 5.0)), ((-1.0, 9.0), (1.0, 26.0))])
 def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
     shown: tuple[float, float], expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scales = [{name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16")} for _ in range(3)]
+    names = ("8", "16", COARSE_SCALE)
+    scales = [{name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in names} for _ in range(3)]
     detectors = [AnomalyDetector(empty_backbone(EMBEDDED), each) for each in scales]
     held_out = [HeldOutImage(i % 2, Path(f"{i}.png")) for i in range(5)]
     logs = torch.tensor([-1.0, 1.0, -1.0, 1.0, 70.0])  # spread 1 without the last, an outlier
 
-    def maps(log: float, raised: tuple[float, float]) -> list[Tensor]:
-        return [torch.full((1, side, side), log + more).exp() for side, more in zip((8, 4), raised, strict=True)]
+    def maps(log: float, raised: tuple[float, float], coarse: float) -> list[Tensor]:
+        of_sides = zip((8, 4, 2), (*raised, coarse), strict=True)
+        return [torch.full((1, side, side), log + more).exp() for side, more in of_sides]
 
     planted: list[HeldOutImage] = []
 
     def measure(_detectors: object, items: list[HeldOutImage], *_: object) -> list[list[Tensor]]:
         planted.extend(items)
-        return [maps(float(logs[int(item.path.stem)]), shown) for item in items]
+        return [maps(float(logs[int(item.path.stem)]), shown, 0.75) for item in items]
 
     monkeypatch.setattr("anomaly_cli.training.stage2.measure_held_out", measure)
     run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
-    measured = [maps(float(log), (0.0, 0.0)) for log in logs]
-    sensitivity = fit_scale_weights(CrossFit(detectors, held_out, measured, [4]), run)
+    normal = [maps(float(log), (0.0, 0.0), 0.0) for log in logs]
+    sensitivity = fit_scale_weights(CrossFit(detectors, held_out, normal, [4]), run)
 
     assert {item.path.name for item in planted} == {"0.png", "1.png", "2.png", "3.png"}
     assert all(item.other not in (None, item.path) for item in planted)
@@ -91,7 +99,7 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
         assert weights == pytest.approx(expected, rel=1e-5)
     low, high = ((np.exp(s) * w) for s, w in zip(shown, expected, strict=True))
     raised = np.log((low + high) / sum(expected))  # of the fused map, whose spread is 1 too
-    assert sensitivity == pytest.approx(min(raised, MAX_SENSITIVITY), rel=1e-5)
+    assert sensitivity == pytest.approx((min(raised, MAX_SENSITIVITY), 0.75), rel=1e-5)
 
 
 def test_labelled_anomalies_weigh_a_share_of_all_other_components() -> None:
@@ -99,9 +107,10 @@ def test_labelled_anomalies_weigh_a_share_of_all_other_components() -> None:
     descriptors = torch.zeros(4, 2)
     known = LabelledAnomalyClassifier(descriptors, descriptors, torch.zeros(2), torch.tensor(0.0))
 
-    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, 1.5)
+    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, (0.47, 0.47))
 
-    assert weights.tolist() == pytest.approx([1.5, 0, 0, 1, 2.5 * 2 / 7])
+    of_map = 0.3 + 0.2**4 + 0.0625**4
+    assert weights.tolist() == pytest.approx([of_map, 0, 0, 1, (1 + of_map) * 2 / 7])
 
 
 def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:

@@ -26,15 +26,17 @@ def picture(path: Path, height: int, width: int) -> Path:
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [
-        (32, 32, 64),  # the smallest there is
-        (64, 64, 64),
-        (65, 65, 96),
-        (60, 240, 128),  # as many pixels as 120 x 120
+        (32, 32, 128),
+        (128, 128, 128),
+        (129, 129, 160),
+        (80, 250, 160),  # as many pixels as 141 x 141
         (255, 257, 256),
         (600, 400, 256),
     ],
 )
-def test_small_images_are_not_enlarged(tmp_path: Path, height: int, width: int, size: int) -> None:
+def test_images_are_enlarged_to_the_side_of_small_copies_only(
+    tmp_path: Path, height: int, width: int, size: int
+) -> None:
     paths = [picture(tmp_path / f"{i}.png", height, width) for i in range(3)]
 
     assert limit_image_size(WANTED, paths, 2) == DetectorConfig(image_size=size)
@@ -56,13 +58,13 @@ def test_files_that_cannot_be_read_have_no_size(tmp_path: Path) -> None:
 
 
 def test_of_many_images_some_of_every_part_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = [picture(tmp_path / f"{i}.png", 64, 64) for i in range(7)]
+    paths = [picture(tmp_path / f"{i}.png", 160, 160) for i in range(7)]
     monkeypatch.setattr("anomaly_cli.training.training_set.SIZED_IMAGES", 3)
     for path in (paths[1], paths[2], paths[4], paths[5]):
-        picture(path, 128, 128)
+        picture(path, 256, 256)
 
     assert SIZED_IMAGES == 100
-    assert limit_image_size(WANTED, paths, 1) == DetectorConfig(image_size=64)  # the first, fourth and seventh
+    assert limit_image_size(WANTED, paths, 1) == DetectorConfig(image_size=160)  # the first, fourth and seventh
 
 
 def small_set(folder: Path, count: int) -> list[Path]:
