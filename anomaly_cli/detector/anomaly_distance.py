@@ -15,7 +15,7 @@ from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
 Floats = NDArray[np.float64]
 
 # Weights in the image score, where the pooled scales together have 1; d is the sensitivity to synthetic defects.
-COARSE_WEIGHT = 2.5  # of the coarse cells at d = 1 of the map
+COARSE_WEIGHT = 2.0  # of the coarse cells at d = 1 of the map
 MAX_COARSE_WEIGHT = 4.0
 MIN_MAP_WEIGHT = 0.3  # of the map at d = 0, as on photographs
 CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
