@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-browser check docs screenshots bench bench-patchcore bench-further bench-photographs bench-objects bench-page clean
+.PHONY: demo test test-browser check docs screenshots bench bench-patchcore bench-quality bench-further bench-photographs bench-objects bench-page clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,10 @@ bench-patchcore: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.accuracy.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
 
+# Every set against plain methods. BEFORE is the CSV of this target on an earlier version.
+bench-quality: $(INSTALLED)
+	$(BIN)/python -m benchmarks.accuracy.margins --data $(SETS) $(patsubst %/,%,$(sort $(wildcard $(FURTHER)/*/))) $(if $(CIFAR),--cifar $(CIFAR)) $(if $(PHOTOGRAPHS),--classes $(PHOTOGRAPHS)) $(if $(BEFORE),--before $(BEFORE)) --out $(RESULTS)/margins.csv $(BENCH_OPTIONS)
+
 # FURTHER is what `python -m benchmarks.accuracy.further_sets` laid out.
 bench-further: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
@@ -74,7 +78,7 @@ bench-further: $(INSTALLED)
 
 # What the components do on photographs.
 bench-photographs: $(INSTALLED)
-	$(BIN)/python -m benchmarks.accuracy.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'as much map whatever the images' 'no small copy' 'mean of the components' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'equal weights of map, coarse cells, pooled scales' 'no coarse cells' 'mean of the components' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
 
 # Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
 bench-objects: $(INSTALLED)

@@ -21,11 +21,11 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, contrastive, features
+from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, contrastive, features, scales
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, Backbone
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE, POOLED_SCALES
+from anomaly_cli.detector.scales import COARSE_SCALE, FINEST_STEP, IMAGE_SCALE, POOLED_SCALES
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.training import cross_fitting, fit, stage1, training_set
 from anomaly_cli.training.cell_samples import Cells
@@ -136,9 +136,14 @@ def cell_alone(feature_map: Tensor) -> Tensor:
     return feature_map
 
 
-def no_defects(*_: object) -> float:
-    """Weigh all scales equally and the map as usual."""
-    return anomaly_distance.DEFAULT_SENSITIVITY
+def no_defects(*_: object) -> tuple[float, float]:
+    """Weigh all scales equally, map and coarse cells as usual."""
+    return anomaly_distance.DEFAULT_SENSITIVITIES
+
+
+def never(_image_size: int) -> bool:
+    """Make no small copy; coarse cells are then those of the image."""
+    return False
 
 
 def no_training(*_: object) -> None:
@@ -209,11 +214,14 @@ VARIANTS: dict[str, Variant] = {
     "no synthetic defects (stage 2)": Variant(LEARNED, replaced=[(fit, "fit_scale_weights", no_defects)]),
     "every cell of stride 8 alone": Variant(SCALES, replaced=[(features, "smooth_3x3", cell_alone)]),
     "mean of 3×3 cells at all strides": Variant(SCALES, replaced=[(features, "to_scale_grid", neighbourhood_mean)]),
-    "as much map whatever the images": Variant(
-        FUSION, replaced=[(anomaly_distance, "MAP_WEIGHT", 0.0), (anomaly_distance, "MIN_MAP_WEIGHT", 1.0)]
+    "coarse cells alone": Variant(SCALES, replaced=[_components(COARSE_SCALE.__eq__)]),
+    "no coarse cells": Variant(FUSION, replaced=[(anomaly_distance, "COARSE_WEIGHT", 0.0)]),
+    "equal weights of map, coarse cells, pooled scales": Variant(
+        FUSION, replaced=[_components(lambda name: name in ("map", COARSE_SCALE, *POOLED_SCALES))]
     ),
+    "small copy of 64 pixels": Variant(SCALES, replaced=[(scales, "SMALL_SIDE", 64)]),
     "sharper maximum of the components": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
-    "no small copy": Variant(FUSION, replaced=[(anomaly_distance, "SMALL_WEIGHT", 0.0)]),
+    "no small copy": Variant(SCALES, replaced=[(fit, "has_small_scale", never)]),
     "mean of the components": Variant(FUSION, replaced=[(calibration, "fuse_scores", mean_fused)]),
     "largest component": Variant(FUSION, replaced=[(calibration, "fuse_scores", max_fused)]),
     "largest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 1e-6)]),
