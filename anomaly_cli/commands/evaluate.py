@@ -66,7 +66,7 @@ def _in_percent(share: Interval) -> str:
 
 
 def evaluate(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of `score` or `audit`.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of `score` or `audit`; - for stdin.")],
     labels: Annotated[
         str,
         typer.Option(

@@ -12,6 +12,8 @@ from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
 from anomaly_cli.commands.inputs import patterns_of, read_inputs
 from anomaly_cli.commands.options import Device, Exclude, FilesFrom, Include, Inputs, ModelFile, NulSeparated, Quiet
 from anomaly_cli.config import RawMap
+from anomaly_cli.errors import ConfigError
+from anomaly_cli.tables.reader import STDIN
 
 if TYPE_CHECKING:
     from anomaly_cli.review.heatmaps import HeatmapReport
@@ -34,7 +36,7 @@ def heatmap(
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(metavar="TABLE", help="Table of `score`: draw what it lists, score nothing again."),
+        typer.Option(metavar="TABLE", help="Table of `score`, - for stdin: draw what it lists, score nothing again."),
     ] = None,
     raw: Annotated[
         RawMap | None, typer.Option(help="Also save the map itself: png16 (1000 = limit of normal) or npy.")
@@ -47,6 +49,8 @@ def heatmap(
     quiet: Quiet = False,
 ) -> None:
     """Draw where images deviate: one overlay per file, one colour scale for all."""
+    if scores == STDIN and files_from == "-":
+        raise ConfigError("--scores - and --files-from - cannot both come from stdin")
     paths = read_inputs(inputs, files_from, null, required=scores is None)
     patterns = patterns_of(include, exclude)
 

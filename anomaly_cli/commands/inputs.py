@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from anomaly_cli.errors import ConfigError, InputError
@@ -35,7 +37,7 @@ def read_inputs(inputs: list[str] | None, files_from: str | None, null: bool, *,
     """Join the paths of the command line with those of `--files-from`."""
     paths = paths_of(inputs)
     if files_from is not None:
-        paths += _read_list(files_from, b"\0" if null else b"\n")
+        paths += _read_list(files_from, null)
     elif null:
         raise ConfigError("-0 goes with --files-from")
     if required and not paths:
@@ -54,17 +56,31 @@ def iter_paths(source: str, null: bool) -> Iterator[Path]:
     # Unbuffered: `sys.stdin` would wait for more, and a thread that waits in it keeps the interpreter from ending.
     with _os_errors_as_input_error(source):
         file = io.FileIO(sys.stdin.fileno(), closefd=False) if source == "-" else io.FileIO(source)
-    return _iter_paths(file, source, b"\0" if null else b"\n")
+    return _iter_paths(file, source, null)
 
 
-def _iter_paths(file: io.FileIO, source: str, separator: bytes) -> Iterator[Path]:
-    rest = b""
+def _iter_paths(file: io.FileIO, source: str, null: bool) -> Iterator[Path]:
     with file, _os_errors_as_input_error(source):
-        while chunk := file.read(CHUNK_BYTES):
-            *names, rest = (rest + chunk).split(separator)
-            yield from (path_of(os.fsdecode(name)) for name in names if name)
-    if rest:
-        yield path_of(os.fsdecode(rest))
+        yield from _paths_in(iter(lambda: file.read(CHUNK_BYTES), b""), null)
+
+
+def _paths_in(chunks: Iterator[bytes], null: bool) -> Iterator[Path]:
+    """Split a list into paths, each as soon as its end is there; lists of Windows may be UTF-16 and end in CRLF."""
+    separator = b"\0" if null else b"\n"
+    first = next(chunks, b"")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        decoder = codecs.getincrementaldecoder("utf-16")(errors="replace")
+        encoded = chain([first], chunks)
+        first, chunks = b"", (decoder.decode(chunk).encode("utf-8", "surrogatepass") for chunk in encoded)
+    rest = b""
+    for chunk in chain([first.removeprefix(codecs.BOM_UTF8)], chunks, [separator]):
+        *names, rest = (rest + chunk).split(separator)
+        yield from (path_of(os.fsdecode(name if null else _without_return(name))) for name in names if name)
+
+
+def _without_return(name: bytes) -> bytes:
+    """Take the carriage return of a CRLF from a line, unless a file has it in its name."""
+    return name.removesuffix(b"\r") if name.endswith(b"\r") and not os.path.lexists(name) else name
 
 
 @contextmanager
@@ -75,9 +91,7 @@ def _os_errors_as_input_error(source: str) -> Iterator[None]:
         raise InputError(f"cannot read {'stdin' if source == '-' else source}: {error.strerror}") from error
 
 
-def _read_list(source: str, separator: bytes) -> list[Path]:
-    try:
+def _read_list(source: str, null: bool) -> list[Path]:
+    with _os_errors_as_input_error(source):
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror}") from error
-    return [path_of(os.fsdecode(name)) for name in content.split(separator) if name]
+    return list(_paths_in(iter([content]), null))

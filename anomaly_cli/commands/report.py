@@ -20,7 +20,7 @@ TOP = 2000  # pictures: about 20 MB, which every browser opens at once
 
 
 def report(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of `score` or `audit`.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Table of `score` or `audit`; - for stdin.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Page to write.")] = Path("report.html"),
     model: ModelFile = Path("anomaly.safetensors"),
     top: Annotated[

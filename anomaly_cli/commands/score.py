@@ -153,7 +153,7 @@ def score(
     sources = Sources(inputs, files_from, null, patterns_of(include, exclude))
     if stream:
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
-        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, format, engine)
+        check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, out, format, engine)
         limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
         stream_scores(sources, model, None if out in (None, STDOUT) else out, limit, device=device, quiet=quiet)
         return

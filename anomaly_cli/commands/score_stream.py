@@ -13,11 +13,13 @@ from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.paths import paths_of
-from anomaly_cli.tables.formats import TableFormat
+from anomaly_cli.tables.formats import TableFormat, by_suffix
 from anomaly_cli.tables.writer import Table, json_line
 
 
-def check_whole(of_a_whole_run: dict[str, object], table_format: TableFormat | None, engine: Engine) -> None:
+def check_whole(
+    of_a_whole_run: dict[str, object], out: Path | None, table_format: TableFormat | None, engine: Engine
+) -> None:
     """Refuse the options that a stream cannot serve.
 
     Raises:
@@ -30,6 +32,10 @@ def check_whole(of_a_whole_run: dict[str, object], table_format: TableFormat | N
             raise ConfigError(f"{option} needs the whole run, --stream writes rows before that is known")
     if table_format not in (None, TableFormat.JSONL):
         raise ConfigError(f"--stream writes JSON Lines, not {table_format}")
+    if out is not None and out.suffix and by_suffix(out) is not TableFormat.JSONL and table_format is None:
+        raise ConfigError(
+            f"--stream writes JSON Lines, not {out.suffix}: name a file with .jsonl or use --format jsonl"
+        )
 
 
 class Sources(NamedTuple):

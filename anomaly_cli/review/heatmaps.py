@@ -26,7 +26,7 @@ from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.parallel import Progress
 from anomaly_cli.scoring.rows import flag_rows, measure_rows
 from anomaly_cli.scoring.score import nothing_readable, score_files
-from anomaly_cli.tables.reader import read_paths
+from anomaly_cli.tables.reader import files_of, read_paths
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def heatmap(
     _check_folder(out)
     paths = collect(inputs, patterns) if inputs else []
     if scores is not None:
-        ranking = [(path_of(path), value, flagged) for path, value, flagged in read_paths(scores)]
+        listed = read_paths(scores)
+        files = files_of([path for path, _, _ in listed], scores)
+        ranking = [(path, value, flagged) for path, (_, value, flagged) in zip(files, listed, strict=True)]
         if inputs:
             wanted = set(paths)
             ranking = [entry for entry in ranking if entry[0] in wanted]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anomaly_cli.errors import InputError
-from anomaly_cli.paths import RemotePath, path_of
-from anomaly_cli.tables.reader import open_records
+from anomaly_cli.tables.reader import file_of, open_records
 
 FOLDERS = "folders"  # instead of a file: the name of its folder labels an image
 NORMAL_FOLDERS = ("good", "normal")
@@ -66,7 +65,7 @@ def label_paths(labels: str, paths: Sequence[str]) -> MatchedLabels:
             f"{labels}: none of its labels, such as that of {next(iter(known))}, is of a file in the table, such as "
             f"{paths[0]}; paths count from the current folder or from that of the labels"
         )
-    unused = sum(1 for path in known if not used & {path, os.path.realpath(_file_of(path, table))})
+    unused = sum(1 for path in known if not used & {path, os.path.realpath(file_of(path, table))})
     return MatchedLabels(anomalous, [path for path in paths if path not in anomalous], unused)
 
 
@@ -105,7 +104,7 @@ def labelled_files(table: Path) -> tuple[list[Path], list[Path]]:
     by_file = _by_file(known, table)
     files: dict[str, Path] = {}
     for path in known:
-        file = _file_of(path, table)
+        file = file_of(path, table)
         files.setdefault(os.path.realpath(file), file)
     normal = [path for file, path in files.items() if not by_file[file]]
     return normal, [path for file, path in files.items() if by_file[file]]
@@ -119,13 +118,7 @@ def _by_file(known: dict[str, bool], table: Path) -> dict[str, bool]:
     """
     by_file: dict[str, bool] = {}
     for path, anomalous in known.items():
-        file = os.path.realpath(_file_of(path, table))
+        file = os.path.realpath(file_of(path, table))
         if by_file.setdefault(file, anomalous) is not anomalous:
             raise InputError(f"{table} labels {file} both normal and anomalous")
     return by_file
-
-
-def _file_of(path: str, table: Path) -> Path:
-    """Find the file that a path means: from the current folder or, where there is none, from that of the table."""
-    file = path_of(path)
-    return file if isinstance(file, RemotePath) or os.path.lexists(path) else table.parent / path

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_cli.errors import InputError
-from anomaly_cli.tables.formats import DELIMITERS, TableFormat, check_library, format_of_content
+from anomaly_cli.paths import RemotePath, path_of
+from anomaly_cli.tables.formats import TableFormat, check_library, delimiter_of, format_of_content, plain_content
 
 Record = Mapping[Any, object]
 STDIN = Path("-")
+WORDS = ("path", "status", "reason", "label")
+DECIMAL_COMMA = re.compile(r"-?\d+,\d+(E[+-]?\d+)?", re.IGNORECASE)
+TRUE = ("true", "1", "1.0", "wahr", "vrai", "verdadero", "vero", "verdadeiro")
+FALSE = ("false", "0", "0.0", "falsch", "faux", "falso", "", "nan", "<na>")
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,14 @@ class TableSource:
             yield from _with_columns(needed, list(frame.columns), frame.to_dict("records"))
         elif self.format is TableFormat.JSONL:
             yield from (_json_object(line, number) for number, line in enumerate(file, start=1) if line.strip())
+        elif self.format is TableFormat.JSON:
+            yield from _json_array(self.content)
         else:
-            # Excel puts a byte order mark in front when it saves a table.
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.DictReader(text, delimiter=DELIMITERS[self.format])
-            yield from _with_columns(needed, reader.fieldnames or (), reader)
+            delimiter = delimiter_of(self.format, self.content.partition(b"\n")[0])
+            text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+            reader = csv.DictReader(text, delimiter=delimiter)
+            records = _with_columns(needed, reader.fieldnames or (), reader)
+            yield from map(_with_decimal_points, records) if delimiter == ";" else records
 
 
 @contextmanager
@@ -65,7 +74,7 @@ def open_records(
     """
     name = "stdin" if path == STDIN else os.fspath(path)
     try:
-        content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+        content = plain_content(sys.stdin.buffer.read() if path == STDIN else path.read_bytes())
         decided = table_format or format_of_content(content, path)
         check_library(decided, InputError)
         yield TableSource(content, decided)
@@ -108,6 +117,64 @@ def _json_object(line: bytes, number: int) -> Record:
     return record
 
 
+def _json_array(content: bytes) -> Iterator[Record]:
+    records = json.loads(content)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError("no JSON array of objects")
+    yield from records
+
+
+def _with_decimal_points(record: Record) -> Record:
+    """Write numbers of a spreadsheet that has decimal commas with points."""
+    return {
+        name: value.replace(",", ".")
+        if name not in WORDS and isinstance(value, str) and DECIMAL_COMMA.fullmatch(value)
+        else value
+        for name, value in record.items()
+    }
+
+
+def flag_of(value: object) -> bool:
+    """Read a flag, also one that a spreadsheet translated.
+
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    word = str(value).lower()
+    if word in TRUE or word in FALSE or value is None:
+        return word in TRUE
+    raise ValueError(f"flagged is {value}, not true or false")
+
+
+def file_of(path: str, table: Path) -> Path:
+    """Find the file that a path of a table means: from the current folder, else from that of the table if it is there.
+
+    Args:
+        path: as in the table.
+        table: its file.
+    """
+    file = path_of(path)
+    if isinstance(file, RemotePath) or os.path.lexists(path):
+        return file
+    beside = table.parent / path
+    return beside if os.path.lexists(beside) else file
+
+
+def files_of(paths: Sequence[str], table: Path) -> list[Path]:
+    """Find the files that the paths of a table mean; see `file_of`.
+
+    Raises:
+        InputError: none of them is there.
+    """
+    files = [file_of(path, table) for path in paths]
+    if files and not any(isinstance(file, RemotePath) or os.path.lexists(file) for file in files):
+        raise InputError(
+            f"{table}: none of its files is found, such as {paths[0]}; relative paths count from the current folder or "
+            "from that of the table"
+        )
+    return files
+
+
 def _score_of(record: Record) -> tuple[str, float, bool] | None:
     """Take (path, score, flagged) from a record, whose values are text if read from CSV; None if unscored."""
     path, score, flagged = record["path"], record["score"], record["flagged"]
@@ -115,4 +182,4 @@ def _score_of(record: Record) -> tuple[str, float, bool] | None:
         raise ValueError("a path is empty")
     if score is None or score == "" or score != score:  # NaN is how Parquet stores a missing score
         return None
-    return path, float(str(score)), str(flagged).lower() == "true"
+    return path, float(str(score)), flag_of(flagged)

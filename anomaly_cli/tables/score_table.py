@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from anomaly_cli.errors import InputError
-from anomaly_cli.paths import path_of
-from anomaly_cli.tables.reader import Record, open_records
+from anomaly_cli.tables.reader import Record, files_of, flag_of, open_records
 from anomaly_cli.tables.row import Row, Value
 
 WORDS = ("path", "status", "reason")
@@ -29,12 +28,14 @@ class ReportTable:
         columns: `WORDS`, `score`, `flagged`, then all others that hold numbers.
         readable: one list of values per file, in the order of `columns`; most anomalous first, ties by path.
         unreadable: (path, reason), by path.
+        source: file of the table.
     """
 
     digest: str
     columns: list[str]
     readable: list[list[Value]]
     unreadable: list[tuple[str, str]]
+    source: Path = Path()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -54,7 +55,7 @@ class ReportTable:
         readable = [row for row in rows if row[3] is not None]
         unreadable = sorted(((str(row[0]), str(row[2])) for row in rows if row[3] is None), key=_bytes_of_path)
         readable.sort(key=lambda row: (-_number(row[3]), os.fsencode(str(row[0]))))
-        return cls(hashlib.sha256(source.content).hexdigest(), columns, readable, unreadable)
+        return cls(hashlib.sha256(source.content).hexdigest(), columns, readable, unreadable, path)
 
     def column(self, name: str) -> list[Value]:
         """Values of one column of the readable files; None each where there is no such column."""
@@ -65,8 +66,12 @@ class ReportTable:
 
     @property
     def paths(self) -> list[Path]:
-        """Readable files, most anomalous first."""
-        return [path_of(str(path)) for path in self.column("path")]
+        """Readable files, most anomalous first; relative paths count from here or from the folder of the table.
+
+        Raises:
+            InputError: none of them is there.
+        """
+        return files_of([str(path) for path in self.column("path")], self.source)
 
     @property
     def p_values(self) -> list[float]:
@@ -132,7 +137,7 @@ def _typed(name: str, value: object) -> Value:
     if name in WORDS:
         return "" if _is_empty(value) else str(value)
     if name == "flagged":
-        return str(value).lower() == "true"
+        return flag_of(value)
     if _is_empty(value):
         return None
     number = float(str(value))

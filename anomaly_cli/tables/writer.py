@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from anomaly_cli.errors import OutputError
 from anomaly_cli.files import atomic_output, os_errors_as_output_error
-from anomaly_cli.tables.formats import DELIMITERS, TableFormat, check_library
+from anomaly_cli.tables.formats import TableFormat, check_library, delimiter_of, is_compressed
 from anomaly_cli.tables.row import Row, Value, rank_rows, rounded
 
 if TYPE_CHECKING:
@@ -92,8 +95,8 @@ class Table:
         """
         check_library(format, OutputError)
         if out is not None:
-            with atomic_output(out) as file:
-                self._write(file, format)
+            with atomic_output(out) as file, _compressed(file) if is_compressed(out) else nullcontext(file) as inner:
+                self._write(inner, format)
             return
         with os_errors_as_output_error("stdout"):
             self._write(sys.stdout.buffer, format)
@@ -106,10 +109,17 @@ class Table:
             file.write(frame.to_parquet(None, engine="pyarrow", index=False))
         elif format is TableFormat.JSONL:
             file.writelines(map(json_line, self.records()))
+        elif format is TableFormat.JSON:
+            lines = (json_line(record).rstrip(b"\n") for record in self.records())
+            file.writelines(chain([b"["], (b",\n"[not i :] + line for i, line in enumerate(lines)), [b"\n]\n"]))
         else:
-            writer = csv.writer(_UnixLines(file), delimiter=DELIMITERS[format], lineterminator="\r\n")
+            writer = csv.writer(_UnixLines(file), delimiter=delimiter_of(format, b""), lineterminator="\r\n")
             writer.writerow(self.columns)
             writer.writerows(map(_as_text, record.values()) for record in self.records())
+
+
+def _compressed(file: BinaryIO) -> gzip.GzipFile:
+    return gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)  # no name, no time: the same bytes again
 
 
 def json_line(record: Mapping[str, Value]) -> bytes:
