@@ -13,6 +13,7 @@ from shared_run import SIDE
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly_cli.errors import InputError
+from anomaly_cli.images.own_output import is_own_output
 from anomaly_cli.review import evaluation, evaluation_plots
 from anomaly_cli.review.masks import find_masks
 
@@ -267,6 +268,7 @@ def test_curves_are_drawn_in_every_format(table: Path) -> None:
 
     with Image.open("c.png") as picture:
         assert picture.width > 1000
+    assert is_own_output(Path("c.png"))
     assert b"<svg" in Path("c.svg").read_bytes()
     assert Path("c.pdf").read_bytes().startswith(b"%PDF")
 

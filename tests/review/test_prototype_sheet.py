@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from shared_run import NORMALS, SETTINGS, Trained
 
 from anomaly_cli.detector.checkpoint import Model
+from anomaly_cli.images.own_output import is_own_output
 from anomaly_cli.review.prototype_sheet import COLUMNS, GAP, MARGIN, PAPER, TILE, TITLE, draw_sheet, leaf_order
 
 STEP = TILE + GAP
@@ -64,6 +65,7 @@ def test_the_same_model_gives_the_same_bytes_and_quiet_prints_nothing(here: Path
         assert (result.exit_code, result.output) == (0, "")
 
     assert Path("one.png").read_bytes() == Path("other.png").read_bytes()
+    assert is_own_output(Path("one.png"))
 
 
 def test_a_name_that_no_font_has_is_drawn_all_the_same(loaded: Model) -> None:
