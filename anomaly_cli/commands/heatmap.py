@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:
     """Print how many overlays were drawn and where."""
     warn_unreadable(report.unreadable)
+    if report.shortened:
+        count, first = plural(len(report.shortened), "overlay"), report.shortened[0]
+        print_stderr(f"warning: {count} under a shortened name, the image's being too long, first {first}")
     print_stderr(f"{plural(len(report.written), 'overlay')} in {out}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +29,21 @@ from anomaly_cli.scoring.rows import flag_rows, measure_rows
 from anomaly_cli.scoring.score import nothing_readable, score_files
 from anomaly_cli.tables.reader import files_of, read_paths
 
+LONGEST_NAME = 255 - len(".map.png.partial")  # bytes; file systems allow 255, suffixes included
+
 
 @dataclass(frozen=True)
 class HeatmapReport:
-    """What `heatmap` drew."""
+    """What `heatmap` drew.
+
+    Attributes:
+        written: overlays, most anomalous first.
+        shortened: those of them whose name would be too long for a file system.
+        unreadable: images without an overlay, with the reason.
+    """
 
     written: list[Path]
+    shortened: list[Path]
     unreadable: list[tuple[Path, str]]
 
 
@@ -49,9 +59,14 @@ def heatmap(
     device: str = "auto",
     progress: Progress,
 ) -> HeatmapReport:
-    """Draw overlays of all images, of the `top` most anomalous, or of those listed in a table of `score`."""
-    devices = choose_devices(device)
+    """Draw overlays of all images, of the `top` most anomalous, or of those listed in a table of `score`.
+
+    Raises:
+        OutputError: `out` cannot be written; said before any image is read.
+        AnomalyError: an input, the model or the device cannot be used.
+    """
     _check_folder(out)
+    devices = choose_devices(device)
     paths = collect(inputs, patterns) if inputs else []
     if scores is not None:
         listed = read_paths(scores)
@@ -81,6 +96,7 @@ def _draw(
 ) -> HeatmapReport:
     paths = [path for path, _, _ in ranking]
     written: list[Path] = []
+    shortened: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
     for done, ((path, value, flagged), result) in enumerate(zip(ranking, scorer.measure(paths), strict=True), start=1):
         try:
@@ -93,37 +109,43 @@ def _draw(
         picture = draw_overlay(pixels, result.anomaly_map, caption=os.fspath(path), score=value, flagged=flagged)
         target = mirrored(path, out)
         written.append(_overlay_of(path, out))
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            shortened.append(written[-1])
         _save_picture(picture, written[-1])
         if raw is not None:
             _save_raw(result, target, raw)
         progress("drawing", done, len(paths))
     if not written:
         raise nothing_readable(len(paths), *unreadable[0])
-    return HeatmapReport(written, unreadable)
+    return HeatmapReport(written, shortened, unreadable)
 
 
 def mirrored(path: Path, out: Path) -> Path:
-    """Map a path into the output folder: relative to the current folder, without root, `__` for `..`."""
+    """Map a path into the output folder: relative to the current folder, without root, `__` for `..`.
+
+    A name that leaves no room for the suffixes of the outputs is cut; a digest keeps it unique.
+    """
     inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
+    target = out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
+    name = os.fsencode(target.name)
+    if len(name) <= LONGEST_NAME:
+        return target
+    digest = hashlib.sha256(name).hexdigest()[:8]
+    return target.with_name(f"{name[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}~{digest}")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to."""
+    existing = next(each for each in (out, *out.parents) if os.path.lexists(each))
+    if not existing.is_dir():
+        raise OutputError(f"cannot write {out}: not a folder: {existing}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {out}: permission denied")
 
 
 def _overlay_of(path: Path, out: Path) -> Path:
     target = mirrored(path, out)
     return target.with_name(target.name + ".png")
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be made or written before the work is done.
-
-    Raises:
-        OutputError: that is so.
-    """
-    existing = next((folder for folder in (out, *out.absolute().parents) if folder.exists()), out)
-    if not existing.is_dir():
-        raise OutputError(f"cannot write {out}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK):
-        raise OutputError(f"cannot write {out}: permission denied")
 
 
 def _save_picture(picture: Image.Image, target: Path) -> None:

@@ -68,13 +68,13 @@ def test_an_output_that_is_a_folder_is_refused(here: Path, command: str, option:
     assert_error(anomaly(command, "normal", option, "folder"), "cannot write folder: it is a folder")
 
 
-def test_heatmaps_below_a_file_are_refused(here: Path) -> None:
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_heatmaps_below_a_file_are_refused_before_anything_is_read(here: Path, out: str) -> None:
     Path("file").touch()
 
-    result = anomaly("heatmap", IMAGE, "--out", "file", "-q")
+    result = anomaly("heatmap", "nowhere", "--model", "nowhere", "--out", out, "-q")
 
-    assert result.stderr.startswith("error: cannot write file")
-    assert (result.stdout, result.exit_code) == ("", 1)
+    assert_error(result, f"cannot write {out}: not a folder: file")
 
 
 @pytest.mark.parametrize("arguments", [["score", "incoming"], ["heatmap", "incoming"], ["info"]])
