@@ -67,7 +67,7 @@ EffortLevel = Annotated[Effort, typer.Option("--effort", help="How long `scratch
 
 
 ImageSize = Annotated[
-    int, typer.Option(metavar="PIXELS", help="Pixels squared to shrink images to, aspect kept; small ones stay small.")
+    int, typer.Option(metavar="PIXELS", help="Pixels squared to shrink images to, aspect kept; files below 128 are enlarged to 128.")
 ]
 
 
