@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from anomaly_cli.errors import OutputError
 from anomaly_cli.files import atomic_output, os_errors_as_output_error
@@ -118,8 +118,9 @@ class Table:
             writer.writerows(map(_as_text, record.values()) for record in self.records())
 
 
-def _compressed(file: BinaryIO) -> gzip.GzipFile:
-    return gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)  # no name, no time: the same bytes again
+def _compressed(file: BinaryIO) -> BinaryIO:
+    # No name and no time, so that the same rows give the same bytes.
+    return cast(BinaryIO, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
 
 
 def json_line(record: Mapping[str, Value]) -> bytes:
