@@ -67,7 +67,11 @@ EffortLevel = Annotated[Effort, typer.Option("--effort", help="How long `scratch
 
 
 ImageSize = Annotated[
-    int, typer.Option(metavar="PIXELS", help="Pixels squared to shrink images to, aspect kept; files below 128 are enlarged to 128.")
+    int,
+    typer.Option(
+        metavar="PIXELS",
+        help="Pixels squared to shrink images to, aspect kept; files below 128 are enlarged to 128.",
+    ),
 ]
 
 
