@@ -109,7 +109,9 @@ def _loaded(model: Model | Name, device: str) -> Model:
 
 
 def _paths(names: Names) -> list[Path]:
-    return [path_of(os.fspath(name)) for name in ([names] if isinstance(names, str | os.PathLike) else names)]
+    paths = [path_of(os.fspath(name)) for name in ([names] if isinstance(names, str | os.PathLike) else names)]
+    find.check_named(paths)
+    return paths
 
 
 def _silent(_phase: str, _done: int, _total: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import list_worst, plural, print_stderr
+from anomaly_cli.commands.console import list_worst, plural, print_stderr, say_passed_over
 from anomaly_cli.commands.inputs import patterns_of, read_inputs
 from anomaly_cli.commands.options import (
     DEFAULTS,
@@ -46,6 +46,7 @@ def summarise_audit(report: AuditReport, out: str) -> None:
         "without a normal folder this ranks how rare an image is among the others; "
         "for p- and q-values train on images that are known to be normal"
     )
+    say_passed_over(report.passed_over)
     list_worst(readable, report.unreadable)
     print_stderr(f"table: {out}")
 

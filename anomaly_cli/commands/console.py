@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL_S = 5.0  # between progress lines where there is no terminal
 WORST_SHOWN = 5
 NAMES_SHOWN = 3
+KINDS_SHOWN = 8
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 
@@ -112,6 +113,14 @@ def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
             print_stderr(f"  {path}: {reason}")
         if len(unreadable) > NAMES_SHOWN:
             print_stderr(f"  and {len(unreadable) - NAMES_SHOWN} more")
+
+
+def say_passed_over(passed_over: Mapping[str, int]) -> None:
+    """Say how many files in folders were not looked at, and of which kinds."""
+    if passed_over:
+        count = sum(passed_over.values())
+        kinds = ", ".join(list(passed_over)[:KINDS_SHOWN]) + (", …" if len(passed_over) > KINDS_SHOWN else "")
+        print_stderr(f"{plural(count, 'other file')} passed over: {kinds}")
 
 
 def by_scale(counts: dict[str, int]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
+from anomaly_cli.commands.console import plural, print_stderr, say_passed_over, warn_unreadable
 from anomaly_cli.commands.inputs import patterns_of, read_inputs
 from anomaly_cli.commands.options import Device, Exclude, FilesFrom, Include, Inputs, ModelFile, NulSeparated, Quiet
 from anomaly_cli.config import RawMap
@@ -25,6 +25,7 @@ def summarise_heatmaps(report: HeatmapReport, out: Path) -> None:
     if report.shortened:
         count, first = plural(len(report.shortened), "overlay"), report.shortened[0]
         print_stderr(f"warning: {count} under a shortened name, the image's being too long, first {first}")
+    say_passed_over(report.passed_over)
     print_stderr(f"{plural(len(report.written), 'overlay')} in {out}")
 
 

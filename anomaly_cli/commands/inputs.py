@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from anomaly_cli.errors import ConfigError, InputError
+from anomaly_cli.images.find import check_named
 from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.paths import RemotePath, path_of, paths_of
 
@@ -36,6 +37,7 @@ def check_local(paths: list[Path]) -> None:
 def read_inputs(inputs: list[str] | None, files_from: str | None, null: bool, *, required: bool = True) -> list[Path]:
     """Join the paths of the command line with those of `--files-from`."""
     paths = paths_of(inputs)
+    check_named(paths)
     if files_from is not None:
         paths += _read_list(files_from, null)
     elif null:

@@ -13,7 +13,7 @@ import typer
 
 from anomaly_cli import streams
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import list_worst, plural, print_stderr
+from anomaly_cli.commands.console import list_worst, plural, print_stderr, say_passed_over
 from anomaly_cli.commands.inputs import check_local, patterns_of, read_inputs
 from anomaly_cli.commands.options import (
     Device,
@@ -285,6 +285,7 @@ def summarise_scores(report: ScoreReport, out: str) -> None:
             "to flag them all the same use --threshold 1"
         )
     _judge_batch(verdict)
+    say_passed_over(verdict.passed_over)
     list_worst(report.readable, report.unreadable)
     if report.copies:
         print_stderr(

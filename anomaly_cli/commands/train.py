@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import NAMES_SHOWN, by_scale, plural, print_stderr, warn_unreadable
+from anomaly_cli.commands.console import NAMES_SHOWN, by_scale, plural, print_stderr, say_passed_over, warn_unreadable
 from anomaly_cli.commands.inputs import check_local, patterns_of
 from anomaly_cli.commands.options import (
     DEFAULTS,
@@ -25,6 +25,7 @@ from anomaly_cli.commands.options import (
     Weights,
 )
 from anomaly_cli.config import DetectorConfig
+from anomaly_cli.images.find import check_named
 from anomaly_cli.paths import paths_of
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def train(
     """Learn what normal looks like from a folder of normal images."""
     config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, effort=effort, seed=seed)
     images, known = paths_of(normal), paths_of(anomalies)
+    check_named([*images, *known])
     if resume:
         check_local([*images, *known])
     from anomaly_cli.training import distributed
@@ -120,6 +122,7 @@ def summarise_training(report: TrainReport, audited: Path | None) -> None:
     for phase, (done, total) in report.reused.items():
         print_stderr(f"resumed: {phase}, {done} of {total} were done already")
     warn_unreadable(report.unreadable)
+    say_passed_over(report.passed_over)
     _warn_copies(report)
     _warn_outliers(report, audited)
     model = report.model

@@ -10,6 +10,7 @@ import typer
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
 from anomaly_cli.commands.options import Device, Quiet
+from anomaly_cli.images.find import check_named
 from anomaly_cli.paths import paths_of
 
 if TYPE_CHECKING:
@@ -62,11 +63,13 @@ def update(
     from anomaly_cli.training.update import update as update_model
 
     labelled = ([], []) if labels is None else labelled_files(labels)
+    images, known = [*paths_of(normal), *labelled[0]], [*paths_of(anomalies), *labelled[1]]
+    check_named([*images, *known])
     with console.progress(quiet) as progress:
         report = update_model(
             model,
-            [*paths_of(normal), *labelled[0]],
-            anomalies=[*paths_of(anomalies), *labelled[1]],
+            images,
+            anomalies=known,
             out=out,
             device=device,
             progress=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,19 +19,42 @@ IMAGE_SUFFIXES = frozenset((
 ))  # fmt: skip
 
 
-def find_images(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> list[Path]:
-    """List the images below folders, and every file that is named.
+def check_named(paths: Sequence[Path]) -> None:
+    """Refuse what the user typed and is not there; what a list or a folder names becomes an unreadable row instead.
+
+    Raises:
+        InputError: a local file or folder does not exist, or a folder cannot be listed.
+    """
+    for path in paths:
+        if isinstance(path, RemotePath):
+            continue
+        if _is_missing(path):
+            raise InputError(f"no such file or folder: {path}")
+        if _is_folder(path) and not os.access(path, os.R_OK | os.X_OK):
+            raise InputError(f"cannot list folder: {path}")
+
+
+def find_images(
+    inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE, passed_over: Counter[str] | None = None
+) -> list[Path]:
+    """List the images below folders, and every file that is named, whether it is there or not.
 
     In folders only names with an image suffix count that the patterns match, and names that start with a dot do
-    not. Links are followed; a folder reached twice is listed once, by a path without links where there is one.
+    not. Links are followed; a folder reached twice is listed once, by a path without links where there is one. Excluded
+    folders are not opened; one that cannot be listed is returned itself, so that it becomes an unreadable row.
+
+    Args:
+        inputs: folders and files.
+        patterns: of the files in folders.
+        passed_over: counts by kind what lies in folders and is not looked at, though no pattern excludes it.
 
     Returns:
         Unresolved paths, each once, in the byte order of their names.
 
     Raises:
-        InputError: a named path does not exist, or a folder cannot be listed (passing over it would lose
-            files).
+        InputError: a remote folder does not exist or cannot be listed.
     """
+    passed_over = Counter() if passed_over is None else passed_over
 
     def is_wanted(below: str) -> bool:
         return below[below.rfind(".") :].lower() in IMAGE_SUFFIXES and patterns.match(below)
@@ -51,32 +75,49 @@ def find_images(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> 
         if real in visited:
             continue
         visited.add(real)
-        for entry in _visible_entries(folder):
-            if _leads_to_folder(entry):
-                heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{below}{entry.name}/"))
-            elif is_wanted(below + entry.name):
+        try:
+            with os.scandir(folder) as scanned:
+                entries = list(scanned)
+        except OSError:
+            found.add(Path(folder))
+            continue
+        for entry in entries:
+            name = below + entry.name
+            if entry.name.startswith("."):
+                passed_over["hidden"] += 1
+            elif _leads_to_folder(entry):
+                if not patterns.excludes_folder(name):
+                    heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{name}/"))
+            elif is_wanted(name):
                 found.add(Path(entry.path))
+            elif patterns.match(name):
+                passed_over[kind_of(entry.name)] += 1
     return sorted(found, key=os.fsencode)
+
+
+def kind_of(name: str) -> str:
+    """Name the kind of a file by its suffix, in quotes where that holds blanks."""
+    suffix = Path(name).suffix.lower()
+    if not suffix.strip("."):
+        return "no suffix"
+    return f"'{suffix}'" if " " in suffix else suffix
 
 
 def _is_folder(path: Path) -> bool:
     try:
-        if path.is_dir():
-            return True
-        missing = not path.exists() and not path.is_symlink()
+        return path.is_dir()
     except OSError:  # for example inside a folder that may not be entered: `load_image` will say so
         return False
-    if missing:
-        raise InputError(f"no such file or folder: {path}")
-    return False
 
 
-def _visible_entries(folder: str) -> list[os.DirEntry[str]]:
+def _is_missing(path: Path) -> bool:
     try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"cannot list folder: {Path(folder)}") from error
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:  # in a folder that may not be entered
+        return False
+    return False
 
 
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
@@ -86,13 +127,15 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def collect(inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE) -> list[Path]:
-    """List the images of the inputs; of those found in folders only the ones that the patterns match.
+def collect(
+    inputs: Sequence[Path], patterns: PathPatterns = EVERY_FILE, passed_over: Counter[str] | None = None
+) -> list[Path]:
+    """List the images of the inputs as `find_images` does, at least one.
 
     Raises:
-        InputError: there is none, or an input does not exist.
+        InputError: there is none, or a remote folder cannot be listed.
     """
-    paths = find_images(inputs, patterns)
+    paths = find_images(inputs, patterns, passed_over)
     if not paths:
         matched = "" if patterns == EVERY_FILE else " that --include and --exclude let pass"
         raise InputError(f"no image found in {', '.join(map(os.fspath, inputs))}{matched}")

@@ -37,6 +37,11 @@ class PathPatterns:
         chosen = not self.include or any(_matches(path, pattern) for pattern in self.include)
         return chosen and not any(_matches(path, pattern) for pattern in self.exclude)
 
+    def excludes_folder(self, path: str) -> bool:
+        """Tell whether everything in a folder is excluded, from its path below the one that is searched."""
+        whole = [pattern.rstrip("*").strip("/") for pattern in self.exclude if pattern.endswith(("/", "/**"))]
+        return any(_matches_names(path.split("/"), pattern.split("/")) for pattern in whole)
+
 
 EVERY_FILE = PathPatterns()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class HeatmapReport:
     written: list[Path]
     shortened: list[Path]
     unreadable: list[tuple[Path, str]]
+    passed_over: dict[str, int] = field(default_factory=dict)  # by kind
 
 
 def heatmap(
@@ -67,7 +69,8 @@ def heatmap(
     """
     _check_folder(out)
     devices = choose_devices(device)
-    paths = collect(inputs, patterns) if inputs else []
+    passed_over: Counter[str] = Counter()
+    paths = collect(inputs, patterns, passed_over) if inputs else []
     if scores is not None:
         listed = read_paths(scores)
         files = files_of([path for path, _, _ in listed], scores)
@@ -84,7 +87,8 @@ def heatmap(
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
-    return _draw(ranking[:top], scorer, out, raw, progress)
+    report = _draw(ranking[:top], scorer, out, raw, progress)
+    return replace(report, passed_over=dict(passed_over.most_common()))
 
 
 def _draw(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +34,7 @@ class Verdict:
         drift_scale: the scale that differs most.
         drift_nearer: whether it lies nearer to the normal images at that scale than new normal images do.
         smallest_p: no p-value can be below it.
+        passed_over: files in folders that were not looked at, by kind.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Verdict:
     drift_nearer: bool | None
     worst_path: str
     worst_score: float
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         r"""Write one JSON object; bytes of a name that is not UTF-8 are escapes `\udcXX`, as in the table."""

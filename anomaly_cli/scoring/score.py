@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,12 @@ def score(
         devices = choose_devices(device)
         model = load_model(model_path, devices[0])
         measure = partial(measure_rows, scorer=Scorer(model, devices, with_quality=with_quality))
-    paths = collect(inputs, patterns)
+    passed_over: Counter[str] = Counter()
+    paths = collect(inputs, patterns, passed_over)
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
     verdict = judge_batch(ranked, model.detector.scale_names, model.calibration, rule, model_path)
+    verdict = replace(verdict, passed_over=dict(passed_over.most_common()))
     return ScoreReport(ranked, names, rule, verdict, with_quality)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ class AuditReport(RankedRows):
     """What `audit` found: ranked rows, and the number of outliers, which enter no memory."""
 
     left_out: int
+    passed_over: dict[str, int]
 
 
 def audit(
@@ -47,7 +49,8 @@ def audit(
     from anomaly_cli.training.cross_fitted_scores import score_normals
     from anomaly_cli.training.fit import train_detector
 
-    chosen, paths = choose_device(device), collect(inputs, patterns)
+    passed_over: Counter[str] = Counter()
+    chosen, paths = choose_device(device), collect(inputs, patterns, passed_over)
     backbone = build_backbone(config.backbone, weights, config.seed)
     run = TrainingContext(limit_image_size(config, paths, worker_count()), chosen, worker_count(), progress)
     trained = train_detector(paths, [], backbone, run, clean=False)
@@ -55,7 +58,9 @@ def audit(
         replace(row, p_value=None, flagged=row.score is not None and row.score >= 1)
         for row in score_normals(trained, run)
     ]
-    return AuditReport(rank_rows(rows), trained.detector.column_names, len(trained.outliers))
+    return AuditReport(
+        rank_rows(rows), trained.detector.column_names, len(trained.outliers), dict(passed_over.most_common())
+    )
 
 
 def write_audit(report: AuditReport, out: Path | None, table_format: TableFormat) -> None:

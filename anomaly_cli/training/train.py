@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class TrainReport:
     copies: int
     copies_together: int
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: finished and total of an interrupted run
+    passed_over: dict[str, int] = field(default_factory=dict)  # files in folders that were not looked at, by kind
 
 
 def train(
@@ -68,8 +70,9 @@ def train(
     outputs = [Output("--model", model_path, Kind.MODEL), Output("--audit-normals", audit_normals, Kind.TABLE)]
     check_outputs(outputs, [*normal, *anomalies, weights])
     audit_format = None if audit_normals is None else format_of(audit_normals)
-    paths = collect(normal, patterns)
-    known = collect(anomalies, patterns) if anomalies else []
+    passed_over: Counter[str] = Counter()
+    paths = collect(normal, patterns, passed_over)
+    known = collect(anomalies, patterns, passed_over) if anomalies else []
     with process_group() as processes:
         workers = max(1, worker_count() // processes.local_count)
         paths, known = processes.broadcast((paths, known))  # a folder may be filled at this moment
@@ -92,6 +95,7 @@ def train(
         copies=normals.copies,
         copies_together=normals.held_out_together,
         reused=run.saved.reused,
+        passed_over=dict(passed_over.most_common()),
     )
 
 
