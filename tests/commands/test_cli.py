@@ -36,7 +36,9 @@ def test_training_says_what_it_learned_left_out_and_saved(trained: Trained) -> N
         "  normal/words.jpg: not an image",
         f"learned normal from {NORMALS} images at 64 px with the embedded backbone",
     ]
-    assert re.fullmatch(r"prototypes: 50 at stride 4, 50 at stride 8, 50 at stride 16, 12 at image level", lines[4])
+    assert re.fullmatch(
+        r"prototypes: 50 at stride 4, 50 at stride 8, 50 at stride 16, 12 at image level, 50 at coarse cells", lines[4]
+    )
     assert re.fullmatch(r"held-out normal images score [\d.]+ to [\d.]+, median [\d.]+; 1 is .* \(99 %\)", lines[5])
     assert lines[6:] == ["saved anomaly.safetensors; next: anomaly score DIR --out scores.csv"]
     assert trained.result.stdout == ""
@@ -80,7 +82,7 @@ def test_the_model_is_found_through_the_environment(here: Path) -> None:
         told = anomaly("info")
 
     assert scored.exit_code == 0
-    assert told.stdout.startswith("model         elsewhere.safetensors, format 4\n")
+    assert told.stdout.startswith("model         elsewhere.safetensors, format 5\n")
 
 
 def test_a_dash_puts_the_table_alone_on_stdout_and_everything_else_on_stderr(here: Path) -> None:
@@ -279,7 +281,7 @@ def test_info_describes_the_model_on_stdout_whatever_its_name_is(here: Path) -> 
 
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 4"
+    assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 5"
     assert {
         "on            12 normal images, 0 known anomalous",
         "left out      2 unreadable files, 0 outliers",

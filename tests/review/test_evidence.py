@@ -64,7 +64,7 @@ def test_the_evidence_is_of_the_scale_of_highest_score(loaded: Model, measured: 
     scales = set()
     for each in measured.values():
         score_of = dict(
-            zip(["map", "4", "8", "16", "image"], loaded.calibration.scores(each.deviations[None])[1][0], strict=True)
+            zip(loaded.detector.deviation_names, loaded.calibration.scores(each.deviations[None])[1][0], strict=True)
         )
         evidence = find_evidence(loaded, each)
 

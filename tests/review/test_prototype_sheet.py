@@ -30,7 +30,8 @@ def test_every_prototype_is_drawn_scale_by_scale_with_similar_ones_side_by_side(
 
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == (
-        f"prototypes drawn: 50 at stride 4, 50 at stride 8, 50 at stride 16, {NORMALS} at image level\n"
+        f"prototypes drawn: 50 at stride 4, 50 at stride 8, 50 at stride 16, {NORMALS} at image level, "
+        "50 at coarse cells\n"
         "picture: prototypes.png\n"
     )
     sheet = np.asarray(Image.open("prototypes.png"))
@@ -50,7 +51,8 @@ def test_only_the_first_prototypes_of_each_memory_are_drawn_on_request(here: Pat
     result = anomaly("prototypes", "--top", "5", "--out", "few.PNG")
 
     assert result.stderr == (
-        "prototypes drawn: 5 at stride 4, 5 at stride 8, 5 at stride 16, 5 at image level\npicture: few.PNG\n"
+        "prototypes drawn: 5 at stride 4, 5 at stride 8, 5 at stride 16, 5 at image level, 5 at coarse cells\n"
+        "picture: few.PNG\n"
     )
     sheet = np.asarray(Image.open("few.PNG"))
     top = 2 * (TITLE + 2 * MARGIN)

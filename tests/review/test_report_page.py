@@ -71,7 +71,7 @@ def test_the_page_holds_the_table_the_verdict_and_a_thumbnail_per_image(scored: 
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
     assert data["unreadable"] == [["batch/torn.png", "not an image"]]
     assert data["verdict"]["files"] == 10
-    assert data["scales"] == ["4", "8", "16", "image"]
+    assert data["scales"] == ["4", "8", "16", "image", "coarse"]
     assert len(data["normals"]) == 12
     for i in range(9):
         with picture_of(page.data[f"picture-{i}"]["image"]) as picture:
