@@ -21,6 +21,8 @@ def reason_of(error: Exception, missing: int) -> str:
     detail = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         reason = "no such file"
+    elif isinstance(error, IsADirectoryError):
+        reason = "folder that cannot be listed"
     elif isinstance(error, PermissionError):
         reason = "permission denied"
     elif isinstance(error, OSError) and error.strerror:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from anomaly_cli.images.decode import load_image, read_pixels
 from anomaly_cli.images.find import find_images
 from anomaly_cli.images.gray_levels import flattened
 from anomaly_cli.images.network_size import network_size
+from anomaly_cli.images.patterns import PathPatterns
 
 Pixels = NDArray[np.uint8]
 ORIENTED: dict[int, Callable[[Pixels], Pixels]] = {
@@ -94,9 +96,22 @@ def test_overlapping_inputs_list_a_file_once(here: Path) -> None:
     assert find_images([here / "sub/a.png", here, here / "sub", here / "sub/a.png"]) == [Path("sub/a.png")]
 
 
-def test_a_missing_input_is_an_error_that_names_it(here: Path) -> None:
+def test_what_was_typed_and_is_missing_is_an_error_and_what_a_list_names_is_kept_for_its_row(here: Path) -> None:
     with pytest.raises(InputError, match=r"^no such file or folder: gone/x\.png$"):
-        find_images([here / "gone/x.png"])
+        find.check_named([here / "gone/x.png"])
+
+    assert find_images([here / "gone/x.png"]) == [Path("gone/x.png")]
+
+
+def test_what_is_passed_over_is_counted_by_kind(here: Path) -> None:
+    for name in ("a.png", "b.dng", "c.DNG", "Makefile", ".hidden", "x.jpg ", "sub/d.psd", "e.bak"):
+        written(here / name)
+    counted: Counter[str] = Counter()
+
+    found = find_images([here], PathPatterns(exclude=("*.bak",)), counted)
+
+    assert found == [Path("a.png")]
+    assert counted == {".dng": 2, "no suffix": 1, "hidden": 1, "'.jpg '": 1, ".psd": 1}
 
 
 def test_a_folder_named_like_an_image_is_a_folder(here: Path) -> None:
@@ -122,7 +137,24 @@ def test_linked_folders_and_files_are_followed(here: Path) -> None:
     assert find_images([here / "in"]) == [Path("in/file.png"), Path("in/folder/x.png")]
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pattern", ["open/locked/**", "open/locked/", "**/locked/", "*/lock*/**"])
+def test_an_excluded_folder_is_not_opened(here: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    written(here / "open/locked/x.png")
+    written(here / "open/y.png")
+    opened: list[str] = []
+    scandir = os.scandir
+
+    def noted(folder: str) -> Any:
+        opened.append(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", noted)
+
+    assert find_images([here], PathPatterns(exclude=(pattern,))) == [Path("open/y.png")]
+    assert not [folder for folder in opened if folder.endswith("locked")]
+
+
+def test_a_folder_that_cannot_be_listed_is_kept_for_its_row(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(here / "open/locked/x.png")
     scandir = os.scandir
 
@@ -133,8 +165,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(here: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "scandir", guarded)
 
-    with pytest.raises(InputError, match=r"^cannot list folder: open/locked$"):
-        find_images([here])
+    assert find_images([here]) == [Path("open/locked")]
 
 
 def test_a_link_that_cannot_be_followed_is_no_folder() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import math
@@ -16,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_cli.errors import InputError, OutputError
+from anomaly_cli.errors import ConfigError, InputError, OutputError
 from anomaly_cli.tables.formats import TableFormat, format_of
-from anomaly_cli.tables.reader import read_paths
+from anomaly_cli.tables.reader import files_of, read_paths
 from anomaly_cli.tables.row import Row, rank_rows
 from anomaly_cli.tables.writer import Table
 
@@ -27,7 +28,7 @@ COLUMNS = [
     *("rank", "path", "score", "p_value", "q_value", "flagged", "status", "reason", "width", "height"),
     *("region_x", "region_y", "region_w", "region_h", "region_fraction", "scale_4", "scale_image"),
 ]
-TEXT_FORMATS = [TableFormat.CSV, TableFormat.TSV, TableFormat.JSONL]
+TEXT_FORMATS = [TableFormat.CSV, TableFormat.TSV, TableFormat.JSONL]  # of one line per row
 
 
 def scored(path: str, score: float, **changed: Any) -> Row:
@@ -211,12 +212,54 @@ def test_out_none_writes_to_stdout(capfdbinary: pytest.CaptureFixture[bytes], tm
         ("a.TSV", TableFormat.TSV),
         ("a.jsonl", TableFormat.JSONL),
         ("a.ndjson", TableFormat.JSONL),
-        ("a.txt", TableFormat.CSV),
+        ("a.json", TableFormat.JSON),
+        ("a.csv.gz", TableFormat.CSV),
+        ("a.JSONL.GZ", TableFormat.JSONL),
         ("csv", TableFormat.CSV),
     ],
 )
 def test_the_suffix_decides_the_format(name: str, expected: TableFormat) -> None:
     assert format_of(Path(name)) is expected
+
+
+@pytest.mark.parametrize("name", ["s.xlsx", "s.txt", "s.csv.zip"])
+def test_a_suffix_of_no_format_is_wrong_usage(name: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        format_of(Path(name))
+
+    assert str(raised.value) == (
+        f"{name}: no table has this suffix; use one of .csv, .tsv, .jsonl, .json, .parquet, .ndjson, with .gz behind it,"
+        " or --format"
+    )
+    assert format_of(Path(name), TableFormat.CSV) is TableFormat.CSV
+
+
+def test_parquet_is_not_compressed_again() -> None:
+    with pytest.raises(ConfigError, match=r"^t\.parquet\.gz: parquet compresses by itself, leave out \.gz$"):
+        format_of(Path("t.parquet.gz"))
+
+
+@pytest.mark.parametrize("format", [TableFormat.CSV, TableFormat.JSONL, TableFormat.JSON])
+def test_a_table_in_gzip_holds_the_same_and_has_the_same_bytes_again(tmp_path: Path, format: TableFormat) -> None:
+    plain = written(tmp_path, [scored("a", 1.0), unreadable("b")], format)
+    out = tmp_path / f"t.{format}.gz"
+
+    contents = set()
+    for _ in range(2):
+        Table([scored("a", 1.0), unreadable("b")], STRIDES).write(out, format)
+        contents.add(out.read_bytes())
+
+    (content,) = contents
+    assert gzip.decompress(content) == plain
+    assert read_paths(out) == [("a", 1.0, True)]
+
+
+def test_json_is_one_array_with_one_object_a_line(tmp_path: Path) -> None:
+    table = written(tmp_path, [scored("é", 2.0), unreadable("b")], TableFormat.JSON)
+
+    lines = written(tmp_path, [scored("é", 2.0), unreadable("b")], TableFormat.JSONL).splitlines()
+    assert table == b"[\n" + lines[0] + b",\n" + lines[1] + b"\n]\n"
+    assert json.loads(written(tmp_path, [], TableFormat.JSON)) == []
 
 
 def test_a_chosen_format_wins_over_the_suffix_and_stdout_gets_csv() -> None:
@@ -303,11 +346,40 @@ def test_reading_gives_scored_files_in_rank_order_even_from_a_shuffled_table(
     assert read_paths(shuffled) == [("NA", 2.0, True), ("a", 0.5, False), ("b", 0.5, False)]
 
 
-def test_a_table_saved_by_a_spreadsheet_still_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfpath,score,flagged\r\na;b.png,1.5,TRUE\r\n",
+        b'path;score;flagged\r\n"a;b.png";1,5;WAHR\r\n',
+        "path\tscore\tflagged\r\na;b.png\t1.5\tVRAI\r\n".encode("utf-16"),
+        b"\xfe\xff" + 'path;score;flagged\r\n"a;b.png";1,5E+0;1\r\n'.encode("utf-16-be"),
+    ],
+)
+def test_a_table_saved_by_a_spreadsheet_still_reads(tmp_path: Path, content: bytes) -> None:
     table = tmp_path / "a.csv"
-    table.write_bytes(b"\xef\xbb\xbfpath,score,flagged\r\na.png,1.5,TRUE\r\n")
+    table.write_bytes(content)
 
-    assert read_paths(table) == [("a.png", 1.5, True)]
+    assert read_paths(table) == [("a;b.png", 1.5, True)]
+
+
+def test_files_are_looked_up_beside_the_table_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one/in/a.png", "two/in/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "one")
+    table = Path("../two/t.csv")
+
+    assert files_of(["in/a.png", "in/b.png", "in/gone.png"], table) == [
+        Path("in/a.png"),
+        Path("../two/in/b.png"),
+        Path("in/gone.png"),
+    ]
+    with pytest.raises(InputError) as raised:
+        files_of(["x.png", "y.png"], table)
+    assert str(raised.value) == (
+        "../two/t.csv: none of its files is found, such as x.png; relative paths count from the current folder or from "
+        "that of the table"
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,6 +393,9 @@ def test_a_table_saved_by_a_spreadsheet_still_reads(tmp_path: Path) -> None:
         ("a.jsonl", b"{no JSON\n", "line 1 is not a JSON object"),
         ("a.csv", b"path,score,flagged\nb,high,true\n", "could not convert string to float: 'high'"),
         ("a.csv", b"path,score,flagged\n,1,true\n", "a path is empty"),
+        ("a.csv", b"path,score,flagged\na,1,yes\n", "flagged is yes, not true or false"),
+        ("a.json", b'[{"path": "a"}, 1]\n', "no JSON array of objects"),
+        ("a.csv.gz", b"\x1f\x8b and no more", "damaged gzip file"),
         ("a.csv", b"path,score,flagged\nb" + b"x" * 200_000, "field larger than field limit (131072)"),
     ],
 )
