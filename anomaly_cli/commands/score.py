@@ -284,6 +284,12 @@ def summarise_scores(report: ScoreReport, out: str) -> None:
             f"images give p-values no smaller than {verdict.smallest_p:.2g}, too few to be sure at this rate; "
             "to flag them all the same use --threshold 1"
         )
+    below = sum(1 for row in report.flagged if row.score is not None and row.score < 1)
+    if rule.kind is Rule.FDR and below:
+        print_stderr(
+            f"{below} of the flagged score{'s' if below == 1 else ''} below the limit of normal: where many files are "
+            "anomalous, files with larger p-values are flagged at the same rate; --threshold 1 flags by score alone"
+        )
     _judge_batch(verdict)
     say_passed_over(verdict.passed_over)
     list_worst(report.readable, report.unreadable)

@@ -78,6 +78,11 @@ class Calibration:
         """(n,) ascending scores of the held-out normal images."""
         return np.sort(self.scores(self.normal_deviations)[0])
 
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether a component of the score is the same for all held-out normal images: then it has no unit."""
+        return bool((self.spread[self.weights > 0] <= MIN_SPREAD).any())
+
     def scores(self, deviations: Floats) -> tuple[Floats, Floats]:
         """Score images.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomaly_cli.errors import InputError
+from anomaly_cli.images.own_output import is_own_output
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.paths import RemotePath
 
@@ -39,9 +40,10 @@ def find_images(
 ) -> list[Path]:
     """List the images below folders, and every file that is named, whether it is there or not.
 
-    In folders only names with an image suffix count that the patterns match, and names that start with a dot do
-    not. Links are followed; a folder reached twice is listed once, by a path without links where there is one. Excluded
-    folders are not opened; one that cannot be listed is returned itself, so that it becomes an unreadable row.
+    In folders only names with an image suffix count that the patterns match. Names that start with a dot and pictures
+    that this tool wrote are passed over. Links are followed; a folder reached twice is listed once, by a path without
+    links where there is one. Excluded folders are not opened; one that cannot be listed is returned itself, so that it
+    becomes an unreadable row.
 
     Args:
         inputs: folders and files.
@@ -89,7 +91,10 @@ def find_images(
                 if not patterns.excludes_folder(name):
                     heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{name}/"))
             elif is_wanted(name):
-                found.add(Path(entry.path))
+                if is_own_output(Path(entry.path)):
+                    passed_over["own output"] += 1
+                else:
+                    found.add(Path(entry.path))
             elif patterns.match(name):
                 passed_over[kind_of(entry.name)] += 1
     return sorted(found, key=os.fsencode)

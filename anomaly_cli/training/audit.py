@@ -18,6 +18,7 @@ from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import rank_rows
 from anomaly_cli.tables.writer import Table
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.train import check_variation
 from anomaly_cli.training.training_set import limit_image_size
 
 
@@ -54,6 +55,7 @@ def audit(
     backbone = build_backbone(config.backbone, weights, config.seed)
     run = TrainingContext(limit_image_size(config, paths, worker_count()), chosen, worker_count(), progress)
     trained = train_detector(paths, [], backbone, run, clean=False)
+    check_variation(trained.calibration)
     rows = [
         replace(row, p_value=None, flagged=row.score is not None and row.score >= 1)
         for row in score_normals(trained, run)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.backbones.build import build_backbone
+from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.checkpoint import Model, Provenance, library_versions, save_model
 from anomaly_cli.detector.devices import choose_device
+from anomaly_cli.errors import InputError
 from anomaly_cli.images.find import collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.outputs import Kind, Output, check_outputs
@@ -60,9 +62,7 @@ def train(
 ) -> TrainReport:
     """Fit a detector to normal images and write the model file, and on request a table of these images.
 
-    The file holds thumbnails of the origins of its prototypes, unless `thumbnails` is false. With `resume` finished
-    steps are cached, and those of an interrupted run are not done again. Of several processes, started by `torchrun`,
-    the first one writes.
+    `thumbnails` keeps pictures of its prototypes, `resume` finished steps. Of several processes the first one writes.
     """
     from anomaly_cli.training.cross_fitted_scores import score_normals
     from anomaly_cli.training.fit import train_detector  # imports scikit-learn, which scoring does without
@@ -70,7 +70,7 @@ def train(
     outputs = [Output("--model", model_path, Kind.MODEL), Output("--audit-normals", audit_normals, Kind.TABLE)]
     check_outputs(outputs, [*normal, *anomalies, weights])
     audit_format = None if audit_normals is None else format_of(audit_normals)
-    passed_over: Counter[str] = Counter()
+    passed_over = Counter[str]()
     paths = collect(normal, patterns, passed_over)
     known = collect(anomalies, patterns, passed_over) if anomalies else []
     with process_group() as processes:
@@ -82,21 +82,33 @@ def train(
         resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)
         with resuming as run:
             trained = train_detector(paths, known, backbone, run)
+            check_variation(trained.calibration)
             model = _save(trained, model_path, run, thumbnails=thumbnails)
             if audit_format is not None and processes.is_first:
-                rows = list(score_normals(trained, run))
-                Table(rows, trained.detector.column_names).write(audit_normals, audit_format)
-    normals = trained.normals
+                Table([*score_normals(trained, run)], trained.detector.column_names).write(audit_normals, audit_format)
     return TrainReport(
         model_path=model_path,
         model=model,
-        unreadable=normals.unreadable + trained.labelled.unreadable,
+        unreadable=trained.normals.unreadable + trained.labelled.unreadable,
         outliers=trained.outliers,
-        copies=normals.copies,
-        copies_together=normals.held_out_together,
+        copies=trained.normals.copies,
+        copies_together=trained.normals.held_out_together,
         reused=run.saved.reused,
         passed_over=dict(passed_over.most_common()),
     )
+
+
+def check_variation(calibration: Calibration) -> None:
+    """Refuse normal images that are all alike: without variation there is no unit for scores.
+
+    Raises:
+        InputError: a part of the score is the same for all of them.
+    """
+    if calibration.is_degenerate:
+        raise InputError(
+            "the images do not differ from each other, so that nothing tells how much normal images vary: "
+            "add images that are no copies"
+        )
 
 
 def _save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbnails: bool) -> Model:

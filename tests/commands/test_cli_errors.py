@@ -48,8 +48,8 @@ def test_too_few_normal_images_are_counted_with_what_could_not_be_read(here: Pat
 
     assert_error(
         result,
-        "7 readable normal images (1 cannot be read, first few/9.png: empty file), at least 8 are needed: "
-        "each is measured against the others to learn how much normal images vary",
+        "7 readable images (1 cannot be read, first few/9.png: empty file), at least 8 are needed: "
+        "each is measured against the others to learn how much they vary",
     )
     assert not Path("new.safetensors").exists()
 

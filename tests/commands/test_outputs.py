@@ -23,6 +23,7 @@ def own(here: Path) -> Path:
     for name in ("a.png", "b.png"):
         shutil.copy(IMAGE, name)
     Path("t.csv").write_text("path,score,flagged\na.png,0.5,false\n")
+    shutil.copy("t.csv", "t.jsonl")
     Path("v.json").write_text('{"files": 1, "smallest_p": 0.1}\n')
     Path("labels.csv").write_text("path,label\na.png,normal\n")
     Path("list").write_text("a.png\n")
@@ -43,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("score -o a.png b.png", "--out a.png", "a table of anomaly"),
         ("score b.png -o labels.csv", "--out labels.csv", "a table of anomaly"),
         ("score b.png --summary t.csv", "--summary t.csv", "a summary of score"),
-        ("score b.png --stream -o t.csv", "--out t.csv", "a table in JSON Lines"),
+        ("score b.png --stream -o t.jsonl", "--out t.jsonl", "a table in JSON Lines"),
         ("train -m a.png b.png", "--model a.png", "a model"),
         ("train normal -m t.csv", "--model t.csv", "a model"),
         ("train normal --audit-normals a.png", "--audit-normals a.png", "a table of anomaly"),
@@ -120,6 +121,7 @@ def test_every_command_replaces_what_it_wrote_itself(own: Path) -> None:
         f"score {IMAGE} incoming/bad0.jpg -o t.csv --summary v.json",
         f"score {IMAGE} -o empty.csv",
         f"score {IMAGE} -o lines --stream",
+        f"score {IMAGE} -o t.json.gz",
         f"score {IMAGE} -o t.parquet",
         "heatmap incoming/bad0.jpg",
         "report t.csv",

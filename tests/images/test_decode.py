@@ -106,12 +106,16 @@ def test_what_was_typed_and_is_missing_is_an_error_and_what_a_list_names_is_kept
 def test_what_is_passed_over_is_counted_by_kind(here: Path) -> None:
     for name in ("a.png", "b.dng", "c.DNG", "Makefile", ".hidden", "x.jpg ", "sub/d.psd", "e.bak"):
         written(here / name)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "anomaly-cli")
+    Image.new("RGB", (8, 8)).save(here / "overlay.png", pnginfo=info)
     counted: Counter[str] = Counter()
 
     found = find_images([here], PathPatterns(exclude=("*.bak",)), counted)
 
     assert found == [Path("a.png")]
-    assert counted == {".dng": 2, "no suffix": 1, "hidden": 1, "'.jpg '": 1, ".psd": 1}
+    assert counted == {".dng": 2, "no suffix": 1, "hidden": 1, "'.jpg '": 1, ".psd": 1, "own output": 1}
+    assert find_images([here / "overlay.png"]) == [Path("overlay.png")]
 
 
 def test_a_folder_named_like_an_image_is_a_folder(here: Path) -> None:

@@ -228,8 +228,8 @@ def test_a_suffix_of_no_format_is_wrong_usage(name: str) -> None:
         format_of(Path(name))
 
     assert str(raised.value) == (
-        f"{name}: no table has this suffix; use one of .csv, .tsv, .jsonl, .json, .parquet, .ndjson, with .gz behind it,"
-        " or --format"
+        f"{name}: no table has this suffix; use one of .csv, .tsv, .jsonl, .json, .parquet, .ndjson, with .gz behind "
+        "it, or --format"
     )
     assert format_of(Path(name), TableFormat.CSV) is TableFormat.CSV
 

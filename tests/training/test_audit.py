@@ -161,4 +161,4 @@ def test_an_audit_of_too_few_images_says_how_many_are_needed(here: Path) -> None
     result = anomaly("audit", "incoming/good0.png", "incoming/good1.png", *SETTINGS_OF_AUDIT)
 
     assert result.exit_code == 1
-    assert "2 readable normal images, at least 8 are needed" in result.stderr
+    assert "2 readable images, at least 8 are needed" in result.stderr

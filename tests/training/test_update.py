@@ -143,7 +143,7 @@ def test_labels_of_a_review_are_added_as_what_they_say(grown: Path) -> None:
         (
             [MODEL, "more/0.png", "--anomalies", "known"],
             1,
-            "error: 1 readable normal images, at least 8 are needed: each is measured against the others to learn how "
+            "error: 1 readable images, at least 8 are needed: each is measured against the others to learn how "
             "much normal images vary\n",
         ),
     ],
