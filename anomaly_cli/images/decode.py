@@ -31,8 +31,8 @@ from anomaly_cli.images.network_size import landscape_sizes, network_size
 from anomaly_cli.images.pillow_faults import NOT_SUPPORTED, mended
 from anomaly_cli.images.quality import Quality, measure_quality
 from anomaly_cli.images.reasons import header_reason, reason_of
+from anomaly_cli.images.tiff import HEADERS as TIFF_HEADERS
 from anomaly_cli.images.tiff import open_tiff, silence_libtiff
-from anomaly_cli.images.tiff_layout import HEADERS as TIFF_HEADERS
 from anomaly_cli.paths import RemotePath
 
 WHOLE_FILE = 64 * 2**20  # bytes; a file up to this size is read once, a larger one piece by piece as its decoder asks
@@ -189,7 +189,7 @@ def _identified(stream: BinaryIO) -> Image.Image:
         raise UnreadableImageError("empty file")
     heif = prefix[4:].startswith(HEIF_BRANDS)  # some of these brands may hold AVIF as well
     decoders = _decoders()
-    if prefix.startswith(tuple(TIFF_HEADERS)):
+    if prefix.startswith(TIFF_HEADERS):
         return open_tiff(stream)
     for name, factory, accept in decoders:
         answer = accept(prefix)

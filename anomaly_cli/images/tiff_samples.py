@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, BinaryIO, Literal
 
@@ -14,47 +14,64 @@ from PIL import Image, TiffImagePlugin
 
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.gray_levels import float_range
-from anomaly_cli.images.tiff_layout import (
-    BLACK_IS_ZERO,
-    BYTEWISE,
-    CMYK,
-    FLOAT,
-    PALETTE,
-    RAW,
-    RGB,
-    SIGNED,
-    UNSIGNED,
-    WHITE_IS_ZERO,
-    TiffLayout,
-)
 
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
+COLOUR_SAMPLES = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, 6: 3, 8: 3}  # 6 YCbCr, 8 Lab
+RAW = 1
+BYTEWISE = (RAW, 5, 8, 32773, 32946, 34925, 50000)  # LZW, deflate, PackBits, LZMA, Zstandard: bytes in, bytes out
+PREDICTING = (5, 8, 32946, 34925, 50000)  # of which these may hold differences instead of samples
 GROUP_BYTES = 2**26  # of unpacked strips or tiles that are read at once
 MAX_PACKED = 4  # times the bytes that it unpacks to: no compression makes a strip longer
 ROWS_AT_ONCE = 256  # whose samples become 8-bit colours
-FLOAT_BITS = (16, 32, 64)
-PREDICTED_BITS = (8, 16, 32, 64)
 REVERSED_BITS = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(256, 8)[:, ::-1], axis=1)[:, 0]
 
 Samples = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TiffLayout:
+    """How samples lie in the file: the numbers of the tags."""
+
+    big_endian: bool
+    height: int
+    width: int
+    bits: int  # a sample
+    sample_format: int
+    photometric: int
+    samples: int  # a pixel
+    extra: tuple[int, ...]  # what the samples behind the colours are: 0 nothing, 1 alpha that is multiplied in, 2 alpha
+    planar: bool
+    compression: int
+    predictor: int  # 1: samples; 2, 3: their differences
+    fill_order: int  # 2: the bits of each byte are turned round
+    tiled: bool
+    chunk: tuple[int, int]  # height, width of a strip or tile
+    offsets: tuple[int, ...]  # of the chunks, plane by plane
+    counts: tuple[int, ...]  # of their bytes
+    palette: tuple[int, ...]  # all red ones first
+
+    @property
+    def alpha(self) -> int:
+        """1 where the colours are multiplied with the alpha that follows them, 2 where they are not, 0 without."""
+        return {0: 0, 1: 1}.get(self.extra[0], 2) if self.extra else 0
+
+
 def can_read(layout: TiffLayout) -> bool:
     """Say whether `read_picture` knows this kind."""
-    if layout.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK):
-        return False
-    if layout.compression not in BYTEWISE or layout.bits > 64:
+    whole_bytes = layout.bits in (8, 16, 32, 64)
+    known = layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK)
+    if not known or layout.compression not in BYTEWISE or layout.bits > 64 or layout.sample_format > 4:
         return False
     if layout.photometric == WHITE_IS_ZERO and layout.alpha == 1:  # is what is black or what is 0 multiplied?
         return False
-    if layout.samples != layout.colour_samples + len(layout.extra):
+    if layout.photometric == PALETTE and (layout.sample_format in (SIGNED, FLOAT) or layout.bits > 16):
         return False
-    if layout.photometric == PALETTE and (layout.sample_format != UNSIGNED or layout.bits > 16):
-        return False
-    if layout.sample_format == FLOAT:
-        return layout.bits in FLOAT_BITS and layout.predictor in (1, 2, 3)
-    return layout.sample_format in (UNSIGNED, SIGNED) and (
-        layout.predictor == 1 or (layout.predictor == 2 and layout.bits in PREDICTED_BITS)
+    if layout.predictor == 3 or layout.sample_format == FLOAT:
+        return layout.sample_format == FLOAT and whole_bytes and layout.bits > 8
+    return layout.samples == COLOUR_SAMPLES[layout.photometric] + len(layout.extra) and (
+        layout.predictor == 1 or whole_bytes
     )
 
 
@@ -71,12 +88,23 @@ def read_picture(stream: BinaryIO, layout: TiffLayout) -> Image.Image:
     samples = _samples(stream, layout)
     if layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO) and layout.bits > 8:
         return _deep_gray(samples, layout)
-    colours = layout.colour_samples
+    colours = COLOUR_SAMPLES[layout.photometric]
     if layout.photometric == PALETTE:
-        picture = Image.fromarray(_palette_colours(samples[:, :, 0], layout))
+        table = np.array(layout.palette).reshape(3, -1).T  # (K, 3), 16-bit; of some writers 8-bit
+        in_bytes = (table if table.max() < 256 else (table + 128) // 257).astype(np.uint8)
+        pixels = in_bytes[np.minimum(samples[:, :, 0], len(in_bytes) - 1)]
     else:
-        picture = _colours(samples[:, :, :colours], layout)
-    return _with_alpha(picture, samples[:, :, colours], layout) if layout.alpha else picture
+        pixels = _bytes(samples[:, :, :colours], layout)
+        pixels = 255 - pixels if layout.photometric == WHITE_IS_ZERO else pixels
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if layout.alpha:
+        alpha = _bytes(samples[:, :, colours], layout)
+        if layout.alpha == 1:  # colours are multiplied with alpha already
+            white = 255 - alpha.astype(np.int16)[:, :, None]
+            flat = np.minimum(np.asarray(picture.convert("RGB")) + white, 255)
+            return Image.fromarray(flat.astype(np.uint8))
+        picture.putalpha(Image.fromarray(alpha))
+    return picture
 
 
 # --- From the file to samples ---
@@ -85,29 +113,25 @@ def read_picture(stream: BinaryIO, layout: TiffLayout) -> Image.Image:
 def _samples(stream: BinaryIO, layout: TiffLayout) -> Samples:
     """Read (H, W, S) samples as numbers of this machine."""
     H, W, S = layout.height, layout.width, layout.samples
-    chunk_height, chunk_width = layout.chunk
-    depth = 1 if layout.planar else S  # samples in a pixel of a chunk
-    down, across = -(-H // chunk_height), -(-W // chunk_width)
-    needed = down * across * (S if layout.planar else 1)
-    row_bytes = -(-chunk_width * depth * layout.bits // 8)
-    if len(layout.offsets) < needed:
-        raise UnreadableImageError(f"cannot be decoded: {needed - len(layout.offsets)} strips or tiles are missing")
-    samples = np.zeros((H, W, S), _sample_type(layout))
-    for plane in range(S if layout.planar else 1):
-        band = slice(plane, plane + 1) if layout.planar else slice(None)
-        first = plane * down * across
-        heights = [chunk_height if layout.tiled else min(chunk_height, H - top) for top in range(0, H, chunk_height)]
-        sizes = [height for height in heights for _ in range(across)]
-        for i, rows in enumerate(_chunks(stream, layout, first, sizes, row_bytes)):
-            top, left = i // across * chunk_height, i % across * chunk_width
-            part = _numbers(rows, layout, chunk_width, depth)
-            samples[top : top + chunk_height, left : left + chunk_width, band] = part[: H - top, : W - left]
-    return samples
+    rows_of, columns_of = layout.chunk
+    planes, depth = (S, 1) if layout.planar else (1, S)  # of the picture, samples in a pixel of a chunk
+    across, tops = -(-W // columns_of), range(0, H, rows_of)
+    heights = [rows_of if layout.tiled else min(rows_of, H - top) for top in tops for _ in range(across)]
+    if len(layout.offsets) < planes * len(heights):
+        raise UnreadableImageError("cannot be decoded: bad TIFF header (strips or tiles are missing)")
+    samples = np.zeros((H, W, planes, depth), _sample_type(layout))
+    for plane in range(planes):
+        for i, rows in enumerate(_chunks(stream, layout, plane * len(heights), heights, columns_of * depth)):
+            top, left = i // across * rows_of, i % across * columns_of
+            part = _numbers(rows, layout, columns_of, depth)[: H - top, : W - left]
+            samples[top : top + rows_of, left : left + columns_of, plane] = part
+    return samples.reshape(H, W, S)
 
 
-def _chunks(stream: BinaryIO, layout: TiffLayout, first: int, heights: list[int], row_bytes: int) -> Iterator[Bytes]:
-    """Yield the bytes of each strip or tile from the `first` on, (its height, row_bytes)."""
-    at_once = max(1, GROUP_BYTES // max(1, heights[0] * row_bytes))
+def _chunks(stream: BinaryIO, layout: TiffLayout, first: int, heights: list[int], width: int) -> Iterator[Bytes]:
+    """Yield the bytes of each strip or tile from the `first` on, (its height, bytes of `width` samples)."""
+    row_bytes = -(-width * layout.bits // 8)
+    at_once = max(1, GROUP_BYTES // (heights[0] * row_bytes))
     for start in range(0, len(heights), at_once):
         group = heights[start : start + at_once]
         packed = [_packed(stream, layout, first + start + i, height * row_bytes) for i, height in enumerate(group)]
@@ -116,47 +140,31 @@ def _chunks(stream: BinaryIO, layout: TiffLayout, first: int, heights: list[int]
             rows = REVERSED_BITS[rows] if layout.fill_order == 2 else rows
         else:
             rows = _unpacked(packed, layout, group, row_bytes)
-        ends = np.cumsum(group)[:-1]
-        yield from np.split(rows, ends)
+        yield from np.split(rows, np.cumsum(group)[:-1])
 
 
 def _packed(stream: BinaryIO, layout: TiffLayout, index: int, unpacked_size: int) -> bytes:
     """Read a strip or tile as it lies in the file."""
-    offset = layout.offsets[index]
-    if layout.compression == RAW:
-        size = unpacked_size
-    elif index < len(layout.counts):
+    size = unpacked_size
+    if layout.compression != RAW:
+        if index >= len(layout.counts):
+            raise UnreadableImageError("cannot be decoded: bad TIFF header (no sizes of strips)")
         size = min(layout.counts[index], MAX_PACKED * unpacked_size + 1024)
-    else:
-        raise UnreadableImageError("cannot be decoded: bad TIFF header (no sizes of strips)")
-    length = stream.seek(0, io.SEEK_END)
-    if offset + size > length:
-        raise UnreadableImageError(f"truncated: {offset + size - length} bytes missing")
-    stream.seek(offset)
+    missing = layout.offsets[index] + size - stream.seek(0, io.SEEK_END)
+    if missing > 0:
+        raise UnreadableImageError(f"truncated: {missing} bytes missing")
+    stream.seek(layout.offsets[index])
     return stream.read(size)
 
 
 def _unpacked(packed: list[bytes], layout: TiffLayout, heights: list[int], row_bytes: int) -> Bytes:
-    """Let libtiff undo the compression: it is told of a gray picture that has one pixel a byte.
-
-    Returns:
-        (sum of heights, row_bytes).
-    """
+    """Let libtiff undo the compression, (sum of heights, row_bytes): it is told of a gray picture of 8 bit."""
     counts = [len(part) for part in packed]
-    offsets = list(accumulate(counts, initial=8))
-    end = offsets.pop()
-    tags = [
-        (256, [row_bytes]), (257, [sum(heights)]), (258, [8]), (259, [layout.compression]), (262, [1]),
-        (266, [layout.fill_order]), (273, offsets), (277, [1]), (278, [heights[0]]), (279, counts),
-    ]  # fmt: skip
-    directory = struct.pack("<H", len(tags))
-    behind, tail = end + 2 + 12 * len(tags) + 4, b""
-    for tag, values in tags:
-        data = struct.pack(f"<{len(values)}I", *values)
-        if len(values) > 1:
-            data, tail = struct.pack("<I", behind + len(tail)), tail + data
-        directory += struct.pack("<HHI", tag, 4, len(values)) + data
-    file = b"".join((b"II*\0", struct.pack("<I", end), *packed, directory, bytes(4), tail))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[256], tags[257], tags[258], tags[277], tags[262] = row_bytes, sum(heights), 8, 1, BLACK_IS_ZERO
+    tags[259], tags[266], tags[278], tags[279] = layout.compression, layout.fill_order, heights[0], tuple(counts)
+    tags[273] = tuple(accumulate(counts[:-1], initial=0))  # `tobytes` adds the place where the directory ends
+    file = b"".join((b"II*\0\x08\0\0\0", tags.tobytes(8), *packed))
     with TiffImagePlugin.TiffImageFile(io.BytesIO(file)) as gray:
         gray.load()
         rows: Bytes = np.asarray(gray)
@@ -165,42 +173,27 @@ def _unpacked(packed: list[bytes], layout: TiffLayout, heights: list[int], row_b
 
 def _sample_type(layout: TiffLayout) -> np.dtype[Any]:
     size = next(size for size in (1, 2, 4, 8) if 8 * size >= layout.bits)
-    return np.dtype(f"{'f' if layout.sample_format == FLOAT else 'i' if layout.sample_format == SIGNED else 'u'}{size}")
+    return np.dtype(f"{ {FLOAT: 'f', SIGNED: 'i'}.get(layout.sample_format, 'u') }{size}".replace(" ", ""))
 
 
 def _numbers(rows: Bytes, layout: TiffLayout, width: int, depth: int) -> Samples:
     """Turn the bytes of a strip or tile, (h, row_bytes), into (h, width, depth) samples."""
     h, bits, kind = len(rows), layout.bits, _sample_type(layout)
-    size = bits // 8
-    order: Literal["<", ">"] = "<" if layout.order == "<" else ">"
-    if layout.predictor == 3:
-        order = ">"
-        by_rank = np.cumsum(rows.reshape(h, -1, depth), axis=1, dtype=np.uint8).reshape(h, size, width * depth)
-        rows = np.ascontiguousarray(by_rank.transpose(0, 2, 1)).reshape(h, -1)
-    unsigned = np.dtype(f"u{kind.itemsize}")
-    if bits == 8 * kind.itemsize:
-        values = np.ascontiguousarray(rows).view(unsigned.newbyteorder(order)).astype(unsigned)
-    elif bits % 8 == 0:  # 24, 40, 48 or 56
-        parts = rows.reshape(h, -1, size)[:, :, :: -1 if order == "<" else 1]
-        values = np.pad(parts, ((0, 0), (0, 0), (kind.itemsize - size, 0))).reshape(h, -1)
-        values = values.view(unsigned.newbyteorder(">")).astype(unsigned)
-    else:
-        values = _bit_fields(rows, bits, width * depth, unsigned)
-    values = values.reshape(h, width, depth)
+    unsigned, room = np.dtype(f"u{kind.itemsize}"), 8 * kind.itemsize
+    order: Literal["<", ">"] = ">" if layout.big_endian or bits % 8 else "<"
+    if layout.predictor == 3:  # bytes of one significance lie together, the highest first
+        by_rank = np.cumsum(rows.reshape(h, -1, depth), axis=1, dtype=np.uint8).reshape(h, kind.itemsize, -1)
+        rows, order = by_rank.transpose(0, 2, 1).reshape(h, -1), ">"
+    if bits != room:  # fill every sample up with zeros to a whole number of this machine
+        fields = np.unpackbits(rows, axis=1, count=width * depth * bits).reshape(h, -1, bits)
+        spare = (0, room - bits) if order == "<" else (room - bits, 0)
+        rows = np.packbits(np.pad(fields, ((0, 0), (0, 0), spare)), axis=2).reshape(h, -1)
+    values = np.ascontiguousarray(rows).view(unsigned.newbyteorder(order)).astype(unsigned).reshape(h, width, depth)
     if layout.predictor == 2:
         values = np.cumsum(values, axis=1, dtype=unsigned)
-    if layout.sample_format == SIGNED and bits != 8 * kind.itemsize:
-        shift = 8 * kind.itemsize - bits
-        return (values << shift).view(kind) >> shift
+    if layout.sample_format == SIGNED:
+        return (values << (room - bits)).view(kind) >> (room - bits)
     return values.view(kind)
-
-
-def _bit_fields(rows: Bytes, bits: int, count: int, dtype: np.dtype[Any]) -> Samples:
-    """Cut rows of bytes, (h, row_bytes), into (h, count) numbers that lie there bit after bit."""
-    fields = np.unpackbits(rows, axis=1, count=count * bits).reshape(len(rows), count, bits)
-    padded = np.pad(fields, ((0, 0), (0, 0), (8 * dtype.itemsize - bits, 0)))
-    values: Samples = np.packbits(padded, axis=2).view(dtype.newbyteorder(">")).astype(dtype)
-    return values[:, :, 0]
 
 
 # --- From samples to a picture ---
@@ -215,79 +208,40 @@ def _range(values: Samples, layout: TiffLayout) -> tuple[float, float]:
     return 0.0, float(2**layout.bits - 1)
 
 
-def _deep_gray(samples: Samples, layout: TiffLayout) -> Image.Image:
-    values = samples[:, :, 0]
-    info: dict[str, Any] = {"negative": layout.photometric == WHITE_IS_ZERO}
-    if layout.sample_format == UNSIGNED:
-        info["white"] = 2**layout.bits - 1
-    if layout.alpha:
-        values = _on_white(values, samples[:, :, 1], layout)
-    if layout.sample_format == FLOAT or layout.bits > 32 or (layout.bits > 16 and layout.sample_format == UNSIGNED):
-        limit = float(np.finfo(np.float32).max)
-        values = values if values.dtype.itemsize < 8 else np.clip(values, -limit, limit)
-        picture = Image.fromarray(values.astype(np.float32))
-        if layout.sample_format == SIGNED:
-            info["white"] = 65535
-    elif layout.sample_format == SIGNED:
-        picture = Image.fromarray(values.astype(np.int32))
-    else:
-        picture = Image.fromarray(np.ascontiguousarray(values))
-    picture.info.update(info)
-    return picture
-
-
-def _on_white(values: Samples, alpha: Samples, layout: TiffLayout) -> Samples:
-    """Lay gray of any depth on white, in its own values."""
-    low, high = _range(values, layout)
-    white = low if layout.photometric == WHITE_IS_ZERO else high
-    cover = _fractions(alpha, layout)
-    gray = values.astype(np.float64)
-    flat = (gray * cover if layout.alpha == 2 else gray) + white * (1 - cover)
-    return flat.astype(values.dtype) if layout.sample_format == FLOAT else np.rint(flat).astype(values.dtype)
-
-
-def _fractions(values: Samples, layout: TiffLayout) -> NDArray[np.float64]:
-    low, high = _range(values, layout)
+def _fractions(values: Samples, black: float, white: float) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
-        scaled = (values.astype(np.float64) - low) / max(high - low, 1e-300)
-    fractions: NDArray[np.float64] = np.nan_to_num(scaled.clip(0, 1))
-    return fractions
+        scaled = (values.astype(np.float64) - black) / max(white - black, 1e-300)
+    return np.nan_to_num(scaled.clip(0, 1))
 
 
 def _bytes(values: Samples, layout: TiffLayout) -> Bytes:
     """Bring samples of any shape to 8 bit, and CMYK, (H, W, 4), to RGB."""
-    low, high = _range(values, layout)
+    black, white = _range(values, layout)
     blocks = []
     for top in range(0, len(values), ROWS_AT_ONCE):
-        rows = values[top : top + ROWS_AT_ONCE].astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            fractions = np.nan_to_num(((rows - low) / max(high - low, 1e-300)).clip(0, 1))
-        if layout.photometric == CMYK and values.ndim == 3:
-            fractions = (1 - fractions[:, :, :3]) * (1 - fractions[:, :, 3:])
-        blocks.append((fractions * 255).round().astype(np.uint8))
+        part = _fractions(values[top : top + ROWS_AT_ONCE], black, white)
+        if layout.photometric == CMYK and part.ndim == 3:
+            part = (1 - part[:, :, :3]) * (1 - part[:, :, 3:])
+        blocks.append((part * 255).round().astype(np.uint8))
     return np.concatenate(blocks)
 
 
-def _colours(samples: Samples, layout: TiffLayout) -> Image.Image:
-    scaled = _bytes(samples, layout)
-    if layout.photometric in (RGB, CMYK):
-        return Image.fromarray(scaled)
-    return Image.fromarray(255 - scaled[:, :, 0] if layout.photometric == WHITE_IS_ZERO else scaled[:, :, 0])
-
-
-def _palette_colours(indices: Samples, layout: TiffLayout) -> Bytes:
-    table = np.array(layout.colours).reshape(3, -1).T  # (K, 3), 16-bit; of some writers 8-bit
-    in_bytes: Bytes = (table if table.max() < 256 else (table + 128) // 257).astype(np.uint8)
-    return in_bytes[np.minimum(indices, len(in_bytes) - 1)]
-
-
-def _with_alpha(picture: Image.Image, alpha: Samples, layout: TiffLayout) -> Image.Image:
-    cover = _bytes(alpha, layout)
-    if layout.alpha == 2:
-        picture.putalpha(Image.fromarray(cover))
-        return picture
-    pixels = np.asarray(picture).astype(np.int16)  # colours are multiplied with alpha already
-    white = (255 - cover).astype(np.int16)
-    return Image.fromarray(
-        np.minimum(pixels + (white if pixels.ndim == 2 else white[:, :, None]), 255).astype(np.uint8)
-    )
+def _deep_gray(samples: Samples, layout: TiffLayout) -> Image.Image:
+    values = samples[:, :, 0]
+    if layout.alpha:  # laid on white in the values of the file
+        black, white = _range(values, layout)
+        cover = _fractions(samples[:, :, 1], *_range(samples[:, :, 1], layout))
+        flat = (values * cover if layout.alpha == 2 else values.astype(np.float64)) + (1 - cover) * (
+            black if layout.photometric == WHITE_IS_ZERO else white
+        )
+        values = (flat if layout.sample_format == FLOAT else np.rint(flat)).astype(values.dtype)
+    if values.dtype == np.int16:
+        values = values.astype(np.int32)
+    elif values.dtype not in (np.uint16, np.int32):  # Pillow has no mode for it
+        limit = float(np.finfo(np.float32).max)
+        values = (values if values.dtype == np.float16 else values.clip(-limit, limit)).astype(np.float32)
+    picture = Image.fromarray(np.ascontiguousarray(values))
+    picture.info["negative"] = layout.photometric == WHITE_IS_ZERO
+    if layout.sample_format != FLOAT:
+        picture.info["white"] = 65535 if layout.sample_format == SIGNED else 2**layout.bits - 1
+    return picture
