@@ -211,7 +211,8 @@ def _range(values: Samples, layout: TiffLayout) -> tuple[float, float]:
 def _fractions(values: Samples, black: float, white: float) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         scaled = (values.astype(np.float64) - black) / max(white - black, 1e-300)
-    return np.nan_to_num(scaled.clip(0, 1))
+    fractions: NDArray[np.float64] = np.nan_to_num(scaled.clip(0, 1))
+    return fractions
 
 
 def _bytes(values: Samples, layout: TiffLayout) -> Bytes:
