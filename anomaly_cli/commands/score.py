@@ -254,10 +254,7 @@ def _journal(options: _Options) -> Iterator[Journal | None]:
         options.target, options.model, options.device, with_quality=options.with_quality, engine=options.engine
     ) as journal:
         if journal.discarded:
-            print_stderr(
-                f"warning: {journal.path} is of another model, version or machine: starting over, "
-                f"{plural(journal.discarded, 'finished file')} given up"
-            )
+            print_stderr(f"warning: {journal.path} {journal.discarded}")
         yield journal
 
 

@@ -73,15 +73,17 @@ def make_row(path: Path, result: Measured | UnreadableImageError, calibration: C
         contrast=quality.contrast,
         sharpness=quality.sharpness,
         content_hash=quality.content_hash,
-        look=quality.look,
+        perceptual_hash=quality.look,
     )
 
 
 def mark_copies(rows: list[Row]) -> list[Row]:
     """Number the groups of duplicates and near-duplicates among the rows with quality values, in the order of paths."""
     marked = list(rows)
-    order = sorted((i for i, row in enumerate(rows) if row.look), key=lambda i: os.fsencode(rows[i].path))
-    content_hashes, perceptual_hashes = ([getattr(rows[i], name) for i in order] for name in ("content_hash", "look"))
+    order = sorted((i for i, row in enumerate(rows) if row.perceptual_hash), key=lambda i: os.fsencode(rows[i].path))
+    content_hashes, perceptual_hashes = (
+        [getattr(rows[i], name) for i in order] for name in ("content_hash", "perceptual_hash")
+    )
     groups = group_near_duplicates(content_hashes, perceptual_hashes, [rows[i].brightness or 0.0 for i in order])
     for i, group in zip(order, groups.tolist(), strict=True):
         if group:

@@ -38,7 +38,7 @@ class Row:
     contrast: float | None = None
     sharpness: float | None = None
     content_hash: str | None = None
-    look: str | None = None  # perceptual hash, no column: what `duplicate_group` is found by
+    perceptual_hash: str | None = None  # no column: what `duplicate_group` is found by
     duplicate_group: int | None = None  # equal for files that are copies or near-copies of each other
 
     def __post_init__(self) -> None:

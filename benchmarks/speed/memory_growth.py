@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,20 +52,21 @@ def cost_of(*arguments: str | Path) -> Cost:
     return Cost(usage.ru_maxrss / MEGABYTE, time.perf_counter() - start)
 
 
-def kill_half_way(journal: Path, lines: int, *arguments: str | Path) -> None:
-    """Run `anomaly` and kill it once its journal has so many lines, or let it end."""
+def kill_half_way(journal: Path, rows: int, *arguments: str | Path) -> None:
+    """Run `anomaly` and kill it once its journal has so many rows, or let it end."""
     with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and _lines(journal) < lines:
+        while process.poll() is None and _row_count(journal) < rows:
             time.sleep(POLL_S)
         process.kill()
 
 
-def _lines(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            return sum(1 for _ in file)
-    except FileNotFoundError:
+def _row_count(journal: Path) -> int:
+    try:  # as if nobody could write to it, since the run has locked it
+        with closing(sqlite3.connect(f"{journal.absolute().as_uri()}?immutable=1", uri=True)) as database:
+            count: int = database.execute("SELECT count(*) FROM finished").fetchone()[0]
+    except sqlite3.Error:  # not there yet, or in the middle of a write
         return 0
+    return count
 
 
 def measure(command: str, files: Path, count: int, model: Path, options: Sequence[str]) -> Cost:

@@ -32,7 +32,13 @@ def test_a_process_has_a_peak_and_a_failed_one_is_no_measurement() -> None:
 
 def test_a_run_is_killed_once_its_journal_is_long_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal, done = tmp_path / "journal", tmp_path / "done"
-    code = f"import time; open({str(journal)!r}, 'w').write('a\\nb\\n'); time.sleep(60); open({str(done)!r}, 'w')"
+    code = (
+        f"import sqlite3, time; database = sqlite3.connect({str(journal)!r}, isolation_level=None)\n"
+        "database.execute('CREATE TABLE finished (path)')\n"
+        "database.execute('PRAGMA locking_mode = EXCLUSIVE')\n"
+        "database.execute('INSERT INTO finished VALUES (1), (2)')\n"
+        f"time.sleep(60); open({str(done)!r}, 'w')"
+    )
     monkeypatch.setattr(memory_growth, "COMMAND", [sys.executable, "-c", code])
 
     kill_half_way(journal, 2)

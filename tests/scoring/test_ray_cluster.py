@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,7 +186,8 @@ def test_an_interrupted_run_is_130_leaves_the_cluster_and_can_be_resumed(big: Pa
     while workers():
         assert time.monotonic() < deadline, "workers of a run that ended are still there"
         time.sleep(0.1)
-    assert len(JOURNAL.read_bytes().splitlines()) == 1 + 3
+    with closing(sqlite3.connect(JOURNAL)) as database:
+        assert database.execute("SELECT count(*) FROM finished").fetchone() == (3,)
 
     result = anomaly("score", "big", "--engine", "ray", "--resume")
 
