@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from anomaly_cli.errors import OutputError
@@ -82,7 +82,7 @@ class Journal:
             return
         settled = time.time_ns() - max(before[1:3]) > SETTLED_NS
         stamp = json.dumps(before) if settled else None  # one that is too fresh is not reliable
-        entry = (os.fsencode(path), stamp, content_hash, json.dumps(asdict(row)))  # ASCII, whatever the name
+        entry = (os.fsencode(path), stamp, content_hash, row.to_json())
         with _errors_as_output_error(self.path):
             self._database.execute("INSERT OR REPLACE INTO finished VALUES (?, ?, ?, ?)", entry)
 
@@ -225,7 +225,6 @@ def _other_identity(count: int) -> str:
 def _row_of(text: str) -> Row | None:
     """Read a row; None if it is damaged, so that its file is measured again."""
     try:
-        values = json.loads(text)
-        return Row(**values | {"scales": tuple(values["scales"])})
+        return Row.from_json(text)
     except (KeyError, TypeError, ValueError):
         return None

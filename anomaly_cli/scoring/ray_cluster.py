@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import platform
 import re
 import signal
@@ -233,7 +232,7 @@ def _run(paths: list[Path], content: bytes, job: _Job) -> Generator[Row]:
     try:
         done: Iterable[pa.Table] = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         for block in done:
-            yield from map(pickle.loads, block["row"].to_pylist())
+            yield from map(Row.from_json, block["row"].to_pylist())
     except Exception as error:  # of a worker as it starts, or of Ray; a worker that dies is none
         raise ClusterError(f"Ray gave up: {_reason(error)}") from error
 
@@ -264,8 +263,8 @@ class _Worker:
         self._scorer = Scorer(model, [device], with_quality=job.with_quality, workers=job.plan.cores)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Turn a column of paths into a column of rows, both as bytes."""
+        """Turn a column of paths, as bytes, into a column of rows, as JSON."""
         import pyarrow as pa
 
         paths = [path_of(os.fsdecode(name)) for name in batch["path"].to_pylist()]
-        return pa.table({"row": [pickle.dumps(row) for row in measure_rows(paths, self._scorer)]})
+        return pa.table({"row": [row.to_json() for row in measure_rows(paths, self._scorer)]})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Literal, Self
 
 SIGNIFICANT_DIGITS = 6  # float32 carries 7; the last one differs between processors
 
@@ -44,6 +45,20 @@ class Row:
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.score is not None and math.isfinite(self.score)):
             raise ValueError(f"a row is ok exactly if its score is finite, got {self.status}, {self.score}")
+
+    def to_json(self) -> str:
+        """Write all fields in ASCII, with every digit and whatever the name holds."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is damaged.
+        """
+        values = json.loads(text)
+        return cls(**values | {"scales": tuple(values["scales"])})
 
 
 def rank_rows(rows: Iterable[Row]) -> list[Row]:
