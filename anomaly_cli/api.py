@@ -44,7 +44,8 @@ def train(
         model: file to save the model to; if left out, the model stays in memory only.
         anomalies: known anomalous images, likewise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        settings: fields of `DetectorConfig`: `backbone`, `image_size`, `prototypes`, `effort`, `seed`.
+        settings: fields of `DetectorConfig`: `backbone`, `image_size`, `prototypes`, `effort`, `seed`,
+            `intensity_window`.
 
     Raises:
         AnomalyError: what the command would say.
@@ -92,7 +93,7 @@ def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.
     try:
         if isinstance(measured, UnreadableImageError):
             raise measured
-        pixels = read_pixels(path)
+        pixels = read_pixels(path, loaded.config.window)
     except UnreadableImageError as error:
         raise InputError(f"cannot read {path}: {error.reason}") from error
     (row,) = flag_rows([make_row(path, measured, loaded.calibration)], DEFAULT_RULE)

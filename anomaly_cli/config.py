@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self, TypeVar
+from math import inf
+from typing import Literal, Self, TypeVar
 
 from anomaly_cli.errors import ConfigError
 
@@ -102,6 +103,24 @@ class FlagRule:
 DEFAULT_RULE = FlagRule()
 
 
+IntensityWindow = tuple[float, float] | Literal["auto"] | None
+
+
+def parse_window(text: str) -> IntensityWindow:
+    """Read LOW,HIGH or auto.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--intensity-window must be LOW,HIGH or auto, got {text}") from error
+    return low, high
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
     """What a detector is: changing any field needs a new training run."""
@@ -111,6 +130,12 @@ class DetectorConfig:
     prototypes: int = 2000  # upper limit per scale
     effort: Effort = Effort.STANDARD
     seed: int = 0
+    intensity_window: IntensityWindow = None  # values of deep grey images that become black and white
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The intensity window as numbers, once `train` has looked at the images for "auto"."""
+        return None if self.intensity_window == "auto" else self.intensity_window
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -126,3 +151,8 @@ class DetectorConfig:
             raise ConfigError(f"prototypes must be from 8 to 100000, got {self.prototypes}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+        if self.intensity_window not in (None, "auto"):
+            low, high = map(float, self.intensity_window)
+            if not -inf < low < high < inf:
+                raise ConfigError(f"intensity window must be LOW,HIGH with LOW below HIGH, got {low:g},{high:g}")
+            object.__setattr__(self, "intensity_window", (low, high))  # a list where a model file was read

@@ -24,7 +24,7 @@ from anomaly_cli.commands.options import (
     Seed,
     Weights,
 )
-from anomaly_cli.config import DetectorConfig
+from anomaly_cli.config import DetectorConfig, parse_window
 from anomaly_cli.images.find import check_named
 from anomaly_cli.paths import paths_of
 
@@ -62,6 +62,17 @@ Resume = Annotated[
 ]
 
 
+IntensityWindowText = Annotated[
+    str | None,
+    typer.Option(
+        "--intensity-window",
+        metavar="LOW,HIGH|auto",
+        help="Values of grey deeper than 8 bit that become black and white; "
+        "auto: the 0.1 and 99.9 percentiles of the normal images.",
+    ),
+]
+
+
 def train(
     normal: Normal,
     model: ModelFile = Path("anomaly.safetensors"),
@@ -71,6 +82,7 @@ def train(
     weights: Weights = None,
     effort: EffortLevel = DEFAULTS.effort,
     image_size: ImageSize = DEFAULTS.image_size,
+    intensity_window: IntensityWindowText = None,
     prototypes: Prototypes = DEFAULTS.prototypes,
     seed: Seed = DEFAULTS.seed,
     include: Include = None,
@@ -81,7 +93,14 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Learn what normal looks like from a folder of normal images."""
-    config = DetectorConfig(backbone=backbone, image_size=image_size, prototypes=prototypes, effort=effort, seed=seed)
+    config = DetectorConfig(
+        backbone=backbone,
+        image_size=image_size,
+        prototypes=prototypes,
+        effort=effort,
+        seed=seed,
+        intensity_window=None if intensity_window is None else parse_window(intensity_window),
+    )
     images, known = paths_of(normal), paths_of(anomalies)
     check_named([*images, *known])
     if resume:

@@ -84,7 +84,7 @@ def save_model(model: Model, path: Path) -> None:
         state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = encode_patches(pictures)
     header = {
         "format": FORMAT,
-        "config": asdict(model.config),
+        "config": {name: value for name, value in asdict(model.config).items() if value is not None},
         "scales": list(model.detector.scale_names),
         "calibration": _calibration_to_json(model.calibration),
         "map_unit": asdict(model.map_scale),

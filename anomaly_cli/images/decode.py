@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,9 @@ class LoadedImage:
     quality: Quality | None = None
 
 
-def load_image(path: Path, image_size: int, *, with_quality: bool = False) -> LoadedImage:
+def load_image(
+    path: Path, image_size: int, *, window: tuple[float, float] | None = None, with_quality: bool = False
+) -> LoadedImage:
     """Decode one image at network size; many threads may call this at the same time.
 
     A JPEG at least twice too large is scaled down while libjpeg decodes it, which halves the time and still
@@ -104,7 +106,7 @@ def load_image(path: Path, image_size: int, *, with_quality: bool = False) -> Lo
             rows, columns = network_size(height, width, image_size)
         orientation = _orientation(image)
         box = None if draft is None else draft[1]  # the part that holds pixels, in fractions of a pixel
-        image = flattened(image).resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
+        image = flattened(image, window).resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
         pixels = _upright_pixels(image, orientation)
         content_hash = _content_hash(stream) if with_quality else ""
     if orientation in SWAPS_SIDES:
@@ -118,14 +120,15 @@ def _content_hash(stream: io.BytesIO | io.BufferedReader) -> str:
     return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_pixels(path: Path) -> NDArray[np.uint8]:
+def read_pixels(path: Path, window: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """Decode one image at full resolution.
 
     The EXIF orientation is applied, alpha is composited on white, and of several frames or pages the first
     is read, in a TIFF the first that is no reduced copy. Unsigned samples are scaled by the full range of their
     bits, never by the picture's own, so 12-bit data stored in 16 bits looks dark. Signed samples are taken as if
     they were unsigned, up to 16 bit: below zero is black, 65535 white. Floats within [0, 1] or [0, 255] are taken as
-    such; only others are stretched between their finite extremes.
+    such; only others are stretched between their finite extremes. A window says which values of grey deeper than
+    8 bit become black and white instead.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -135,7 +138,18 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """
     with _opened(path) as (image, _):
         image.load()
-        return _upright_pixels(flattened(image), _orientation(image))
+        return _upright_pixels(flattened(image, window), _orientation(image))
+
+
+def read_deep_gray(path: Path) -> NDArray[Any] | None:
+    """Read (H, W) values of a grey image of more than 8 bit, or nothing where it is of another kind.
+
+    Raises:
+        UnreadableImageError: as `read_pixels`.
+    """
+    with _opened(path) as (image, _):
+        image.load()
+        return np.asarray(image) if image.mode == "F" or image.mode.startswith("I") else None
 
 
 @contextmanager

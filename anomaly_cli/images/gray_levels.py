@@ -13,11 +13,16 @@ from anomaly_cli.images.pillow_faults import settled
 GRAY_OF_16_BIT = ((np.arange(65536) + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
 
 
-def flattened(image: Image.Image) -> Image.Image:
-    """Bring any mode to 8 bit without alpha: RGB, or L for gray, which resizes three times faster."""
+def flattened(image: Image.Image, window: tuple[float, float] | None = None) -> Image.Image:
+    """Bring any mode to 8 bit without alpha: RGB, or L for gray, which resizes three times faster.
+
+    Args:
+        image: decoded.
+        window: values of deep gray that become black and white; without it `read_pixels` says which do.
+    """
     image = settled(image)
-    if image.mode == "F":
-        return Image.fromarray(_gray_of_floats(image))
+    if image.mode == "F" or (window and image.mode.startswith("I")):
+        return Image.fromarray(_gray_of_floats(image, window))
     if image.mode.startswith("I"):
         return Image.fromarray(_gray_of_integers(image))
     if image.has_transparency_data:
@@ -38,21 +43,25 @@ def _gray_of_integers(image: Image.Image) -> NDArray[np.uint8]:
     gray: NDArray[np.uint8] = table[values if values.dtype.itemsize == 2 and white == 65535 else values.clip(0, white)]
     if image.info.get("negative"):
         gray = 255 - gray
+    return _without_transparent(gray, values, image)
+
+
+def _without_transparent(gray: NDArray[np.uint8], values: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray[values == transparent] = 255
     return gray
 
 
-def _gray_of_floats(image: Image.Image) -> NDArray[np.uint8]:
-    """Turn floats into (H, W) gray; not-a-number becomes black, infinities the nearer end."""
+def _gray_of_floats(image: Image.Image, window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """Turn floats, or with a window any numbers, into (H, W) gray; not-a-number becomes black, infinity an end."""
     values = np.asarray(image)
-    low, high = (0.0, float(image.info["white"])) if "white" in image.info else float_range(values)
+    low, high = window or ((0.0, float(image.info["white"])) if "white" in image.info else float_range(values))
     with np.errstate(invalid="ignore"):
         scaled = (values.astype(np.float64) - low) / max(high - low, 1e-300)
     fractions = 1 - scaled.clip(0, 1) if image.info.get("negative") else scaled.clip(0, 1)
     gray: NDArray[np.uint8] = (np.nan_to_num(fractions) * 255).round().astype(np.uint8)
-    return gray
+    return _without_transparent(gray, values, image)
 
 
 def float_range(values: NDArray[np.floating[Any]]) -> tuple[float, float]:

@@ -106,7 +106,7 @@ def _draw(
         try:
             if isinstance(result, UnreadableImageError):
                 raise result
-            pixels = read_pixels(path)
+            pixels = read_pixels(path, scorer.model.config.window)
         except UnreadableImageError as error:
             unreadable.append((path, error.reason))
             continue

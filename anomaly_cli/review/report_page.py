@@ -151,7 +151,8 @@ def _pictures(
 ) -> Iterator[dict[str, Any]]:
     """Make the data of each image in rank order; the page reads it when the image comes into view."""
     paths = table.paths[:top]
-    drawn = parallel_map(_thumbnail, paths, worker_count())
+    window = None if model is None else model.config.window
+    drawn = parallel_map(lambda path: _thumbnail(path, window), paths, worker_count())
     measured = _measured(model, paths, device)
     for i, (path, thumbnail, result) in enumerate(zip(paths, drawn, measured, strict=True)):
         try:
@@ -165,9 +166,9 @@ def _pictures(
         progress("drawing", i + 1, len(paths))
 
 
-def _thumbnail(path: Path) -> bytes | UnreadableImageError:
+def _thumbnail(path: Path, window: tuple[float, float] | None) -> bytes | UnreadableImageError:
     try:
-        return make_thumbnail(path)
+        return make_thumbnail(path, window)
     except UnreadableImageError as error:
         return error
 

@@ -36,13 +36,13 @@ class Heat:
     width: int
 
 
-def make_thumbnail(path: Path) -> bytes:
+def make_thumbnail(path: Path, window: tuple[float, float] | None = None) -> bytes:
     """Reduce an image to `THUMBNAIL_SIDE`, aspect ratio kept, as WebP.
 
     Raises:
         UnreadableImageError: with the reason in a few words.
     """
-    loaded = load_image(path, THUMBNAIL_SIDE)
+    loaded = load_image(path, THUMBNAIL_SIDE, window=window)
     reduce = THUMBNAIL_SIDE / max(loaded.width, loaded.height, THUMBNAIL_SIDE)
     size = max(1, round(loaded.width * reduce)), max(1, round(loaded.height * reduce))
     picture = Image.fromarray(loaded.pixels).resize(size, Image.Resampling.BICUBIC)

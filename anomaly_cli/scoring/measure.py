@@ -118,7 +118,8 @@ class Scorer:
 
     def _load(self, path: Path) -> LoadedImage | UnreadableImageError:
         try:
-            return load_image(path, self.model.config.image_size, with_quality=self._with_quality)
+            config = self.model.config
+            return load_image(path, config.image_size, window=config.window, with_quality=self._with_quality)
         except UnreadableImageError as error:
             return error
 

@@ -34,7 +34,7 @@ def score_normals(trained: TrainedDetector, run: TrainingContext) -> Iterator[Ro
     def measure(item: tuple[int, Path]) -> Measured | UnreadableImageError:
         fold, path = item
         try:
-            image = load_image(path, run.config.image_size)
+            image = load_image(path, run.config.image_size, window=run.config.window)
         except UnreadableImageError as error:
             return error
         return measure_batch(trained.fold_detectors[fold], trained.map_scale, [image])[0]

@@ -80,7 +80,7 @@ def load_again(path: Path, run: TrainingContext) -> LoadedImage:
         InputError: it was changed or removed since.
     """
     try:
-        return load_image(path, run.config.image_size)
+        return load_image(path, run.config.image_size, window=run.config.window)
     except UnreadableImageError as error:
         raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
 

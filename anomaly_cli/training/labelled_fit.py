@@ -41,7 +41,7 @@ def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Tr
 
     def describe(path: Path) -> dict[str, Any]:
         try:
-            image = to_tensor(load_image(path, run.config.image_size)).to(run.device)
+            image = to_tensor(load_image(path, run.config.image_size, window=run.config.window)).to(run.device)
         except UnreadableImageError as error:
             return {"unreadable": error.reason}
         return {"descriptor": detector.descriptors(image).cpu()}

@@ -125,7 +125,7 @@ def learn_from_scratch(
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return load_image(path, run.config.image_size).pixels
+            return load_image(path, run.config.image_size, window=run.config.window).pixels
         except UnreadableImageError:
             return None  # named by `sample_cells`, which reads every image
 

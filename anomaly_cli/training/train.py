@@ -26,7 +26,7 @@ from anomaly_cli.training.distributed import local_device, process_group
 from anomaly_cli.training.prototype_patches import cut_patches
 from anomaly_cli.training.resume import Announce, resumed
 from anomaly_cli.training.run import TrainingContext
-from anomaly_cli.training.training_set import limit_image_size
+from anomaly_cli.training.training_set import choose_window, limit_image_size
 
 if TYPE_CHECKING:
     from anomaly_cli.training.fit import TrainedDetector
@@ -76,7 +76,8 @@ def train(
     with process_group() as processes:
         workers = max(1, worker_count() // processes.local_count)
         paths, known = processes.broadcast((paths, known))  # a folder may be filled at this moment
-        config = processes.broadcast(limit_image_size(config, paths, workers))
+        config = choose_window(limit_image_size(config, paths, workers), paths, workers)
+        config = processes.broadcast(config)
         run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes)
         backbone = build_backbone(config.backbone, weights, config.seed)
         resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)

@@ -18,7 +18,7 @@ from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import SMALL_SIDE
 from anomaly_cli.errors import InputError, UnreadableImageError
-from anomaly_cli.images.decode import load_image
+from anomaly_cli.images.decode import load_image, read_deep_gray
 from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.scoring.measure import to_tensor
@@ -27,6 +27,8 @@ from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_c
 from anomaly_cli.training.run import TrainingContext
 
 CANDIDATE_CELLS = 40_000  # of each scale, among which prototypes are chosen; of more images so many give one each
+WINDOW_PERCENTILES = (0.1, 99.9)
+WINDOW_IMAGES, WINDOW_VALUES = 2000, 2**25  # at most so many are looked at for the intensity window
 SIZED_IMAGES = 100  # whose median size is taken for that of all
 
 
@@ -81,6 +83,38 @@ def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) ->
     return replace(config, image_size=min(config.image_size, max(SMALL_SIDE, enough)))
 
 
+def choose_window(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
+    """Replace the intensity window "auto" by percentiles of the deep grey normal images.
+
+    Raises:
+        InputError: there is none, or all its pixels are alike.
+    """
+    if config.intensity_window != "auto":
+        return config
+    chosen = paths[:: ceil(len(paths) / WINDOW_IMAGES)]
+
+    def some_values(path: Path) -> NDArray[np.float64] | None:
+        try:
+            values = read_deep_gray(path)
+        except UnreadableImageError:  # `sample_cells` reports it
+            return None
+        if values is None:
+            return None
+        finite = values[np.isfinite(values)]
+        sample: NDArray[np.float64] = finite[:: ceil(max(1, finite.size * len(chosen)) / WINDOW_VALUES)].astype(
+            np.float64
+        )
+        return sample
+
+    found = [each for each in parallel_map(some_values, chosen, workers) if each is not None and each.size]
+    if not found:
+        raise InputError("--intensity-window auto: no normal image is grey of more than 8 bit")
+    low, high = np.percentile(np.concatenate(found), WINDOW_PERCENTILES).tolist()
+    if low == high:
+        raise InputError("--intensity-window auto: the normal images have one value only")
+    return replace(config, intensity_window=(low, high))
+
+
 def sample_cells(
     paths: list[Path],
     backbone: Backbone,
@@ -103,7 +137,7 @@ def sample_cells(
     def sample(numbered: tuple[int, Path]) -> dict[str, Any]:
         number, path = numbered
         try:
-            image = load_image(path, run.config.image_size, with_quality=True)
+            image = load_image(path, run.config.image_size, window=run.config.window, with_quality=True)
         except UnreadableImageError as error:
             return {"unreadable": error.reason}
         quality = asdict(cast(Quality, image.quality))
