@@ -74,7 +74,7 @@ def test_names_are_taken_in_the_order_of_arrival_folders_searched_and_missing_fi
 
 
 def test_a_file_is_appended_to(here: Path) -> None:
-    Path("log.jsonl").write_bytes(b'{"path": "earlier"}\n')
+    Path("log.jsonl").write_bytes(b'{"path": "earlier", "score": 1.0, "flagged": false}\n')
 
     for name in ("good0.png", "good1.png"):
         assert anomaly("score", f"incoming/{name}", "--stream", "-q", "-o", "log.jsonl").stdout == ""
