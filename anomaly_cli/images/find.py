@@ -100,6 +100,11 @@ def find_images(
     return sorted(found, key=os.fsencode)
 
 
+def by_count(passed_over: Counter[str]) -> dict[str, int]:
+    """Order kinds by falling count, then by name."""
+    return dict(sorted(passed_over.items(), key=lambda item: (-item[1], item[0])))
+
+
 def kind_of(name: str) -> str:
     """Name the kind of a file by its suffix, in quotes where that holds blanks."""
     suffix = Path(name).suffix.lower()

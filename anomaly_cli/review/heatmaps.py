@@ -19,7 +19,7 @@ from anomaly_cli.detector.devices import choose_devices
 from anomaly_cli.errors import InputError, OutputError, UnreadableImageError
 from anomaly_cli.files import atomic_output
 from anomaly_cli.images.decode import read_pixels
-from anomaly_cli.images.find import collect
+from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.outputs import Kind, Output, check_kind, png_mark
 from anomaly_cli.paths import path_of
@@ -88,7 +88,7 @@ def heatmap(
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
     report = _draw(ranking[:top], scorer, out, raw, progress)
-    return replace(report, passed_over=dict(passed_over.most_common()))
+    return replace(report, passed_over=by_count(passed_over))
 
 
 def _draw(

@@ -17,7 +17,7 @@ from anomaly_cli.config import DEFAULT_RULE, Engine, FlagRule
 from anomaly_cli.detector.checkpoint import Model, fingerprint, library_versions, load_model, read_header
 from anomaly_cli.detector.devices import choose_device, choose_devices, processor
 from anomaly_cli.errors import InputError
-from anomaly_cli.images.find import collect
+from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.journal import Journal, open_journal
@@ -86,7 +86,7 @@ def score(
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
     verdict = judge_batch(ranked, model.detector.scale_names, model.calibration, rule, model_path)
-    verdict = replace(verdict, passed_over=dict(passed_over.most_common()))
+    verdict = replace(verdict, passed_over=by_count(passed_over))
     return ScoreReport(ranked, names, rule, verdict, with_quality)
 
 

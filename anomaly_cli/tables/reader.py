@@ -169,8 +169,8 @@ def files_of(paths: Sequence[str], table: Path) -> list[Path]:
     files = [file_of(path, table) for path in paths]
     if files and not any(isinstance(file, RemotePath) or os.path.lexists(file) for file in files):
         raise InputError(
-            f"{table}: none of its files is found, such as {paths[0]}; relative paths count from the current folder or "
-            "from that of the table"
+            f"{'stdin' if table == STDIN else table}: none of its files is found, such as {paths[0]}; relative paths "
+            "count from the current folder or from that of the table"
         )
     return files
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.devices import choose_device
-from anomaly_cli.images.find import collect
+from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.scoring.rows import RankedRows
@@ -60,9 +60,7 @@ def audit(
         replace(row, p_value=None, flagged=row.score is not None and row.score >= 1)
         for row in score_normals(trained, run)
     ]
-    return AuditReport(
-        rank_rows(rows), trained.detector.column_names, len(trained.outliers), dict(passed_over.most_common())
-    )
+    return AuditReport(rank_rows(rows), trained.detector.column_names, len(trained.outliers), by_count(passed_over))
 
 
 def write_audit(report: AuditReport, out: Path | None, table_format: TableFormat) -> None:

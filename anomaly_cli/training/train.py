@@ -16,7 +16,7 @@ from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.checkpoint import Model, Provenance, library_versions, save_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError
-from anomaly_cli.images.find import collect
+from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.scoring.parallel import Progress, worker_count
@@ -95,7 +95,7 @@ def train(
         copies=trained.normals.copies,
         copies_together=trained.normals.held_out_together,
         reused=run.saved.reused,
-        passed_over=dict(passed_over.most_common()),
+        passed_over=by_count(passed_over),
     )
 
 

@@ -176,6 +176,6 @@ def _separable(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 def _too_few(readable: list[Path], unreadable: list[tuple[Path, str]], at_least: int) -> str:
     also = f" ({len(unreadable)} cannot be read, first {unreadable[0][0]}: {unreadable[0][1]})" if unreadable else ""
     return (
-        f"{len(readable)} readable images{also}, at least {at_least} are needed: "
+        f"{len(readable)} readable image{'' if len(readable) == 1 else 's'}{also}, at least {at_least} are needed: "
         "each is measured against the others to learn how much they vary"
     )

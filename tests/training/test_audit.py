@@ -162,3 +162,17 @@ def test_an_audit_of_too_few_images_says_how_many_are_needed(here: Path) -> None
 
     assert result.exit_code == 1
     assert "2 readable images, at least 8 are needed" in result.stderr
+
+
+def test_images_that_do_not_differ_are_refused(here: Path) -> None:
+    Path("same").mkdir()
+    for i in range(9):
+        shutil.copy("incoming/good0.png", f"same/{i}.png")
+
+    result = anomaly("audit", "same", *SETTINGS_OF_AUDIT)
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: the images do not differ from each other, so that nothing tells how much normal images vary: "
+        "add images that are no copies\n",
+    )

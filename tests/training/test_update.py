@@ -143,8 +143,8 @@ def test_labels_of_a_review_are_added_as_what_they_say(grown: Path) -> None:
         (
             [MODEL, "more/0.png", "--anomalies", "known"],
             1,
-            "error: 1 readable images, at least 8 are needed: each is measured against the others to learn how "
-            "much normal images vary\n",
+            "error: 1 readable image, at least 8 are needed: each is measured against the others to learn how "
+            "much they vary\n",
         ),
     ],
 )  # fmt: skip
