@@ -8,11 +8,16 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from anomaly_cli.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that another run has open cannot be renamed: an error, not a corrupt file
+    fcntl = None  # type: ignore[assignment]
 
 # Some network and cluster file systems have no locks: there two runs that write one file at once may corrupt it.
 NO_LOCKS = frozenset((errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK))
@@ -29,8 +34,9 @@ def open_partial(target: Path) -> Iterator[BinaryIO]:
         OSError: the file cannot be written.
     """
     partial = target.with_name(target.name + ".partial")
-    with _locked(partial) as file:
+    with _locked(partial, wait=True) as file:
         try:
+            file.truncate()
             yield file
             file.flush()
             os.close(os.dup(file.fileno()))  # a network file system reports a full disk when a file is closed
@@ -42,39 +48,35 @@ def open_partial(target: Path) -> Iterator[BinaryIO]:
             raise
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO]:
-    while True:
-        # Not opened with mode "wb", which would empty what another run is writing.
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
-            _wait_for(file)
-            if is_still_at(path, file):
-                file.truncate()
-                yield file
-                return
-
-
 def _close_on_windows(file: BinaryIO) -> None:
     """Close it on Windows, which renames and removes closed files only; elsewhere the lock is held until then."""
     if os.name == "nt":
         file.close()
 
 
-def _wait_for(file: BinaryIO) -> None:
-    try:
-        import fcntl
-    except (
-        ImportError
-    ):  # Windows, where a file that another run has open cannot be renamed: an error, not a corrupt file
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[BinaryIO]:
+    """Open a file, made if need be, for this process alone.
+
+    Raises:
+        BlockingIOError: another process has it open, and `wait` is false.
+        OSError: it cannot be opened.
+    """
+    while True:
+        # Not opened with mode "wb", which would empty what another run is writing.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                except OSError as error:
+                    if error.errno not in NO_LOCKS:
+                        raise
+            if _is_still_at(path, file):
+                yield file
+                return
 
 
-def is_still_at(path: Path, file: BinaryIO) -> bool:
+def _is_still_at(path: Path, file: BinaryIO) -> bool:
     """Whether an open file still has this name; another process may have renamed or removed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -82,12 +84,9 @@ def is_still_at(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-Stamp = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
-
-
 @contextmanager
-def locked(path: Path, option: str) -> Iterator[BinaryIO]:
-    """Open a file, made if need be, for this process alone.
+def locked(path: Path, option: str) -> Iterator[None]:
+    """Keep a file, made if need be, for this process alone.
 
     Args:
         path: of the file.
@@ -96,28 +95,18 @@ def locked(path: Path, option: str) -> Iterator[BinaryIO]:
     Raises:
         OutputError: another run has it open, or it cannot be written.
     """
-    import fcntl  # not on Windows; the rest of the package runs there
-
-    while True:
-        with _open_for_append(path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"another run with --resume has {path} open; wait for it or choose another {option}"
-                ) from error
-            if is_still_at(path, file):
-                yield file
-                return
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(path, wait=False))
+        except BlockingIOError as error:
+            rule = f"wait for it or choose another {option}"
+            raise OutputError(f"another run with --resume has {path} open; {rule}") from error
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        yield
 
 
-def _open_for_append(path: Path) -> BinaryIO:
-    try:
-        file = path.open("a+b", buffering=0)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    file.seek(0)
-    return file
+Stamp = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 
 
 def file_stamp(path: Path) -> Stamp | None:

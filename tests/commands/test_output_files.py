@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_cli.errors import OutputError
-from anomaly_cli.files import atomic_output, is_written_directly
+from anomaly_cli.files import atomic_output, is_written_directly, locked
 
 
 def test_an_existing_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -104,6 +104,20 @@ def test_where_a_file_system_has_no_locks_files_are_written_all_the_same(
     assert (tmp_path / "out.bin").read_bytes() == b"new"
     number = errno.EIO
     with pytest.raises(OutputError, match="Input/output error"), atomic_output(tmp_path / "out.bin"):
+        pass
+
+
+def test_a_locked_file_is_refused_at_once_with_the_option_that_helps(tmp_path: Path) -> None:
+    path = tmp_path / "m.steps"
+
+    with locked(path, "--model"), pytest.raises(OutputError) as raised, locked(path, "--model"):
+        pass
+
+    rule = "wait for it or choose another --model"
+    assert str(raised.value) == f"another run with --resume has {path} open; {rule}"
+    with locked(path, "--model"):
+        assert path.exists()
+    with pytest.raises(OutputError, match=r"^cannot write .*: Is a directory$"), locked(tmp_path, "--model"):
         pass
 
 
