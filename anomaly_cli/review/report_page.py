@@ -21,6 +21,7 @@ from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.files import atomic_output, os_errors_as_output_error
 from anomaly_cli.outputs import Kind, Output, check_outputs
+from anomaly_cli.paths import path_of
 from anomaly_cli.review.evidence import find_evidence
 from anomaly_cli.review.overlay import FULL_SCALE, colour_table
 from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
@@ -28,6 +29,7 @@ from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.parallel import Progress, parallel_map, worker_count
 from anomaly_cli.statistics.fdr import null_proportion
+from anomaly_cli.tables.reader import file_of
 from anomaly_cli.tables.row import Value
 from anomaly_cli.tables.score_table import ReportTable
 
@@ -100,7 +102,7 @@ def write_report(
         data = {
             **_facts(table, model, model_path),
             "table": os.fspath(table_path),
-            "root": os.path.relpath(Path.cwd(), out.parent),
+            "root": os.path.relpath(_base(table), out.parent),
             "pictures": shown,
             "missing": len(pictures.missing),
             "changed": pictures.changed,
@@ -116,6 +118,12 @@ def write_report(
         has_model=model is not None,
         size=size,
     )
+
+
+def _base(table: ReportTable) -> Path:
+    """Folder that the relative paths of a table start from: that of the table if its first file is found there only."""
+    first = next((str(path) for path in table.column("path")), ".")
+    return Path.cwd() if file_of(first, table.source) == path_of(first) else table.source.parent
 
 
 def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def _pictures(
     table: ReportTable, model: Model | None, top: int, device: str, pictures: _Pictures, progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """Make the data of each image in rank order; the page reads it when the image comes into view."""
-    paths = table.paths[:top]
+    paths = table.paths[:top] if top else []  # without pictures the files need not be there
     window = None if model is None else model.config.window
     drawn = parallel_map(lambda path: _thumbnail(path, window), paths, worker_count())
     measured = _measured(model, paths, device)

@@ -142,6 +142,26 @@ def test_top_limits_the_pictures_and_says_so(scored: Path) -> None:
     assert "10 files: 2 pictures, 7 more listed without (--top); 1 unreadable" in result.stderr
 
 
+def test_without_pictures_no_file_need_be_there(scored: Path) -> None:
+    shutil.rmtree("batch")
+
+    result = anomaly("report", "scores.csv", "--top", "0", "-q")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(read_page().data["data"]["rows"]) == 9
+
+
+def test_links_lead_to_the_files_beside_the_table(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("pages").mkdir()
+    monkeypatch.chdir("pages")
+
+    result = anomaly("report", "../scores.csv", "--model", "../anomaly.safetensors", "--top", "1", "-q")
+
+    data = read_page().data["data"]
+    assert result.exit_code == 0, result.stderr
+    assert Path(data["root"], data["rows"][0][data["columns"].index("path")]).is_file()
+
+
 def test_images_that_are_gone_or_changed_are_named(scored: Path) -> None:
     Path("batch/good1.png").unlink()
     shutil.copy("batch/bad0.jpg", "batch/good2.png")

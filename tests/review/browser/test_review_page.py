@@ -141,6 +141,7 @@ def test_the_threshold_is_dragged_and_moved_by_arrow_keys(opened: Opened) -> Non
     page = opened.page
     threshold = page.locator("#distribution .threshold")
     start = float(threshold.get_attribute("aria-valuenow"))
+    before = int(page.inner_text("#counted").split()[0])
 
     threshold.focus()
     opened.press("ArrowRight", "ArrowRight")
@@ -152,7 +153,7 @@ def test_the_threshold_is_dragged_and_moved_by_arrow_keys(opened: Opened) -> Non
     page.mouse.move(box["x"] + 20, box["y"] + 60)
     page.mouse.up()
     assert float(threshold.get_attribute("aria-valuenow")) < start
-    assert page.inner_text("#counted").startswith("11 of 11")
+    assert int(page.inner_text("#counted").split()[0]) > before
 
 
 def test_keys_decide_the_export_is_a_table_of_labels_and_a_reload_keeps_them(opened: Opened) -> None:
