@@ -64,6 +64,7 @@ def write_tables(folder: Path) -> None:
     rng = np.random.default_rng(0)
     conditions: dict[str, list[dict[str, object]]] = {
         "peers": [{"method": name} for name in write_report.METHOD_NAMES],
+        "margins": [{"method": name} for name in ("ours", "prototypes")],
         "patchcore": [{"method": name} for name in ("ours", "anomalib_patchcore")],
         "further": [{"method": name} for name in ("ours", "prototypes")],
         "style": [{"appearance": change, "method": "ours"} for change in ("blur", "noise")],
