@@ -239,8 +239,10 @@ def _deep_gray(samples: Samples, layout: TiffLayout) -> Image.Image:
     if values.dtype == np.int16:
         values = values.astype(np.int32)
     elif values.dtype not in (np.uint16, np.int32):  # Pillow has no mode for it
-        limit = float(np.finfo(np.float32).max)
-        values = (values if values.dtype == np.float16 else values.clip(-limit, limit)).astype(np.float32)
+        if values.dtype.itemsize > 4:  # an infinity stays one, for it is no value to stretch between
+            limit = float(np.finfo(np.float32).max)
+            values = np.where(np.isinf(values), values, values.clip(-limit, limit))
+        values = values.astype(np.float32)
     picture = Image.fromarray(np.ascontiguousarray(values))
     picture.info["negative"] = layout.photometric == WHITE_IS_ZERO
     if layout.sample_format != FLOAT:

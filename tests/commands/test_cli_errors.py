@@ -72,7 +72,7 @@ def test_an_output_that_is_a_folder_is_refused(here: Path, command: str, option:
 def test_heatmaps_below_a_file_are_refused_before_anything_is_read(here: Path, out: str) -> None:
     Path("file").touch()
 
-    result = anomaly("heatmap", "nowhere", "--model", "nowhere", "--out", out, "-q")
+    result = anomaly("heatmap", "incoming", "--model", "nowhere", "--out", out, "-q")
 
     assert_error(result, f"cannot write {out}: not a folder: file")
 

@@ -107,7 +107,7 @@ def test_the_model_is_taken_from_its_variable_by_every_command(here: Path, monke
     [
         ("FDR", "abc", "Input should be a valid number, unable to parse string as a number"),
         ("TOP", "1.5", "Input should be a valid integer, unable to parse string as an integer"),
-        ("FORMAT", "xls", "Value error, 'xls' is not one of 'csv', 'tsv', 'jsonl', 'parquet'."),
+        ("FORMAT", "xls", "Value error, 'xls' is not one of 'csv', 'tsv', 'jsonl', 'json', 'parquet'."),
         ("QUIET", "maybe", "Input should be a valid boolean, unable to interpret input"),
     ],
 )

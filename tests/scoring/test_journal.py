@@ -43,9 +43,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = decode.load_image
 
-    def counted(path: Path, image_size: int, *, with_quality: bool) -> LoadedImage:
+    def counted(path: Path, image_size: int, **options: Any) -> LoadedImage:
         names.append(path.name)
-        return load(path, image_size, with_quality=with_quality)
+        return load(path, image_size, **options)
 
     monkeypatch.setattr(measure, "load_image", counted)
     return names

@@ -27,7 +27,6 @@ from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images import find
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.find import find_images
-from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.review import heatmaps
 from anomaly_cli.scoring import measure
 from anomaly_cli.scoring import score as scoring
@@ -101,8 +100,8 @@ def test_files_that_vanish_or_change_after_listing_are_unreadable_rows(
 ) -> None:
     shutil.copytree("incoming", "changing")
 
-    def find_then_change(inputs: Sequence[Path], patterns: PathPatterns) -> list[Path]:
-        found = find_images(inputs, patterns)
+    def find_then_change(inputs: Sequence[Path], *options: Any) -> list[Path]:
+        found = find_images(inputs, *options)
         Path("changing/good0.png").unlink()
         Path("changing/good1.png").write_text("no picture at all, only words")
         Path("changing/bad0.jpg").write_bytes(Path("changing/bad0.jpg").read_bytes()[:800])

@@ -21,7 +21,9 @@ def table(tmp_path: Path, *rows: str) -> ReportTable:
     return ReportTable.read(path)
 
 
-def test_rows_are_ranked_typed_and_unreadable_ones_apart(tmp_path: Path) -> None:
+def test_rows_are_ranked_typed_and_unreadable_ones_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").touch()
     read = table(tmp_path, "b,1,false,ok,,0.5,2,x", "a,1,true,ok,,0.25,3.5,y", "z,,false,unreadable,empty file,,,")
 
     assert [str(path) for path in read.paths] == ["a", "b"]

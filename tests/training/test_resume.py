@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import pytest
 import torch
@@ -63,10 +64,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = decode.load_image
 
-    def counted(path: Path, image_size: int, *, with_quality: bool = False) -> LoadedImage:
-        if with_quality:
+    def counted(path: Path, image_size: int, **options: Any) -> LoadedImage:
+        if options.get("with_quality"):
             names.append(path.name)
-        return load(path, image_size, with_quality=with_quality)
+        return load(path, image_size, **options)
 
     monkeypatch.setattr(training_set, "load_image", counted)
     return names
