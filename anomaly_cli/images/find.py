@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from anomaly_cli.errors import InputError
@@ -62,14 +62,29 @@ def find_images(
         return below[below.rfind(".") :].lower() in IMAGE_SUFFIXES and patterns.match(below)
 
     found: set[Path] = set()
-    folders: list[tuple[bool, str, str]] = []  # heap of (is a link, path, its part below the input): links last
+    folders: list[Path] = []
     for path in inputs:
         if isinstance(path, RemotePath):
             found.update(path.find(is_wanted))
-        elif _is_folder(path):
-            heapq.heappush(folders, (False, str(path), ""))
         else:
-            found.add(path)
+            (folders.append if _is_folder(path) else found.add)(path)
+    for entry, below in _walk(folders, patterns, found):
+        if entry.name.startswith("."):
+            passed_over["hidden"] += 1
+        elif not is_wanted(below):
+            if patterns.match(below):
+                passed_over[kind_of(entry.name)] += 1
+        elif is_own_output(Path(entry.path)):
+            passed_over["own output"] += 1
+        else:
+            found.add(Path(entry.path))
+    return sorted(found, key=os.fsencode)
+
+
+def _walk(tops: Sequence[Path], patterns: PathPatterns, unlisted: set[Path]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """List the files below folders, and what is hidden, each with its path below; folders without access are added."""
+    folders = [(False, str(top), "") for top in tops]  # heap of (is a link, path, its part below the top): links last
+    heapq.heapify(folders)
     visited: set[Path] = set()
     while folders:
         _, folder, below = heapq.heappop(folders)
@@ -81,23 +96,14 @@ def find_images(
             with os.scandir(folder) as scanned:
                 entries = list(scanned)
         except OSError:
-            found.add(Path(folder))
+            unlisted.add(Path(folder))
             continue
         for entry in entries:
             name = below + entry.name
-            if entry.name.startswith("."):
-                passed_over["hidden"] += 1
-            elif _leads_to_folder(entry):
-                if not patterns.excludes_folder(name):
-                    heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{name}/"))
-            elif is_wanted(name):
-                if is_own_output(Path(entry.path)):
-                    passed_over["own output"] += 1
-                else:
-                    found.add(Path(entry.path))
-            elif patterns.match(name):
-                passed_over[kind_of(entry.name)] += 1
-    return sorted(found, key=os.fsencode)
+            if entry.name.startswith(".") or not _leads_to_folder(entry):
+                yield entry, name
+            elif not patterns.excludes_folder(name):
+                heapq.heappush(folders, (entry.is_symlink(), entry.path, f"{name}/"))
 
 
 def by_count(passed_over: Counter[str]) -> dict[str, int]:
