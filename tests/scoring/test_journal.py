@@ -31,7 +31,7 @@ from anomaly_cli.scoring.journal import Journal
 from anomaly_cli.tables.row import Row
 
 FILES = 9  # in the folder `incoming`
-RANDOM_KILLS = 40
+RANDOM_KILLS = 15
 TABLE = Path("scores.csv")
 JOURNAL = Path("scores.csv.journal")
 MODEL = {"model": "one"}
