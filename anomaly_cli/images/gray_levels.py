@@ -57,11 +57,18 @@ def _gray_of_floats(image: Image.Image, window: tuple[float, float] | None) -> N
     """Turn floats, or with a window any numbers, into (H, W) gray; not-a-number becomes black, infinity an end."""
     values = np.asarray(image)
     low, high = window or ((0.0, float(image.info["white"])) if "white" in image.info else float_range(values))
-    with np.errstate(invalid="ignore"):
-        scaled = (values.astype(np.float64) - low) / max(high - low, 1e-300)
-    fractions = 1 - scaled.clip(0, 1) if image.info.get("negative") else scaled.clip(0, 1)
+    fractions = fractions_between(values, low, high)
+    if image.info.get("negative"):
+        fractions = 1 - fractions
     gray: NDArray[np.uint8] = (np.nan_to_num(fractions) * 255).round().astype(np.uint8)
     return _without_transparent(gray, values, image)
+
+
+def fractions_between(values: NDArray[Any], black: float, white: float) -> NDArray[np.float64]:
+    """Scale values of any shape to [0, 1] between black and white; not-a-number stays one."""
+    with np.errstate(invalid="ignore"):
+        scaled: NDArray[np.float64] = (values.astype(np.float64) - black) / max(white - black, 1e-300)
+    return scaled.clip(0, 1)
 
 
 def float_range(values: NDArray[np.floating[Any]]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.images.gray_levels import float_range
+from anomaly_cli.images.gray_levels import float_range, fractions_between
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
@@ -209,10 +209,7 @@ def _range(values: Samples, layout: TiffLayout) -> tuple[float, float]:
 
 
 def _fractions(values: Samples, black: float, white: float) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):
-        scaled = (values.astype(np.float64) - black) / max(white - black, 1e-300)
-    fractions: NDArray[np.float64] = np.nan_to_num(scaled.clip(0, 1))
-    return fractions
+    return np.nan_to_num(fractions_between(values, black, white))
 
 
 def _bytes(values: Samples, layout: TiffLayout) -> Bytes:

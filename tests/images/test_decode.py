@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pictures import Pixels, noise, saved, smooth
 from PIL import Image, PngImagePlugin
 
 from anomaly_cli.errors import InputError, UnreadableImageError
@@ -24,7 +25,6 @@ from anomaly_cli.images.gray_levels import flattened
 from anomaly_cli.images.network_size import network_size
 from anomaly_cli.images.patterns import PathPatterns
 
-Pixels = NDArray[np.uint8]
 ORIENTED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -35,20 +35,6 @@ ORIENTED: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a),
 }
-
-
-def noise(height: int = 40, width: int = 60) -> Pixels:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def smooth(height: int, width: int) -> Pixels:
-    small = Image.fromarray(noise(5, 7))
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def saved(path: Path, image: Image.Image | NDArray[Any], **options: Any) -> Path:
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
-    return path
 
 
 def written(path: Path, data: bytes = b"") -> Path:

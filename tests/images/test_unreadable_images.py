@@ -12,32 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
+from pictures import noise, saved, smooth
 from PIL import Image, ImageFile
 
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image, read_pixels
 from anomaly_cli.images.find import find_images
 
-Pixels = NDArray[np.uint8]
 TEXT = b"no picture at all, only words"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
-
-
-def noise(height: int = 40, width: int = 60) -> Pixels:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def smooth(height: int, width: int) -> Pixels:
-    small = Image.fromarray(noise(5, 7))
-    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def saved(path: Path, image: Image.Image | NDArray[Any], **options: Any) -> Path:
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
-    return path
 
 
 def encoded(file_format: str, **options: Any) -> bytes:
