@@ -42,7 +42,7 @@ def train(
     Args:
         normal: folder or files of normal images, one or several.
         model: file to save the model to; if left out, the model stays in memory only.
-        anomalies: known anomalous images, likewise.
+        anomalies: labelled anomalous images, likewise.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         settings: fields of `DetectorConfig`: `backbone`, `image_size`, `prototypes`, `effort`, `seed`,
             `intensity_window`.

@@ -134,7 +134,7 @@ class DetectorConfig:
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """The intensity window as numbers, once `train` has looked at the images for "auto"."""
+        """The intensity window as numbers, once `train` has read the images for "auto"."""
         return None if self.intensity_window == "auto" else self.intensity_window
 
     def __post_init__(self) -> None:

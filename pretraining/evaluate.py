@@ -2,7 +2,7 @@
 
 Local anomalies: maps at strides 4, 8 and 16, averaged over 3×3 cells, whitened by the normal images, distance to the
 nearest of 1,000 prototypes, each scale in units of its own 90 % quantile, summed on the finest grid; an image scores
-the mean of its hottest cells. Objects: CIFAR-10, one class against the rest, by globally pooled maps. Nothing is
+the mean of its most anomalous cells. Objects: CIFAR-10, one class against the rest, by globally pooled maps. Nothing is
 learned and nothing is calibrated, so that only the network makes the difference; figures are image AUROC in percent.
 """
 
@@ -41,7 +41,7 @@ PROTOTYPES = 1_000  # a scale
 CANDIDATE_CELLS = 20_000  # that prototypes are chosen among
 WHITENING_CELLS = 50_000
 SCALE_QUANTILE = 0.9  # of the distances of normal cells is one
-HOT_CELLS = (3, 20)  # on the finest grid
+TOP_CELLS = (3, 20)  # on the finest grid
 CIFAR_SIZE = 64  # pixels; pictures are enlarged from 32
 CIFAR_NORMALS = 500  # a class
 NEIGHBOURS = 3
@@ -134,14 +134,14 @@ def distance_maps(cells: Tensor, normals: int) -> Tensor:
     return distances / max(float(np.quantile(normal, SCALE_QUANTILE)), 1e-12)
 
 
-def hottest(maps: Tensor, count: int) -> NDArray[np.float32]:
-    """Mean of the `count` hottest cells of each (N, h, w) map: (N,)."""
+def top_cells_mean(maps: Tensor, count: int) -> NDArray[np.float32]:
+    """Mean of the `count` most anomalous cells of each (N, h, w) map: (N,)."""
     values: NDArray[np.float32] = maps.flatten(1).topk(count, dim=1).values.mean(dim=1).numpy()
     return values
 
 
 def local_figures(network: Network, data: AnomalySet) -> Figures:
-    """Image AUROC of the fused map for each number of hot cells, and of each stride alone with the fewest."""
+    """Image AUROC of the fused map for each number of top cells, and of each stride alone with the fewest."""
     side = LARGE_SETS.get(data.name, IMAGE_SIZE)
     normals = len(data.normal)
     labels = [image.anomalous for image in data.test]
@@ -153,10 +153,10 @@ def local_figures(network: Network, data: AnomalySet) -> Figures:
         fused += F.interpolate(each[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
 
     def auroc(scored: Tensor, count: int) -> float:
-        return 100 * float(roc_auc_score(labels, hottest(scored[normals:], count)))
+        return 100 * float(roc_auc_score(labels, top_cells_mean(scored[normals:], count)))
 
-    figures = {f"hottest {count}": auroc(fused, count) for count in HOT_CELLS}
-    return figures | {f"stride {stride}": auroc(each, HOT_CELLS[0]) for stride, each in distances.items()}
+    figures = {f"top {count}": auroc(fused, count) for count in TOP_CELLS}
+    return figures | {f"stride {stride}": auroc(each, TOP_CELLS[0]) for stride, each in distances.items()}
 
 
 def pooled_maps(network: Network, packed: PackedImages, indices: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ def object_figures(network: Network, packed: PackedImages, limits: Limits) -> Fi
 
 
 def compare(networks: dict[str, Network], sets: list[AnomalySet], packed: PackedImages | None, limits: Limits) -> None:
-    """Measure every network on everything and print as it comes."""
+    """Measure every network on everything and print each result at once."""
     for title, network in networks.items():
         rows: dict[str, Figures] = {}
         for data in sets:

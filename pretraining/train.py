@@ -2,7 +2,7 @@
 
 Joint loss: a linear classification head for every group of classes, and distillation of the teachers' maps, one
 teacher a batch, at two resolutions (same resolution: fine detail, half of it from `--sharp` pictures where there are
-any; teacher at twice the student's: what small pictures show). `--start` goes on from the weights of an earlier run,
+any; teacher at twice the student's: what small pictures show). `--start` continues from the weights of an earlier run,
 also of a narrower network. A resumed run may have fewer `--steps` than it began with: the learning rate follows.
 """
 

@@ -80,7 +80,7 @@ def test_a_model_in_memory_scores_like_a_file_of_the_command_line(here: Path) ->
     )
 
 
-def test_a_model_can_be_kept_and_learns_from_known_anomalies(here: Path) -> None:
+def test_a_model_can_be_kept_and_learns_from_labelled_anomalies(here: Path) -> None:
     known = [here / "incoming" / f"bad{i}.jpg" for i in range(3)]
 
     model = anomaly_cli.train(["normal"], model="kept.safetensors", anomalies=known, **QUICK)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shared_run import spoiled, texture
+from shared_run import texture, with_defect
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = dict(re.findall(r"## ([^\n]+)\n(?:(?!## ).)*?```sh\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S))
@@ -85,7 +85,7 @@ def folder(model: Path, tmp_path: Path) -> Path:
     incoming = tmp_path / "incoming"
     (incoming / "deep").mkdir(parents=True)
     for name in ODD_NAMES:
-        Image.fromarray(spoiled(rng, texture(rng, 64, 64))).save(incoming / os.fsdecode(name), quality=95)
+        Image.fromarray(with_defect(rng, texture(rng, 64, 64))).save(incoming / os.fsdecode(name), quality=95)
     for name in GOOD_NAMES:
         Image.fromarray(texture(rng, 64, 64)).save(incoming / os.fsdecode(name))
     for name, content in UNREADABLE.items():

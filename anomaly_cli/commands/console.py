@@ -116,7 +116,7 @@ def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
 
 
 def say_passed_over(passed_over: Mapping[str, int]) -> None:
-    """Say how many files in folders were not looked at, and of which kinds."""
+    """Say how many files in folders were passed over, and of which kinds."""
     if passed_over:
         count = sum(passed_over.values())
         kinds = ", ".join(list(passed_over)[:KINDS_SHOWN]) + (", …" if len(passed_over) > KINDS_SHOWN else "")

@@ -19,7 +19,7 @@ def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
     provenance, config, normals = header["provenance"], header["config"], header["normal_scores"]
     yield f"model         {path}, format {header['format']}"
     yield f"trained       {provenance['created']}"
-    known = f"{provenance['anomalies']} known anomalous"
+    known = f"{provenance['anomalies']} labelled anomalous"
     yield f"on            {plural(provenance['images'], 'normal image')}, {known}"
     outliers = plural(provenance["suspects"], "outlier")
     yield f"left out      {plural(provenance['unreadable'], 'unreadable file')}, {outliers}"

@@ -38,7 +38,7 @@ Normal = Annotated[list[str], typer.Argument(metavar="NORMAL_DIR...", help="Fold
 
 Anomalies = Annotated[
     list[str] | None,
-    typer.Option(metavar="DIR", help="Known anomalous images; they train the classifier, never the memory."),
+    typer.Option(metavar="DIR", help="Labelled anomalous images; they train the classifier, never the memory."),
 ]
 
 

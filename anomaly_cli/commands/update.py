@@ -23,9 +23,9 @@ def summarise_update(report: UpdateReport) -> None:
     provenance, normals = report.model.provenance, report.model.calibration.normal_scores
     added = [plural(report.normals, "normal image")]
     if report.anomalies:
-        added.append(f"{report.anomalies} known anomalous")
+        added.append(f"{report.anomalies} labelled anomalous")
     print_stderr(
-        f"added {' and '.join(added)}; now {provenance.images} normal and {provenance.anomalies} known anomalous"
+        f"added {' and '.join(added)}; now {provenance.images} normal and {provenance.anomalies} labelled anomalous"
     )
     held_out = plural(len(normals), "held-out normal image")
     print_stderr(
@@ -41,7 +41,7 @@ def update(
         list[str] | None,
         typer.Option(
             metavar="DIR",
-            help="Known anomalous images to add; the new normal images then calibrate alone.",
+            help="Labelled anomalous images to add; the new normal images then calibrate alone.",
         ),
     ] = None,
     labels: Annotated[
@@ -58,18 +58,18 @@ def update(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Add normal images and known anomalies to a model, without the images that it was trained on."""
+    """Add normal images and labelled anomalies to a model, without the images that it was trained on."""
     from anomaly_cli.tables.labels import labelled_files
     from anomaly_cli.training.update import update as update_model
 
     labelled = ([], []) if labels is None else labelled_files(labels)
-    images, known = [*paths_of(normal), *labelled[0]], [*paths_of(anomalies), *labelled[1]]
-    check_named([*images, *known])
+    images, anomalous = [*paths_of(normal), *labelled[0]], [*paths_of(anomalies), *labelled[1]]
+    check_named([*images, *anomalous])
     with console.progress(quiet) as progress:
         report = update_model(
             model,
             images,
-            anomalies=known,
+            anomalies=anomalous,
             out=out,
             device=device,
             progress=progress,

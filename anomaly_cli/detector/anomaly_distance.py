@@ -108,7 +108,7 @@ def append_labelled_weight(weights: Floats, detector: AnomalyDetector) -> Floats
 
 
 def deviations_of(detector: AnomalyDetector, measured: list[list[Tensor]], known: Tensor | None = None) -> Floats:
-    """Join the deviations of maps and scales with those from the known anomalies: (images, E)."""
+    """Join the deviations of maps and scales with those from the labelled anomalies: (images, E)."""
     columns = torch.cat([detection.deviations for detection in _combine(detector, measured)]).cpu()
     joined: Floats = torch.cat([columns] if known is None else [columns, known], dim=1).double().numpy()
     return joined

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 SOFTNESS = 4.0  # τ of the smooth maximum: near the mean for usual deviations, near the largest for extreme ones
-SUSPECT_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
+OUTLIER_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
 MAD_EFFICIENCY = 0.37  # of the median absolute deviation: its degrees of freedom a value
 MAD_TO_STD = 1.4826  # of a normal distribution
 
@@ -113,12 +113,12 @@ class Calibration:
     def outliers(self, deviations: Floats) -> NDArray[np.bool_]:
         """Find which of (N, E) deviations are outliers, whose images may not be normal: (N,) bool.
 
-        The limit is `SUSPECT_LIMIT` for many normal images, and Student's t prediction limit of the same probability
+        The limit is `OUTLIER_LIMIT` for many normal images, and Student's t prediction limit of the same probability
         for few, whose spread is uncertain.
         """
         n = len(self.normal_deviations)
         freedom = max(1.0, MAD_EFFICIENCY * (n - 1))
-        limit = stdtrit(freedom, ndtr(SUSPECT_LIMIT)) * np.sqrt(1 + 1 / n)
+        limit = stdtrit(freedom, ndtr(OUTLIER_LIMIT)) * np.sqrt(1 + 1 / n)
         outlying: NDArray[np.bool_] = self.robust_z(deviations) > limit
         return outlying
 

@@ -241,14 +241,14 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
             raise ValueError(f"prototypes of shape {tuple(prototypes.shape)} at scale {name}")
         scale.memory = PrototypeMemory(torch.zeros_like(prototypes))
         scales[name] = scale
-    known = None
+    classifier = None
     if KNOWN + "looks" in state:
         tensors = ("normal", "looks", "look_weights", "look_offset")
-        known = LabelledAnomalyClassifier(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
-    detector = AnomalyDetector(empty_backbone(config.backbone), scales, known)
-    if known is not None:
-        widths = {known.normal.shape[1:], known.looks.shape[1:], known.look_weights.shape}
-        if widths != {(detector.descriptor_width,)} or known.look_offset.shape:
+        classifier = LabelledAnomalyClassifier(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
+    detector = AnomalyDetector(empty_backbone(config.backbone), scales, classifier)
+    if classifier is not None:
+        widths = {classifier.normal.shape[1:], classifier.looks.shape[1:], classifier.look_weights.shape}
+        if widths != {(detector.descriptor_width,)} or classifier.look_offset.shape:
             raise ValueError(f"descriptors of width {widths}, where the detector has {detector.descriptor_width}")
     detector.load_state_dict(state)
     return detector

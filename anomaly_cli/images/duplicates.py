@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_cli.images.quality import LOOK_BYTES
+from anomaly_cli.images.quality import HASH_BYTES
 
 # Re-encoded, halved or slightly brighter copies of the benchmark sets differ in fewer bits, other parts in the same
 # pose in more (benchmarks/accuracy/near_duplicates.py).
-MAX_LOOK_BITS = 36
-MAX_LIGHT = 0.1  # by which the brightness of near-copies differs
-ORDERS = 32  # random orders in which near-copies are looked for
+MAX_HASH_BITS = 36
+MAX_BRIGHTNESS_STEP = 0.1  # by which the brightness of near-copies differs
+ORDERS = 32  # random orders in which near-copies are searched
 NEIGHBOURS = 4  # compared with each image in each order
 KEY_BITS = 64
 PAIR_CHUNK = 8192  # pairs compared at once; bounds memory
@@ -21,21 +21,23 @@ _BITS_SET = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).resha
 
 
 def group_near_duplicates(
-    content_hashes: Sequence[str], looks: Sequence[str], brightness: Sequence[float]
+    content_hashes: Sequence[str], perceptual_hashes: Sequence[str], brightness: Sequence[float]
 ) -> NDArray[np.int64]:
-    """Find the files that have the same bytes, or look nearly the same, directly or through others.
+    """Find the files with the same bytes or similar perceptual hashes, directly or through others.
 
     Args:
         content_hashes: of (N,) readable files, as in `Quality`.
-        looks: likewise.
+        perceptual_hashes: likewise.
         brightness: likewise.
 
     Returns:
-        (N,) number of the group, counted from 1 in the order of the files; 0 for a file that is alone.
+        (N,) number of the group, counted from 1 in the order of the files; 0 for a file without a duplicate.
     """
     _, first, file_of = np.unique(np.array(content_hashes, np.bytes_), return_index=True, return_inverse=True)
-    packed = np.frombuffer(bytes.fromhex("".join(looks[i] for i in first)), np.uint8)
-    component = _link_looks(packed.reshape(len(first), LOOK_BYTES), np.array(brightness, np.float64)[first])[file_of]
+    packed = np.frombuffer(bytes.fromhex("".join(perceptual_hashes[i] for i in first)), np.uint8)
+    component = _link_near_duplicates(packed.reshape(len(first), HASH_BYTES), np.array(brightness, np.float64)[first])[
+        file_of
+    ]
     _, start, label, count = np.unique(component, return_index=True, return_inverse=True, return_counts=True)
     several = np.flatnonzero(count > 1)
     number = np.zeros(len(count), np.int64)
@@ -44,25 +46,25 @@ def group_near_duplicates(
     return groups
 
 
-def _link_looks(looks: NDArray[np.uint8], brightness: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Join near-copies: sort by randomly drawn bits of the hash, compare neighbours, and that many times over.
+def _link_near_duplicates(hashes: NDArray[np.uint8], brightness: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Label near-copies by locality-sensitive hashing (Charikar 2002): bit sampling, `ORDERS` rounds.
 
-    Two near-copies agree in almost any few bits drawn, so in some of the orders they stand side by side (Charikar
-    2002). The work is bounded however alike the images are: N log N for each order, never N².
+    Each round sorts by randomly drawn bits of the hash and compares neighbours. Near-copies agree in almost all bits,
+    so that they are neighbours in some round. N log N for each round, however similar the images are.
 
     Args:
-        looks: (N, LOOK_BYTES) uint8.
+        hashes: (N, HASH_BYTES) uint8.
         brightness: (N,).
 
     Returns:
         (N,) label, the same for images joined directly or through others.
     """
     draw = np.random.default_rng(0)
-    words = looks.view(np.uint16)  # (N, LOOK_BYTES / 2)
-    labels = np.arange(len(looks))
-    for _ in range(ORDERS if len(looks) > 1 else 0):
-        chosen = draw.choice(8 * LOOK_BYTES, KEY_BITS, replace=False)
-        bits = looks[:, chosen // 8]  # (N, KEY_BITS)
+    words = hashes.view(np.uint16)  # (N, HASH_BYTES / 2)
+    labels = np.arange(len(hashes))
+    for _ in range(ORDERS if len(hashes) > 1 else 0):
+        chosen = draw.choice(8 * HASH_BYTES, KEY_BITS, replace=False)
+        bits = hashes[:, chosen // 8]  # (N, KEY_BITS)
         bits >>= (7 - chosen % 8).astype(np.uint8)
         bits &= 1
         key = np.ascontiguousarray(np.packbits(bits, axis=1)).view(">u8")[:, 0]
@@ -77,13 +79,13 @@ def _link_looks(looks: NDArray[np.uint8], brightness: NDArray[np.float64]) -> ND
 def _near_copies(
     pairs: NDArray[np.int64], words: NDArray[np.uint16], brightness: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """Keep those of (2, P) pairs that look nearly the same."""
-    a, b = pairs[:, np.abs(brightness[pairs[0]] - brightness[pairs[1]]) <= MAX_LIGHT]
+    """Keep those of (2, P) pairs that differ in few bits of their hashes and little in brightness."""
+    a, b = pairs[:, np.abs(brightness[pairs[0]] - brightness[pairs[1]]) <= MAX_BRIGHTNESS_STEP]
     near = np.empty(len(a), np.bool_)
     for start in range(0, len(a), PAIR_CHUNK):
         chunk = slice(start, start + PAIR_CHUNK)
         differing = _BITS_SET[words[a[chunk]] ^ words[b[chunk]]].sum(axis=1, dtype=np.int64)
-        near[chunk] = differing <= MAX_LOOK_BITS
+        near[chunk] = differing <= MAX_HASH_BITS
     kept: NDArray[np.int64] = np.stack([a[near], b[near]])
     return kept
 

@@ -48,7 +48,7 @@ def find_images(
     Args:
         inputs: folders and files.
         patterns: of the files in folders.
-        passed_over: counts by kind what lies in folders and is not looked at, though no pattern excludes it.
+        passed_over: counts by kind what lies in folders and is passed over, though no pattern excludes it.
 
     Returns:
         Unresolved paths, each once, in the byte order of their names.

@@ -13,8 +13,8 @@ from PIL import Image
 
 WHITE = 255.0  # gray level of a luma of 1
 FLAT = 1 / WHITE  # contrast of a blank picture: one gray level; the signs in its spectrum are rounding errors
-LOOK_SIDE = 24  # frequencies a direction
-LOOK_BYTES = LOOK_SIDE**2 // 8
+HASH_SIDE = 24  # frequencies a direction
+HASH_BYTES = HASH_SIDE**2 // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Quality:
             at network size, so detail beyond that does not count and a small picture, enlarged, is never sharp:
             compare files of similar size.
         content_hash: SHA-256 of the file's bytes in hexadecimal, as `sha256sum` prints it.
-        look: perceptual hash, `LOOK_BYTES` in hexadecimal; near-copies differ in at most `MAX_LOOK_BITS` bits.
+        perceptual_hash: `HASH_BYTES` in hexadecimal; near-copies differ in at most `MAX_HASH_BITS` bits.
     """
 
     aspect: float
@@ -39,7 +39,7 @@ class Quality:
     contrast: float
     sharpness: float
     content_hash: str
-    look: str
+    perceptual_hash: str
 
 
 def measure_quality(pixels: NDArray[np.uint8], height: int, width: int, content_hash: str) -> Quality:
@@ -60,7 +60,7 @@ def measure_quality(pixels: NDArray[np.uint8], height: int, width: int, content_
         contrast=contrast,
         sharpness=_variance_of_laplacian(luma),
         content_hash=content_hash,
-        look=(bytes(LOOK_BYTES) if contrast < FLAT else _look(picture)).hex(),
+        perceptual_hash=(bytes(HASH_BYTES) if contrast < FLAT else _perceptual_hash(picture)).hex(),
     )
 
 
@@ -70,8 +70,8 @@ def _variance_of_laplacian(luma: NDArray[np.float32]) -> float:
     return float(laplacian.var(dtype=np.float64))
 
 
-def _look(picture: Image.Image) -> bytes:
-    """Hash how a picture looks: which of its lowest `LOOK_SIDE`² frequencies are stronger than their median."""
+def _perceptual_hash(picture: Image.Image) -> bytes:
+    """DCT hash: which of its lowest `HASH_SIDE`² frequencies are stronger than their median."""
     from imagehash import phash  # brings parts of scipy that `--help` and training without files do without
 
-    return np.packbits(phash(picture, hash_size=LOOK_SIDE).hash).tobytes()
+    return np.packbits(phash(picture, hash_size=HASH_SIDE).hash).tobytes()

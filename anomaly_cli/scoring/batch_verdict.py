@@ -34,7 +34,7 @@ class Verdict:
         drift_scale: the scale that differs most.
         drift_nearer: whether it lies nearer to the normal images at that scale than new normal images do.
         smallest_p: no p-value can be below it.
-        passed_over: files in folders that were not looked at, by kind.
+        passed_over: files in folders that are no images, by kind.
     """
 
     model: str

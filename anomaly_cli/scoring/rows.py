@@ -73,7 +73,7 @@ def make_row(path: Path, result: Measured | UnreadableImageError, calibration: C
         contrast=quality.contrast,
         sharpness=quality.sharpness,
         content_hash=quality.content_hash,
-        perceptual_hash=quality.look,
+        perceptual_hash=quality.perceptual_hash,
     )
 
 

@@ -36,7 +36,7 @@ CALIBRATION_IMAGES = 1_000  # at most so many normal images are held out
 
 @dataclass(frozen=True)
 class TrainedDetector:
-    """A fitted detector with its calibration and what is known of its training images.
+    """A fitted detector with its calibration and what was found about its training images.
 
     Attributes:
         labelled: the labelled anomalies.

@@ -87,9 +87,9 @@ def fit_labelled_classifier(
     normal[fitted.outliers] = False
     odds = torch.zeros(len(fitted.held_out), 1)
     for fold, detector in enumerate(fitted.detectors, start=-1):
-        known = _fit(before, seen[normal & (folds != fold)], anomalous)
-        detector.known_anomalies = known
-        odds[folds == fold] = known(seen[folds == fold]).cpu()
+        classifier = _fit(before, seen[normal & (folds != fold)], anomalous)
+        detector.known_anomalies = classifier
+        odds[folds == fold] = classifier(seen[folds == fold]).cpu()
     return odds
 
 

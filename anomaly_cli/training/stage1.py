@@ -121,7 +121,7 @@ def learn_from_scratch(
 ) -> None:
     """Train the random backbone with stage 1 on the normal images and the labelled anomalies."""
     chosen = [*paths[:: max(1, -(-len(paths) // SCRATCH_IMAGES))], *anomalies[:SCRATCH_IMAGES]]
-    known = {*anomalies}
+    anomalous = {*anomalies}
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
@@ -131,7 +131,7 @@ def learn_from_scratch(
 
     loaded = [(path, pixels) for path, pixels in zip(chosen, parallel_map(load, chosen, run.workers), strict=True)]
     images = [pixels for _, pixels in loaded if pixels is not None]
-    normal = torch.tensor([path not in known for path, pixels in loaded if pixels is not None], dtype=torch.bool)
+    normal = torch.tensor([path not in anomalous for path, pixels in loaded if pixels is not None], dtype=torch.bool)
     if images:  # where there are none, `sample_cells` raises the error
         schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
         learn_backbone(backbone, names, images, normal, schedule, run)

@@ -43,7 +43,7 @@ class TrainReport:
     copies: int
     copies_together: int
     reused: dict[str, tuple[int, int]] = field(default_factory=dict)  # phase: finished and total of an interrupted run
-    passed_over: dict[str, int] = field(default_factory=dict)  # files in folders that were not looked at, by kind
+    passed_over: dict[str, int] = field(default_factory=dict)  # files in folders that are no images, by kind
 
 
 def train(

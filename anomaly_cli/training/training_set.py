@@ -28,8 +28,8 @@ from anomaly_cli.training.run import TrainingContext
 
 CANDIDATE_CELLS = 40_000  # of each scale, among which prototypes are chosen; of more images so many give one each
 WINDOW_PERCENTILES = (0.1, 99.9)
-WINDOW_IMAGES, WINDOW_VALUES = 2000, 2**25  # at most so many are looked at for the intensity window
-SIZED_IMAGES = 100  # whose median size is taken for that of all
+WINDOW_IMAGES, WINDOW_VALUES = 2000, 2**25  # at most so many are read for the intensity window
+SIZED_IMAGES = 100  # whose median size stands for that of all
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class NormalSet:
         """Hash and group the readable images by their qualities, one for each path."""
         hashes = [each.content_hash for each in qualities]
         digest = hashlib.sha256(bytes.fromhex("".join(hashes))).hexdigest()
-        looks, brightness = [each.look for each in qualities], [each.brightness for each in qualities]
-        groups = group_near_duplicates(hashes, looks, brightness)
+        perceptual, brightness = [each.perceptual_hash for each in qualities], [each.brightness for each in qualities]
+        groups = group_near_duplicates(hashes, perceptual, brightness)
         return cls(paths, unreadable, digest, int(np.count_nonzero(groups)), _separable(groups))
 
     @property

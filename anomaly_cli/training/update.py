@@ -62,7 +62,7 @@ def update(
 
     Raises:
         ConfigError: nothing new is named.
-        InputError: no new normal image can be read, or too few to calibrate new known anomalies with.
+        InputError: no new normal image can be read, or too few to calibrate new labelled anomalies with.
     """
     if not normal:
         raise ConfigError("name new normal images; with anomalous ones too, because they calibrate the updated model")
@@ -71,20 +71,20 @@ def update(
     chosen = choose_device(device)
     old = load_model(model_path, chosen)
     run = TrainingContext(old.config, chosen, worker_count(), progress)
-    known = collect(anomalies) if anomalies else []
+    labelled_paths = collect(anomalies) if anomalies else []
     names = old.detector.scale_names
-    least = MIN_NORMALS if known else 1
+    least = MIN_NORMALS if labelled_paths else 1
     cells, normals = sample_cells(collect(normal), old.detector.backbone, names, run, at_least=least)
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
     held_out = [HeldOutImage(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
     fitted = CrossFit(detectors, held_out, measure_held_out(detectors, held_out, run))
-    labelled = describe_anomalies(fitted.final, known, run)
+    labelled = describe_anomalies(fitted.final, labelled_paths, run)
     odds = fit_labelled_classifier(fitted, labelled.values, run, before=old.detector.known_anomalies)
     model = replace(
         old,
         detector=fitted.final,
-        calibration=_recalibrated(old, fitted, odds, keep_old=not known),
+        calibration=_recalibrated(old, fitted, odds, keep_old=not labelled_paths),
         provenance=_extended(old.provenance, normals, labelled.count),
         patches=_patches(old, fitted.final, cells, normals.paths, run) if old.patches else {},
     )

@@ -2,7 +2,7 @@
 
 Three questions a set, rate and seed, on the same images:
 training: image AUROC on test images after training with anomalies hidden among the normal images, against none;
-suspects: share of the hidden ones among the worst tenth of `--audit-normals`;
+outliers: share of the hidden ones among the worst tenth of `--audit-normals`;
 audit: average precision of `anomaly audit` on a mixed folder, against scoring it with a model of other, clean images.
 """
 

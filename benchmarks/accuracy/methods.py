@@ -48,7 +48,7 @@ PROTOTYPES = 1_000  # a scale
 CANDIDATE_CELLS = 20_000  # a scale, that prototypes are chosen among
 UNIT_IMAGES = 50  # normal images that tell how large a distance is usual
 UNIT_QUANTILE = 0.9  # of the distances of their cells is one
-HOT_CELLS = 20  # of the finest grid make up the image score; 3 ranked worse on all sets (docs/backbone.md)
+TOP_CELLS = 20  # of the finest grid make up the image score; 3 ranked worse on all sets (docs/backbone.md)
 SMALL_SIDE = 128  # pixels, of the plain protocol as DESIGN measured it
 GAUSSIAN_CHANNELS = 100  # drawn at random, as PaDiM does for its smallest network
 GAUSSIAN_RIDGE = 0.01  # added to every covariance, likewise
@@ -142,15 +142,15 @@ def nearest_prototypes(normal: list[Path], settings: Settings, side: int | None 
         side: pixels; images are resized to about its square instead of that of the settings.
     """
     backbone = build_backbone(EMBEDDED)
-    look = partial(_plain_cells, backbone, side or settings.image_size)
-    scales = _learn_scales(normal, look, settings.seed)
+    embed = partial(_plain_cells, backbone, side or settings.image_size)
+    scales = _learn_scales(normal, embed, settings.seed)
 
     def judge_one(path: Path) -> Judgement:
-        image, features = look(path)
+        image, features = embed(path)
         each = [scale.distances(features[name])[None, None] for name, scale in scales.items()]
         grid = each[0].shape[-2:]
         fused = torch.cat([F.interpolate(m, size=grid, mode="bilinear") for m in each]).sum(dim=0)[0]
-        score = float(fused.flatten().topk(min(HOT_CELLS, fused.numel())).values.mean())
+        score = float(fused.flatten().topk(min(TOP_CELLS, fused.numel())).values.mean())
         return Judgement(score, fused.numpy(), image.height, image.width)
 
     return lambda paths: parallel_map(judge_one, paths, worker_count())
@@ -182,14 +182,14 @@ def _features(
 
 
 def _learn_scales(
-    normal: list[Path], look: Callable[[Path], tuple[LoadedImage, dict[str, Tensor]]], seed: int
+    normal: list[Path], embed: Callable[[Path], tuple[LoadedImage, dict[str, Tensor]]], seed: int
 ) -> dict[str, _Scale]:
     per_image = max(1, CANDIDATE_CELLS // len(normal))
 
     def sample(numbered: tuple[int, Path]) -> dict[str, Tensor]:
         number, path = numbered
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        cells = {name: m[0].flatten(1).T for name, m in look(path)[1].items()}  # (h*w, D)
+        cells = {name: m[0].flatten(1).T for name, m in embed(path)[1].items()}  # (h*w, D)
         return {name: c[torch.randperm(len(c), generator=generator)[:per_image]] for name, c in cells.items()}
 
     sampled = list(parallel_map(sample, enumerate(normal), worker_count()))
@@ -201,7 +201,7 @@ def _learn_scales(
         chosen = select_coreset(embeddings, PROTOTYPES, torch.Generator().manual_seed(seed))
         scales[name] = _Scale(whitening, embeddings[chosen], 1.0)
     units: dict[str, list[Tensor]] = {name: [] for name in scales}
-    for _, features in parallel_map(look, normal[:: -(-len(normal) // UNIT_IMAGES)], worker_count()):
+    for _, features in parallel_map(embed, normal[:: -(-len(normal) // UNIT_IMAGES)], worker_count()):
         for name, scale in scales.items():
             units[name].append(scale.distances(features[name]).flatten())
     quantiles = {name: float(np.quantile(torch.cat(each).numpy(), UNIT_QUANTILE)) for name, each in units.items()}
@@ -217,18 +217,18 @@ def gaussian_cells(normal: list[Path], settings: Settings) -> Judge:
     width = sum(m.shape[1] for m in _square_maps(backbone, normal[0], settings.image_size)[1])
     drawn = torch.randperm(width, generator=torch.Generator().manual_seed(settings.seed))[:GAUSSIAN_CHANNELS]
 
-    def look(path: Path) -> tuple[LoadedImage, Tensor]:
+    def embed(path: Path) -> tuple[LoadedImage, Tensor]:
         """Join the strides on the finest grid: (h, w, d)."""
         image, maps = _square_maps(backbone, path, settings.image_size)
         grid = maps[0].shape[-2:]
         joined = torch.cat([F.interpolate(m, size=grid, mode="nearest") for m in maps], dim=1)
         return image, joined[0, drawn].permute(1, 2, 0)
 
-    seen = [cells for _, cells in parallel_map(look, normal, worker_count())]
+    seen = [cells for _, cells in parallel_map(embed, normal, worker_count())]
     means, precisions = fit_gaussians(torch.stack([cells.flatten(0, 1) for cells in seen]))
 
     def judge_one(path: Path) -> Judgement:
-        image, cells = look(path)
+        image, cells = embed(path)
         h, w, d = cells.shape
         distances = mahalanobis(cells.reshape(-1, d), means, precisions).view(h, w).numpy()
         blurred: Map = gaussian_filter(distances, BLUR_PX / STRIDES[0])
@@ -280,10 +280,10 @@ class PooledDetector(Protocol):
 def pooled_detector(make: Callable[[int, int], Pipeline], normal: list[Path], settings: Settings) -> Judge:
     """Fit a detector of scikit-learn on the raw cell of the image scale of each image, the one that ours uses."""
     backbone = build_backbone(EMBEDDED)
-    look = partial(_features, backbone, settings.image_size, (IMAGE_SCALE,))
+    embed = partial(_features, backbone, settings.image_size, (IMAGE_SCALE,))
 
     def rows(paths: list[Path]) -> Iterator[tuple[LoadedImage, NDArray[np.float32]]]:
-        for image, features in parallel_map(look, paths, worker_count()):
+        for image, features in parallel_map(embed, paths, worker_count()):
             yield image, features[IMAGE_SCALE].flatten().numpy()
 
     detector: PooledDetector = make(len(normal), settings.seed)

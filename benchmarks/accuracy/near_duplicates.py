@@ -1,7 +1,7 @@
 """Tell copies from other parts in the same pose: `python -m benchmarks.accuracy.near_duplicates DIR...`.
 
 Each DIR is one set of photographs that are taken for distinct. Every image is also written anew as JPEG of quality 70,
-at half its size, and 5 % brighter and darker. Printed are, a set, how many bits of the look hash differ between the
+at half its size, and 5 % brighter and darker. Printed are, a set, how many bits of the hash differ between the
 nearest of the distinct ones, how many at most between an image and its copies, and what comes out at the threshold in
 use: distinct images joined to another, and copies found.
 """
@@ -23,7 +23,7 @@ from PIL import Image
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.images.duplicates import MAX_LIGHT, MAX_LOOK_BITS, group_near_duplicates
+from anomaly_cli.images.duplicates import MAX_BRIGHTNESS_STEP, MAX_HASH_BITS, group_near_duplicates
 from anomaly_cli.images.find import find_images
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
@@ -79,8 +79,8 @@ def _quality(path: Path, image_size: int) -> Quality:
 
 
 def bits_of(qualities: list[Quality]) -> NDArray[np.float32]:
-    """Unpack look hashes: (N, bits) of 0 and 1."""
-    packed = np.frombuffer(bytes.fromhex("".join(quality.look for quality in qualities)), np.uint8)
+    """Unpack perceptual hashes: (N, bits) of 0 and 1."""
+    packed = np.frombuffer(bytes.fromhex("".join(quality.perceptual_hash for quality in qualities)), np.uint8)
     return np.unpackbits(packed.reshape(len(qualities), -1), axis=1).astype(np.float32)
 
 
@@ -97,7 +97,7 @@ def report(folder: Path, measured: list[Measured]) -> None:
     bits = bits_of(originals)
     light = np.array([quality.brightness for quality in originals])
     distances = differing_bits(bits)
-    distances[np.abs(light[:, None] - light) > MAX_LIGHT] = bits.shape[1]  # never joined, whatever their bits
+    distances[np.abs(light[:, None] - light) > MAX_BRIGHTNESS_STEP] = bits.shape[1]  # never joined, whatever their bits
     first, second = np.triu_indices(len(originals), 1)
     nearest = np.argsort(distances[first, second], kind="stable")[:CLOSEST_SHOWN]
     groups = _groups(originals)
@@ -116,7 +116,7 @@ def report(folder: Path, measured: list[Measured]) -> None:
 def _groups(qualities: list[Quality]) -> NDArray[np.int64]:
     return group_near_duplicates(
         [quality.content_hash for quality in qualities],
-        [quality.look for quality in qualities],
+        [quality.perceptual_hash for quality in qualities],
         [quality.brightness for quality in qualities],
     )
 
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("sets", type=Path, nargs="+", metavar="DIR", help="folder of distinct images")
     parser.add_argument("--image-size", type=int, default=DetectorConfig().image_size)
     args = parser.parse_args()
-    print(f"joined are images that differ in at most {MAX_LOOK_BITS} bits and {MAX_LIGHT} of brightness")
+    print(f"joined are images that differ in at most {MAX_HASH_BITS} bits and {MAX_BRIGHTNESS_STEP} of brightness")
     for folder in args.sets:
         paths = find_images([folder])
         results = parallel_map(lambda path: measure(path, args.image_size), paths, worker_count())

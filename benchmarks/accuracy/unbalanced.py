@@ -113,13 +113,13 @@ def detector_scores(data: AnomalySet, labelled: list[Path], config: DetectorConf
 def pooled(paths: list[Path], backbone: Backbone, image_size: int) -> NDArray[np.float32]:
     """Compute the raw cell of the image scale of each image: (N, D)."""
 
-    def look(path: Path) -> NDArray[np.float32]:
+    def embed(path: Path) -> NDArray[np.float32]:
         with torch.inference_mode():
             features = scale_features(backbone, to_tensor(load_image(path, image_size)), (IMAGE_SCALE,))
         values: NDArray[np.float32] = features[IMAGE_SCALE].flatten().numpy()
         return values
 
-    return np.stack(list(parallel_map(look, paths, worker_count())))
+    return np.stack(list(parallel_map(embed, paths, worker_count())))
 
 
 def classifier_scores(data: AnomalySet, labelled: list[Path], config: DetectorConfig) -> Scores:

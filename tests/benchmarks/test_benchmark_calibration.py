@@ -1,4 +1,4 @@
-"""The benchmark of the statistics: it runs, goes on where it stopped, and its figures are those of its rows."""
+"""The benchmark of the statistics: it runs, continues where it stopped, and its figures are those of its rows."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_mutations_are_seeded_and_of_every_kind(model: bytes) -> None:
     assert same_model(model, model)
 
 
-def test_answers_that_should_not_be_are_told() -> None:
+def test_answers_that_should_not_be_are_reported() -> None:
     path = Path("/x")
     answers = ["/x is damaged", "read", "CRASH of /x", "damaged", "/x is\ndamaged"]
 
@@ -76,6 +76,6 @@ def test_killed_runs_end_with_the_table_of_a_run_in_peace(here: Path) -> None:
     assert not Path("scores.csv.journal").exists()
 
 
-def test_a_run_that_fails_by_itself_is_told(here: Path) -> None:
+def test_a_run_that_fails_by_itself_is_reported(here: Path) -> None:
     with pytest.raises(RuntimeError, match="exit code 1: error: no such file or folder: nowhere"):
         kills.kill_and_resume(["score", "nowhere"], Path("scores.csv"), 0, 0, 0)

@@ -283,7 +283,7 @@ def test_info_describes_the_model_on_stdout_whatever_its_name_is(here: Path) -> 
     assert result.exit_code == 0
     assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 5"
     assert {
-        "on            12 normal images, 0 known anomalous",
+        "on            12 normal images, 0 labelled anomalous",
         "left out      2 unreadable files, 0 outliers",
         "settings      backbone embedded, image_size 64, prototypes 50, effort quick, seed 0",
         "p-values      no smaller than 0.077",

@@ -86,7 +86,7 @@ def test_an_interrupt_while_images_are_read_is_130_with_no_traceback_and_no_half
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("hook", [stop_at_the_rename, stop_while_reading_images])
-def test_a_run_that_is_told_to_end_dies_of_the_signal_and_leaves_nothing_behind(
+def test_a_run_that_gets_a_signal_dies_of_the_signal_and_leaves_nothing_behind(
     here: Path, end: signal.Signals, hook: Callable[[], None]
 ) -> None:
     running = start("score", "incoming", hook=hook)
@@ -98,7 +98,7 @@ def test_a_run_that_is_told_to_end_dies_of_the_signal_and_leaves_nothing_behind(
     assert not list(here.glob("scores*"))
 
 
-def test_a_training_that_is_told_to_end_leaves_the_old_model_and_nothing_else(here: Path, trained: Trained) -> None:
+def test_a_training_that_gets_a_signal_leaves_the_old_model_and_nothing_else(here: Path, trained: Trained) -> None:
     running = start("train", "normal", *SETTINGS, "--seed", "1", hook=stop_at_the_rename)
     running.wait_until_reached()
     running.send(signal.SIGTERM)

@@ -145,15 +145,15 @@ def test_coarse_cells_are_those_of_the_small_copy_or_of_an_image_without_one(nam
             torch.testing.assert_close(cells[:, row, column], cell / cell.norm(), atol=1e-5, rtol=1e-4)
 
 
-def test_the_deviation_of_coarse_cells_is_the_mean_of_the_hottest_twentieth() -> None:
+def test_the_deviation_of_coarse_cells_is_the_mean_of_the_largest_twentieth() -> None:
     scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", COARSE_SCALE)}
     maps = [torch.rand(2, 6, 10) + 1 for _ in scales]
 
     deviations = AnomalyDetector(tiny_backbone(), scales).combine(maps).deviations
 
     for n in range(2):
-        hottest = sorted(maps[1][n].flatten().tolist(), reverse=True)
-        assert float(deviations[n, 2]) == pytest.approx(sum(hottest[:3]) / 3)
+        largest = sorted(maps[1][n].flatten().tolist(), reverse=True)
+        assert float(deviations[n, 2]) == pytest.approx(sum(largest[:3]) / 3)
         assert float(deviations[n, 0]) == pytest.approx(float(maps[0][n].max()))  # of the map one cell, and one scale
 
 
@@ -266,7 +266,7 @@ def test_any_choice_of_scales_gives_a_map_on_its_finest_grid(names: tuple[str, .
     assert detection.deviations.shape == (2, 1 + len(names))
 
 
-def test_a_hotter_cell_raises_map_and_deviations_of_its_image_only() -> None:
+def test_a_more_anomalous_cell_raises_map_and_deviations_of_its_image_only() -> None:
     detector = tiny_detector()
     maps = detector.distance_maps(random_images(2))
     hotter = [m.clone() for m in maps]

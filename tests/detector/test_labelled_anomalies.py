@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import anomaly, rows_of
 from PIL import Image
-from shared_run import SETTINGS, SIDE, spoiled, texture
+from shared_run import SETTINGS, SIDE, texture, with_defect
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -71,7 +71,7 @@ def test_descriptors_are_separated_by_two_regressions_each_whitened_by_the_other
     assert min(odds[50:]) > sorted(odds[:50])[25]
 
 
-def test_one_known_anomaly_is_enough_for_a_fit() -> None:
+def test_one_labelled_anomaly_is_enough_for_a_fit() -> None:
     weights, offset = fit_log_odds(random(8, WIDTH), random(1, WIDTH, seed=1) + 3)
 
     assert torch.isfinite(weights).all()
@@ -80,11 +80,11 @@ def test_one_known_anomaly_is_enough_for_a_fit() -> None:
 
 @pytest.fixture
 def labelled(here: Path) -> Path:
-    """Four known anomalies and a file that is none."""
+    """Four labelled anomalies and a file that is none."""
     rng = np.random.default_rng(5)
     (here / "known").mkdir()
     for i in range(4):
-        Image.fromarray(spoiled(rng, texture(rng, SIDE, SIDE))).save(here / "known" / f"{i}.png")
+        Image.fromarray(with_defect(rng, texture(rng, SIDE, SIDE))).save(here / "known" / f"{i}.png")
     (here / "known" / "broken.png").write_bytes(b"no picture")
     return here
 
@@ -104,17 +104,17 @@ def test_labels_add_a_column_and_survive_the_model_file(labelled: Path) -> None:
     assert min(odds[:3]) > max(odds[3:])
 
 
-def test_a_model_with_known_anomalies_says_what_it_was_trained_on(labelled: Path) -> None:
+def test_a_model_with_labelled_anomalies_says_what_it_was_trained_on(labelled: Path) -> None:
     anomaly("train", "normal", *SETTINGS, "--anomalies", "known", "--model", "known.safetensors")
 
     result = anomaly("info", "known.safetensors")
 
     assert result.exit_code == 0
-    assert "4 known anomalous" in result.stdout
+    assert "4 labelled anomalous" in result.stdout
 
 
 @pytest.mark.parametrize("part", ["normal", "looks", "look_weights", "look_offset"])
-def test_known_anomalies_of_another_width_than_the_detector_are_damage(labelled: Path, part: str) -> None:
+def test_labelled_anomalies_of_another_width_than_the_detector_are_damage(labelled: Path, part: str) -> None:
     model = load_model(labelled / "anomaly.safetensors")
     width = model.detector.descriptor_width
     shapes = {"normal": (8, width), "looks": (2, width), "look_weights": (width,), "look_offset": ()}
@@ -126,7 +126,7 @@ def test_known_anomalies_of_another_width_than_the_detector_are_damage(labelled:
         load_model(labelled / "odd.safetensors")
 
 
-def test_known_anomalies_that_cannot_be_read_leave_the_detector_as_it_is(labelled: Path) -> None:
+def test_labelled_anomalies_that_cannot_be_read_leave_the_detector_as_it_is(labelled: Path) -> None:
     shutil.copytree(labelled / "normal", labelled / "clean", ignore=shutil.ignore_patterns("empty.png", "words.jpg"))
     trained = anomaly("train", "clean", *SETTINGS, "--anomalies", "known/broken.png", "--model", "none.safetensors")
 

@@ -23,7 +23,7 @@ from command_line import anomaly, rows_of
 from networks import random_model, saved
 from numpy.typing import NDArray
 from PIL import Image
-from shared_run import CONFIG, SETTINGS, Trained, spoiled, texture
+from shared_run import CONFIG, SETTINGS, Trained, texture, with_defect
 from torch import Tensor, nn
 
 from anomaly_cli.detector.checkpoint import load_model
@@ -49,7 +49,7 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of several forms, and a model that has a small copy and known anomalies, exported."""
+    """Images of several forms, and a model that has a small copy and labelled anomalies, exported."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(5)
     for kind, count in (("normal", 12), ("known", 6), ("incoming", 12)):
@@ -57,7 +57,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(count):
             pixels = texture(rng, *FORMS[i % len(FORMS)])
             anomalous = kind == "known" or (kind == "incoming" and i < 6)
-            Image.fromarray(spoiled(rng, pixels) if anomalous else pixels).save(folder / kind / f"{i:02}.png")
+            Image.fromarray(with_defect(rng, pixels) if anomalous else pixels).save(folder / kind / f"{i:02}.png")
     settings = ("--image-size", str(SIDE), "--prototypes", "50", "--effort", "quick", "--device", "cpu")
     model = folder / "anomaly.safetensors"
     result = anomaly("train", folder / "normal", "-m", model, "--anomalies", folder / "known", *settings)
@@ -96,7 +96,7 @@ def assert_same_scores(onnx_path: Path, model: Path, images: Path) -> None:
         assert score == pytest.approx(float(row["score"]), abs=1e-3)
 
 
-def test_images_of_every_form_and_known_anomalies_score_alike(shapes: Path) -> None:
+def test_images_of_every_form_and_labelled_anomalies_get_the_same_scores(shapes: Path) -> None:
     model = load_model(shapes / "anomaly.safetensors")
     sizes = {pixels_of(path, SIDE).shape for path in (shapes / "incoming").iterdir()}
 

@@ -42,12 +42,12 @@ def texture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uin
     return pixels
 
 
-def spoiled(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def with_defect(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Replace a patch of an image by coloured noise."""
     top, left = rng.integers(8, 40, 2)
-    spoiled = pixels.copy()
-    spoiled[top : top + 16, left : left + 16] = rng.integers(0, 256, (16, 16, 3))
-    return spoiled
+    changed = pixels.copy()
+    changed[top : top + 16, left : left + 16] = rng.integers(0, 256, (16, 16, 3))
+    return changed
 
 
 def make_images(folder: Path) -> None:
@@ -63,5 +63,5 @@ def make_images(folder: Path) -> None:
     for i in range(5):
         Image.fromarray(texture(rng, SIDE, SIDE)).save(incoming / f"good{i}.png")
     for i in range(3):
-        Image.fromarray(spoiled(rng, texture(rng, SIDE, SIDE))).save(incoming / f"bad{i}.jpg", quality=95)
+        Image.fromarray(with_defect(rng, texture(rng, SIDE, SIDE))).save(incoming / f"bad{i}.jpg", quality=95)
     Image.fromarray(texture(rng, SIDE, SIDE)).save(deep / "good one.png")

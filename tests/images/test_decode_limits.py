@@ -77,7 +77,7 @@ def test_a_jpeg_may_be_as_blank_as_it_likes_and_have_as_many_scans_as_encoders_w
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_pictures_that_are_spoiled_can_be_read(tmp_path: Path, variant: str) -> None:
+def test_the_undamaged_pictures_can_be_read(tmp_path: Path, variant: str) -> None:
     suffix, content = sound(variant)
     (tmp_path / f"a{suffix}").write_bytes(content)
 

@@ -16,8 +16,8 @@ from PIL import Image
 from shared_run import SETTINGS, Trained
 
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.images.duplicates import MAX_LIGHT, MAX_LOOK_BITS, group_near_duplicates
-from anomaly_cli.images.quality import LOOK_BYTES, Quality, measure_quality
+from anomaly_cli.images.duplicates import MAX_BRIGHTNESS_STEP, MAX_HASH_BITS, group_near_duplicates
+from anomaly_cli.images.quality import HASH_BYTES, Quality, measure_quality
 from anomaly_cli.training.cross_fitting import assign_folds
 
 QUALITY = ("aspect", "brightness", "contrast", "sharpness", "content_hash", "duplicate_group")
@@ -35,17 +35,17 @@ def quality_of(path: Path) -> Quality:
 
 
 def groups_of(qualities: list[Quality]) -> list[int]:
-    hashes, looks = [each.content_hash for each in qualities], [each.look for each in qualities]
-    groups: list[int] = group_near_duplicates(hashes, looks, [each.brightness for each in qualities]).tolist()
+    hashes, perceptual = [each.content_hash for each in qualities], [each.perceptual_hash for each in qualities]
+    groups: list[int] = group_near_duplicates(hashes, perceptual, [each.brightness for each in qualities]).tolist()
     return groups
 
 
-def groups_by_all_pairs(hashes: list[str], looks: list[NDArray[np.uint8]], light: list[float]) -> list[int]:
+def groups_by_all_pairs(hashes: list[str], perceptual: list[NDArray[np.uint8]], light: list[float]) -> list[int]:
     groups = list(range(len(hashes)))
     for a in range(len(hashes)):
         for b in range(a):
-            differing = int(np.unpackbits(looks[a] ^ looks[b]).sum())
-            alike = differing <= MAX_LOOK_BITS and abs(light[a] - light[b]) <= MAX_LIGHT
+            differing = int(np.unpackbits(perceptual[a] ^ perceptual[b]).sum())
+            alike = differing <= MAX_HASH_BITS and abs(light[a] - light[b]) <= MAX_BRIGHTNESS_STEP
             if hashes[a] == hashes[b] or alike:
                 groups = [groups[a] if group == groups[b] else group for group in groups]
     shared = list(dict.fromkeys(group for group in groups if groups.count(group) > 1))
@@ -72,7 +72,7 @@ def test_light_and_sharpness_equal_those_counted_pixel_by_pixel() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_copies_look_alike_and_other_images_do_not(tmp_path: Path, seed: int) -> None:
+def test_hashes_of_copies_are_near_and_those_of_other_images_are_not(tmp_path: Path, seed: int) -> None:
     image = scene(seed)
     image.save(tmp_path / "original.png")
     image.save(tmp_path / "encoded.jpg", quality=70)
@@ -87,23 +87,23 @@ def test_copies_look_alike_and_other_images_do_not(tmp_path: Path, seed: int) ->
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_equal_those_of_comparing_all_pairs(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scenes = rng.integers(0, 256, (12, LOOK_BYTES), dtype=np.uint8)
-    looks, hashes, light = [], [], []
+    scenes = rng.integers(0, 256, (12, HASH_BYTES), dtype=np.uint8)
+    perceptual, hashes, light = [], [], []
     for _ in range(40):
         number = int(rng.integers(12))
-        flipped = np.zeros(8 * LOOK_BYTES, np.uint8)
-        flipped[rng.choice(8 * LOOK_BYTES, int(rng.integers(0, 16)), replace=False)] = 1
-        looks.append(scenes[number] ^ np.packbits(flipped))
+        flipped = np.zeros(8 * HASH_BYTES, np.uint8)
+        flipped[rng.choice(8 * HASH_BYTES, int(rng.integers(0, 16)), replace=False)] = 1
+        perceptual.append(scenes[number] ^ np.packbits(flipped))
         hashes.append(f"{rng.integers(60):064x}")
         light.append(0.2 + 0.3 * float(rng.integers(2)))
     first = {content: number for number, content in reversed(list(enumerate(hashes)))}
-    looks = [looks[first[content]] for content in hashes]  # the same bytes look the same
+    perceptual = [perceptual[first[content]] for content in hashes]  # the same bytes have the same hash
     light = [light[first[content]] for content in hashes]
 
-    found = group_near_duplicates(hashes, [look.tobytes().hex() for look in looks], light).tolist()
+    found = group_near_duplicates(hashes, [each.tobytes().hex() for each in perceptual], light).tolist()
 
     assert max(found) > 1
-    assert found == groups_by_all_pairs(hashes, looks, light)
+    assert found == groups_by_all_pairs(hashes, perceptual, light)
 
 
 def test_blank_images_are_copies_where_their_light_is_the_same_and_never_of_a_scene(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_blank_images_are_copies_where_their_light_is_the_same_and_never_of_a_sc
 
 def test_no_file_and_one_file_are_in_no_group() -> None:
     assert group_near_duplicates([], [], []).tolist() == []
-    assert group_near_duplicates(["00" * 32], ["00" * LOOK_BYTES], [0.5]).tolist() == [0]
+    assert group_near_duplicates(["00" * 32], ["00" * HASH_BYTES], [0.5]).tolist() == [0]
 
 
 def test_the_content_hash_is_the_sha256_of_the_file(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_what_is_printed(table: Path) -> None:
     ]
 
 
-def test_a_perfect_ranking_is_not_called_certain_and_no_flag_is_told(table: Path) -> None:
+def test_a_perfect_ranking_is_not_called_certain_and_no_flag_is_mentioned(table: Path) -> None:
     Path("p.csv").write_text(HEADER + "torn/0.png,3,false,ok,\ngood/2.png,1.5,false,ok,\n")
 
     result = anomaly("evaluate", "p.csv", "--labels", "folders")

@@ -1,4 +1,4 @@
-"""Normal images that stand out, and the audit of a folder that has no normal set beside it."""
+"""Outliers among the normal images, and the audit of a folder that has no normal set beside it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from command_line import anomaly, rows_of
 from PIL import Image
-from shared_run import CONFIG, SETTINGS, SIDE, spoiled, texture
+from shared_run import CONFIG, SETTINGS, SIDE, texture, with_defect
 
 from anomaly_cli.detector.backbones.build import build_backbone
-from anomaly_cli.detector.calibration import SUSPECT_LIMIT, Calibration
+from anomaly_cli.detector.calibration import OUTLIER_LIMIT, Calibration
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import measure_batch
 from anomaly_cli.training.cell_samples import Cells
@@ -26,13 +26,13 @@ SETTINGS_OF_AUDIT = tuple(word for word in SETTINGS if word not in ("--effort", 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 normal images and 2 spoiled ones in one folder."""
+    """24 normal images and 2 with a defect in one folder."""
     folder = tmp_path_factory.mktemp("mixed")
     rng = np.random.default_rng(1)
     for i in range(24):
         Image.fromarray(texture(rng, SIDE, SIDE)).save(folder / f"fine{i:02}.png")
     for i in range(2):
-        Image.fromarray(spoiled(rng, texture(rng, SIDE, SIDE))).save(folder / f"spoiled{i}.png")
+        Image.fromarray(with_defect(rng, texture(rng, SIDE, SIDE))).save(folder / f"with_defect{i}.png")
     return folder
 
 
@@ -63,15 +63,15 @@ def test_outlyingness_is_the_distance_from_the_median_in_units_of_the_median_dis
     assert calibration.outliers(np.array(deviations)[:, None]).tolist() == [d == 30 for d in deviations]
 
 
-def test_few_normal_images_need_to_stand_out_more() -> None:
+def test_the_limit_of_outliers_is_higher_for_few_images() -> None:
     few, many = (calibration_of(list(np.exp(np.linspace(-1, 1, n)))) for n in (8, 400))
     outlying = np.exp([[2.7]])
 
-    assert all(each.robust_z(outlying)[0] > SUSPECT_LIMIT for each in (few, many))
+    assert all(each.robust_z(outlying)[0] > OUTLIER_LIMIT for each in (few, many))
     assert [bool(each.outliers(outlying)[0]) for each in (few, many)] == [False, True]
 
 
-def test_identical_normal_images_do_not_stand_out() -> None:
+def test_identical_normal_images_are_no_outliers() -> None:
     assert calibration_of([2.0] * 9).robust_z(np.full((3, 1), 2.0)).tolist() == [0, 0, 0]
 
 
@@ -86,7 +86,7 @@ def test_cells_of_an_image_are_left_out_by_its_number() -> None:
 
 
 def test_normal_images_with_a_defect_are_outliers(learned: TrainedDetector, mixed: Path) -> None:
-    assert set(learned.outliers) >= {mixed / "spoiled0.png", mixed / "spoiled1.png"}
+    assert set(learned.outliers) >= {mixed / "with_defect0.png", mixed / "with_defect1.png"}
     assert len(learned.outliers) <= 4
 
 
@@ -121,14 +121,14 @@ def test_training_names_outliers_and_writes_the_audited_normals(here: Path, mixe
     rows = rows_of((here / "normals.csv").read_bytes())
     flagged = [row["path"] for row in rows if row["flagged"] == "true"]
     assert [row["path"] for row in rows[:2]] == flagged[:2]
-    assert set(flagged) == {"mixed/spoiled0.png", "mixed/spoiled1.png"}
+    assert set(flagged) == {"mixed/with_defect0.png", "mixed/with_defect1.png"}
     assert (rows[-1]["path"], rows[-1]["status"], rows[-1]["reason"]) == ("mixed/torn.png", "unreadable", "empty file")
     assert len(rows) == 27
     assert result.exit_code == 0
     assert (
         "warning: 2 of the 26 normal images are outliers, left out of every memory; "
         "if not normal, remove them and train again:\n"
-        "  mixed/spoiled0.png\n  mixed/spoiled1.png\n  flagged in normals.csv\n"
+        "  mixed/with_defect0.png\n  mixed/with_defect1.png\n  flagged in normals.csv\n"
     ) in result.stderr
 
 
@@ -137,7 +137,7 @@ def test_an_audit_ranks_a_folder_without_a_normal_set(here: Path, mixed: Path) -
 
     rows = rows_of((here / "audit.csv").read_bytes())
     assert result.exit_code == 0
-    assert {Path(row["path"]).name for row in rows[:2]} == {"spoiled0.png", "spoiled1.png"}
+    assert {Path(row["path"]).name for row in rows[:2]} == {"with_defect0.png", "with_defect1.png"}
     assert [row["flagged"] for row in rows[:2]] == ["true", "true"]
     assert all((row["flagged"] == "true") == (float(row["score"]) >= 1) for row in rows)
     assert {row["p_value"] + row["q_value"] for row in rows} == {""}

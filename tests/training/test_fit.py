@@ -1,4 +1,4 @@
-"""The learned parts: scratch, planted defects, known anomalies; and the quality they must keep."""
+"""The learned parts: scratch, synthetic defects, labelled anomalies; and the quality they must keep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import anomaly, rows_of
 from PIL import Image
-from shared_run import CONFIG, SETTINGS, spoiled, texture
+from shared_run import CONFIG, SETTINGS, texture, with_defect
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
@@ -122,11 +122,11 @@ def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: P
     assert all("bad" in path for path in ranked[:3])
 
 
-def test_known_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) -> None:
+def test_labelled_anomalies_are_counted_and_never_worsen_the_ranking(here: Path) -> None:
     draw = np.random.default_rng(5)
     Path("known").mkdir()
     for i in range(6):
-        Image.fromarray(spoiled(draw, texture(draw, 64, 64))).save(f"known/{i}.png")
+        Image.fromarray(with_defect(draw, texture(draw, 64, 64))).save(f"known/{i}.png")
 
     result = anomaly("train", "normal", *SETTINGS, "--anomalies", "known", "--model", "known.safetensors")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shared_run import CONFIG, spoiled, texture
+from shared_run import CONFIG, texture, with_defect
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.checkpoint import Model
@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{i:02}.png" for i in range(15)]
     for i, path in enumerate(paths):
         pixels = texture(draw, 64, 64)
-        Image.fromarray(spoiled(draw, pixels) if i >= NORMALS else pixels).save(path)
+        Image.fromarray(with_defect(draw, pixels) if i >= NORMALS else pixels).save(path)
     return paths
 
 
@@ -101,7 +101,7 @@ def test_each_fold_is_compared_by_a_fit_that_has_not_seen_it(detector: AnomalyDe
     torch.testing.assert_close(detectors[0].known_anomalies.normal, descriptors[normal], atol=1e-5, rtol=1e-4)
 
 
-def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, files: list[Path]) -> None:
+def test_the_descriptors_of_before_are_kept_and_new_ones_appended(detector: AnomalyDetector, files: list[Path]) -> None:
     descriptors = descriptors_in(detector, files)
     before = fit_labelled(descriptors[:6], descriptors[NORMALS : NORMALS + 1])
     kept, joined = copies(detector), copies(detector)
@@ -115,7 +115,7 @@ def test_what_was_known_before_is_kept_and_joined(detector: AnomalyDetector, fil
     assert (len(joined[0].known_anomalies.normal), len(joined[0].known_anomalies.looks)) == (6 + NORMALS, 1 + 2)
 
 
-def test_where_nothing_is_known_nothing_is_added(detector: AnomalyDetector, files: list[Path]) -> None:
+def test_without_labelled_anomalies_no_classifier_is_fitted(detector: AnomalyDetector, files: list[Path]) -> None:
     detectors = copies(detector)
 
     odds = fit_labelled_classifier(CrossFit(detectors, held_out(files), []), None, RUN)

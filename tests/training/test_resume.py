@@ -1,4 +1,4 @@
-"""`train --resume`: killed anywhere, it goes on, does nothing twice, and ends with the same bytes."""
+"""`train --resume`: killed anywhere, it continues, repeats no finished step, and ends with the same bytes."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_files_that_cannot_be_read_have_no_size(tmp_path: Path) -> None:
     assert limit_image_size(WANTED, paths[:1], 1) == WANTED
 
 
-def test_of_many_images_some_of_every_part_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_some_of_every_part_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [picture(tmp_path / f"{i}.png", 160, 160) for i in range(7)]
     monkeypatch.setattr("anomaly_cli.training.training_set.SIZED_IMAGES", 3)
     for path in (paths[1], paths[2], paths[4], paths[5]):

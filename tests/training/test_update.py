@@ -9,7 +9,7 @@ import pytest
 from command_line import anomaly, rows_of
 from numpy.typing import NDArray
 from PIL import Image
-from shared_run import NORMALS, SIDE, spoiled, texture
+from shared_run import NORMALS, SIDE, texture, with_defect
 
 from anomaly_cli.detector.checkpoint import load_model
 
@@ -33,7 +33,7 @@ def grown(here: Path) -> Path:
             Image.fromarray(striped(rng)).save(here / folder / f"{i}.png")
     (here / "known").mkdir()
     for i in range(4):
-        Image.fromarray(spoiled(rng, texture(rng, SIDE, SIDE))).save(here / "known" / f"{i}.png")
+        Image.fromarray(with_defect(rng, texture(rng, SIDE, SIDE))).save(here / "known" / f"{i}.png")
     return here
 
 
@@ -53,7 +53,9 @@ def test_a_second_kind_of_normal_image_becomes_normal(grown: Path) -> None:
     assert max(scores_of("fresh", "grown.safetensors")) < 1 < min(before)
     assert model.provenance.images == NORMALS + 10
     assert len(model.calibration.normal_deviations) == NORMALS + 10
-    assert result.stderr.splitlines()[-3] == f"added 10 normal images; now {NORMALS + 10} normal and 0 known anomalous"
+    assert (
+        result.stderr.splitlines()[-3] == f"added 10 normal images; now {NORMALS + 10} normal and 0 labelled anomalous"
+    )
     assert result.stderr.splitlines()[-1] == "saved grown.safetensors"
 
 
@@ -86,7 +88,7 @@ def test_one_image_is_enough_for_an_update_in_place(grown: Path) -> None:
     assert scores_of("more/0.png", MODEL) < [1.0]
 
 
-def test_known_anomalies_are_added_and_new_normal_images_calibrate_alone(grown: Path) -> None:
+def test_labelled_anomalies_are_added_and_new_normal_images_calibrate_alone(grown: Path) -> None:
     result = anomaly("update", MODEL, "more", "--anomalies", "known", "--out", "known.safetensors")
     again = anomaly("update", "known.safetensors", "more", "--anomalies", "known", "--out", "twice.safetensors")
 
@@ -109,9 +111,10 @@ def test_labels_of_a_review_are_added_as_what_they_say(grown: Path) -> None:
 
     assert (result.exit_code, both.exit_code) == (0, 0)
     assert (
-        f"added 8 normal images and 2 known anomalous; now {NORMALS + 8} normal and 2 known anomalous" in result.stderr
+        f"added 8 normal images and 2 labelled anomalous; now {NORMALS + 8} normal and 2 labelled anomalous"
+        in result.stderr
     )
-    assert "added 11 normal images and 4 known anomalous" in both.stderr
+    assert "added 11 normal images and 4 labelled anomalous" in both.stderr
     assert load_model(grown / "reviewed.safetensors").provenance.anomalies == 2
 
 
@@ -148,7 +151,7 @@ def test_labels_of_a_review_are_added_as_what_they_say(grown: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_in_one_line_and_leave_the_model(
+def test_mistakes_are_reported_in_one_line_and_leave_the_model(
     grown: Path, arguments: list[str], code: int, message: str
 ) -> None:
     before = (grown / MODEL).read_bytes()
