@@ -16,12 +16,13 @@ Floats = NDArray[np.float64]
 
 # Weights in the image score, where the pooled scales together have 1; d is the sensitivity to synthetic defects.
 COARSE_WEIGHT = 2.0  # of the coarse cells at d = 1 of the map
-MAX_COARSE_WEIGHT = 4.0
+MAX_COARSE_WEIGHT = 2.0
 MIN_MAP_WEIGHT = 0.3  # of the map at d = 0, as on photographs
 CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
 CLEARER_SENSITIVITY = 8.0  # d · (d / d of the coarse cells) at which the map weighs 1 more
 MIN_SENSITIVITY = 0.03  # added to each d
 REFERENCE_SIDE = 256  # pixels; d is scaled by the side of the image
+FEW_IMAGES = 16  # normal images of which d is about half of what it is with many
 DEFAULT_SENSITIVITIES = 2.0, 1.0  # of map and coarse cells, assumed before synthetic defects are measured
 MAX_SENSITIVITY = 5.0  # at most; nearly identical normal images have almost no spread
 CELL_SAMPLE = 200_000  # distances of each scale that its mean is estimated from
@@ -74,24 +75,28 @@ def scale_weights(normal_logs: Floats, defect_logs: Floats, numbers: list[int], 
     return weights
 
 
-def component_weights(detector: AnomalyDetector, image_size: int, sensitivity: tuple[float, float]) -> Floats:
+def component_weights(
+    detector: AnomalyDetector, image_size: int, normal_images: int, sensitivity: tuple[float, float]
+) -> Floats:
     """Weigh the deviations in the image score.
 
     Components: the pooled scales (objects, style) share the weight 1. The weight of the coarse cells grows with the
     sensitivity of the map to synthetic defects: on a production line an unknown cell is a defect, photographs always
     have some. The map has many more cells and is mostly noise unless defects are clear on it, or far clearer than on
-    the coarse cells. Sensitivities count less for small images, whose map has few cells. The weight of the labelled
-    anomalies grows with their number.
+    the coarse cells. Sensitivities count less for small images, whose map has few cells, and more where normal images
+    are few: memories with gaps hide faint defects. The weight of the labelled anomalies grows with their number.
 
     Args:
         detector: with its classifier of labelled anomalies.
         image_size: side of the images, pixels.
+        normal_images: number of images that the detector learned from, at least 1.
         sensitivity: of the fused map and of the coarse cells, as `sensitivities` gives them.
 
     Returns:
         (E,) weights ≥ 0.
     """
-    d, coarse_d = (MIN_SENSITIVITY + each * image_size / REFERENCE_SIDE for each in sensitivity)
+    factor = image_size / REFERENCE_SIDE * (1 + FEW_IMAGES / normal_images)
+    d, coarse_d = (MIN_SENSITIVITY + each * factor for each in sensitivity)
     pooled = [name for name in detector.scale_names if name in POOLED_SCALES]
     weight_of = dict.fromkeys(pooled, 1 / len(pooled))
     weight_of[COARSE_SCALE] = min(COARSE_WEIGHT * d, MAX_COARSE_WEIGHT)

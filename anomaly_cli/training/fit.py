@@ -94,7 +94,7 @@ def train_detector(
     odds = fit_labelled_classifier(fitted, labelled.values, run)
     if not clean:
         fitted, odds = _without_outliers(fitted, run.config.seed), odds[fitted.inliers]
-    weights = component_weights(fitted.final, run.config.image_size, sensitivity)
+    weights = component_weights(fitted.final, run.config.image_size, len(normals.paths), sensitivity)
     calibration, map_scale = calibrate(fitted.final, fitted.measured, weights, odds)
     return TrainedDetector(
         detector=fitted.final,
@@ -116,7 +116,7 @@ def _find_outliers(fitted: CrossFit, copies: NDArray[np.bool_], config: Detector
     calibration: without the most extreme normal images p-values would be too small. Near-copies are no outliers: a
     whole group is held out together, so that it is always far from all others.
     """
-    weights = component_weights(fitted.final, config.image_size, DEFAULT_SENSITIVITIES)
+    weights = component_weights(fitted.final, config.image_size, len(copies), DEFAULT_SENSITIVITIES)
     calibration, _ = calibrate(fitted.final, fitted.measured, weights)
     outliers = np.flatnonzero(calibration.outliers(deviations_of(fitted.final, fitted.measured)) & ~copies)
     return [int(i) for i in outliers[: len(fitted.measured) - MIN_NORMALS]]

@@ -27,6 +27,7 @@ from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage2 import SYNTHETIC_DEFECTS, fit_scale_weights
 
 ROOT = Path(__file__).parents[2]
+MANY = 10**9  # normal images, so many that their number has no effect
 
 
 def scores(folder: str, model: str) -> dict[str, float]:
@@ -44,23 +45,24 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sensitivity", "side", "of_map", "of_coarse"),
+    ("sensitivity", "side", "images", "of_map", "of_coarse"),
     [
-        ((2.47, 2.47), 256, 0.3 + 1 + 0.3125**4, 4.0),
-        ((1.97, 0.47), 256, 0.3 + 0.8**4 + 1, 4.0),
-        ((0.47, 0.47), 256, 0.3 + 0.2**4 + 0.0625**4, 1.0),
-        ((0.94, 0.94), 128, 0.3 + 0.2**4 + 0.0625**4, 1.0),
-        ((0.0, 0.0), 256, 0.3, 0.06),
+        ((2.47, 2.47), 256, MANY, 0.3 + 1 + 0.3125**4, 2.0),
+        ((1.97, 0.47), 256, MANY, 0.3 + 0.8**4 + 1, 2.0),
+        ((0.47, 0.47), 256, MANY, 0.3 + 0.2**4 + 0.0625**4, 1.0),
+        ((0.94, 0.94), 128, MANY, 0.3 + 0.2**4 + 0.0625**4, 1.0),
+        ((0.235, 0.235), 256, 16, 0.3 + 0.2**4 + 0.0625**4, 1.0),
+        ((0.0, 0.0), 256, MANY, 0.3, 0.06),
     ],
-    ids=["defects are clear", "clearer on the map", "they show", "small pictures", "they do not"],
+    ids=["defects are clear", "clearer on the map", "they show", "small pictures", "few images", "they do not"],
 )
-def test_map_and_coarse_cells_weigh_more_where_defects_show_and_pictures_are_large(
-    sensitivity: tuple[float, float], side: int, of_map: float, of_coarse: float
+def test_map_and_coarse_cells_weigh_more_where_defects_show_and_pictures_are_large_and_few(
+    sensitivity: tuple[float, float], side: int, images: int, of_map: float, of_coarse: float
 ) -> None:
     whitening = Whitening(torch.zeros(3), torch.eye(3))
     scales = {name: ScaleModel(whitening) for name in ("8", "16", IMAGE_SCALE, SMALL_SCALE, COARSE_SCALE)}
 
-    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, sensitivity)
+    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, images, sensitivity)
 
     assert weights.tolist() == pytest.approx([of_map, 0, 0, 0.5, 0.5, of_coarse], rel=1e-4)
 
@@ -107,7 +109,7 @@ def test_labelled_anomalies_weigh_a_share_of_all_other_components() -> None:
     descriptors = torch.zeros(4, 2)
     known = LabelledAnomalyClassifier(descriptors, descriptors, torch.zeros(2), torch.tensor(0.0))
 
-    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, (0.47, 0.47))
+    weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, MANY, (0.47, 0.47))
 
     of_map = 0.3 + 0.2**4 + 0.0625**4
     assert weights.tolist() == pytest.approx([of_map, 0, 0, 1, (1 + of_map) * 2 / 7])
