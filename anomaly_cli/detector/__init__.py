@@ -12,6 +12,7 @@ Read in this order:
 8. `anomaly_distance`: stage 2, the weights of scales and components.
 9. `labelled_anomalies`: a classifier of labelled anomalies, one more component.
 10. `calibration`: deviations to one image score, in units of the limit of normal.
+11. `attribution`: which cells of an image make up the distance of a pooled scale.
 
 Beside the method: `devices`, `prototype_patches`, `checkpoint`, `onnx_export`. The loops over images that call these
 formulas are in `anomaly_cli.training`.

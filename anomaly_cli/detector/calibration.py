@@ -96,6 +96,12 @@ class Calibration:
         each = np.stack([unit.apply(column) for unit, column in zip(self.scale_units, standard.T, strict=True)], 1)
         return self.score_unit.apply(fuse_scores(standard, self.weights)), each
 
+    def largest_component(self, deviations: Floats) -> int:
+        """Find the index of the component that contributes most to the score of one image of (E,) deviations."""
+        standard = (np.log(deviations) - self.location) / self.spread
+        with np.errstate(divide="ignore"):  # a weight of zero contributes nothing
+            return int(np.argmax(np.log(self.weights) + standard / SOFTNESS))
+
     def robust_z(self, deviations: Floats) -> Floats:
         """Compute (N,) robust z-scores of (N, E) deviations among the held-out normal images.
 

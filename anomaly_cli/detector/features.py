@@ -37,22 +37,29 @@ def scale_features(
     Returns:
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
     """
-    batches = [images]
-    if SMALL_SCALE in names:
-        batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
-    by_batch = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.forward_batches(batches)]
-    maps, small_maps = by_batch[0], by_batch[-1]
+    maps, small_maps = feature_maps(backbone, images, SMALL_SCALE in names, small)
     features = {}
     for name in names:
         if name == IMAGE_SCALE:
-            features[name] = _pooled(maps)
+            features[name] = pooled_embedding(maps)
         elif name == SMALL_SCALE:
-            features[name] = _pooled(small_maps)
+            features[name] = pooled_embedding(small_maps)
         elif name == COARSE_SCALE:
             features[name] = F.normalize(small_maps[min(COARSE_STRIDE, max(small_maps))], dim=1)
         else:
             features[name] = F.normalize(to_scale_grid(maps[int(name)], int(name)), dim=1)
     return features
+
+
+def feature_maps(
+    backbone: Backbone, images: Tensor, has_small: bool, small: Tensor | None = None
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Compute the maps of (N, 3, H, W) images and of their small copies, by stride; both the same without copies."""
+    batches = [images]
+    if has_small:
+        batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
+    by_batch = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.forward_batches(batches)]
+    return by_batch[0], by_batch[-1]
 
 
 def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:
@@ -72,9 +79,14 @@ def smooth_3x3(feature_map: Tensor) -> Tensor:
     return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
 
 
-def _pooled(maps: dict[int, Tensor]) -> Tensor:
+def pooled_maps(maps: dict[int, Tensor]) -> list[Tensor]:
+    """Choose the maps that the pooled scales pool, finest first."""
+    return [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
+
+
+def pooled_embedding(maps: dict[int, Tensor]) -> Tensor:
     """Pool (N, D_s, h_s, w_s) maps of the strides into one cell of each image: (N, D, 1, 1)."""
-    coarse = [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
+    coarse = pooled_maps(maps)
     means = [m.mean(dim=(2, 3), keepdim=True) for m in coarse]
     # Not `Tensor.std`, which takes seven times as long here.
     spread = (coarse[0] - means[0]).square().mean(dim=(2, 3), keepdim=True).sqrt()

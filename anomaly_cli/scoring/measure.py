@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
-from anomaly_cli.detector.calibration import ScoreScale
+from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.quality import Quality
+from anomaly_cli.scoring.explained_map import RegionSource, explain_map
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
 
 Item = TypeVar("Item")
@@ -34,12 +35,13 @@ class Measured:
     """One readable image after detection.
 
     Attributes:
-        anomaly_map: (h, w) in units of the limit of normal.
+        anomaly_map: (h, w) in units of the limit of normal; its largest value is at least the score of the image.
         deviations: (E,) raw, for the calibration.
         height: of the file, pixels.
         width: of the file, pixels.
         pixels: (h', w', 3) RGB at network size.
         peak_cells: (L, 2) as in `Detection`.
+        region_from: what places the peak of the map.
         quality: where it was asked for.
     """
 
@@ -49,6 +51,7 @@ class Measured:
     width: int
     pixels: NDArray[np.uint8]
     peak_cells: NDArray[np.int64]
+    region_from: RegionSource
     quality: Quality | None = None
 
 
@@ -61,17 +64,32 @@ def to_tensor(image: LoadedImage) -> Tensor:
 
 
 @torch.inference_mode()
-def measure_batch(detector: AnomalyDetector, map_scale: ScoreScale, images: list[LoadedImage]) -> list[Measured]:
+def measure_batch(
+    detector: AnomalyDetector, calibration: Calibration, map_scale: ScoreScale, images: list[LoadedImage]
+) -> list[Measured]:
     """Measure images of one size together."""
     device = next(detector.buffers()).device
-    detection = detector(torch.cat([to_tensor(image) for image in images]).to(device))
+    batch = torch.cat([to_tensor(image) for image in images]).to(device)
+    detection = detector(batch)
     maps = map_scale.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
     peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
-    return [
-        Measured(anomaly_map, each, image.height, image.width, image.pixels, cells, image.quality)
-        for anomaly_map, each, cells, image in zip(maps, deviations, peak_cells, images, strict=True)
-    ]
+    measured = []
+    for i, image in enumerate(images):
+        explained, region_from = explain_map(detector, calibration, batch[i : i + 1], maps[i], deviations[i])
+        measured.append(
+            Measured(
+                anomaly_map=explained,
+                deviations=deviations[i],
+                height=image.height,
+                width=image.width,
+                pixels=image.pixels,
+                peak_cells=peak_cells[i],
+                region_from=region_from,
+                quality=image.quality,
+            )
+        )
+    return measured
 
 
 class Scorer:
@@ -114,7 +132,7 @@ class Scorer:
         loaded = self._load(path)
         if isinstance(loaded, UnreadableImageError):
             return loaded
-        return measure_batch(self.model.detector, self.model.map_scale, [loaded])[0]
+        return measure_batch(self.model.detector, self.model.calibration, self.model.map_scale, [loaded])[0]
 
     def _load(self, path: Path) -> LoadedImage | UnreadableImageError:
         try:
@@ -135,7 +153,7 @@ class Scorer:
         detector = self._free.get()
         try:
             for images in by_size.values():
-                measured = measure_batch(detector, self.model.map_scale, list(images.values()))
+                measured = measure_batch(detector, self.model.calibration, self.model.map_scale, list(images.values()))
                 results.update(zip(images, measured, strict=True))
         finally:
             self._free.put(detector)

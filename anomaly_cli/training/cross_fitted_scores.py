@@ -37,7 +37,7 @@ def score_normals(trained: TrainedDetector, run: TrainingContext) -> Iterator[Ro
             image = load_image(path, run.config.image_size, window=run.config.window)
         except UnreadableImageError as error:
             return error
-        return measure_batch(trained.fold_detectors[fold], trained.map_scale, [image])[0]
+        return measure_batch(trained.fold_detectors[fold], trained.calibration, trained.map_scale, [image])[0]
 
     results = parallel_map(measure, numbered, run.workers)
     for done, ((_, path), result) in enumerate(zip(numbered, results, strict=True), start=1):

@@ -182,9 +182,9 @@ def test_many_images_are_batched_without_loss(loaded: Model, monkeypatch: pytest
     batches: list[int] = []
     measure_batch = measure.measure_batch
 
-    def counted(detector: Any, unit: Any, images: list[LoadedImage]) -> list[Measured]:
+    def counted(detector: Any, calibration: Any, unit: Any, images: list[LoadedImage]) -> list[Measured]:
         batches.append(len(images))
-        return measure_batch(detector, unit, images)
+        return measure_batch(detector, calibration, unit, images)
 
     monkeypatch.setattr(measure, "measure_batch", counted)
     paths = sorted((trained.folder / "incoming").glob("good*.png"))
@@ -204,10 +204,12 @@ def test_images_distributed_over_several_devices_come_back_in_order_and_the_same
     used = set()
     measure_batch = measure.measure_batch
 
-    def noted(detector: AnomalyDetector, unit: ScoreScale, images: list[LoadedImage]) -> list[Measured]:
+    def noted(
+        detector: AnomalyDetector, calibration: Any, unit: ScoreScale, images: list[LoadedImage]
+    ) -> list[Measured]:
         used.add(id(detector))
         time.sleep(0.01)  # so that no detector is done with all before the next has begun
-        return measure_batch(detector, unit, images)
+        return measure_batch(detector, calibration, unit, images)
 
     monkeypatch.setattr(measure, "measure_batch", noted)
     paths = [*sorted((trained.folder / "incoming").glob("*.*g")), trained.folder / "gone.png"]

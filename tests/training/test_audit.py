@@ -107,7 +107,7 @@ def test_a_normal_image_is_scored_by_the_detector_that_has_not_seen_it(
 
     for path, fold in zip(learned.normals.paths, learned.folds.tolist(), strict=True):
         image = load_image(path, CONFIG.image_size)
-        measured = measure_batch(learned.fold_detectors[fold], learned.map_scale, [image])[0]
+        measured = measure_batch(learned.fold_detectors[fold], learned.calibration, learned.map_scale, [image])[0]
         expected = learned.calibration.scores(measured.deviations[None])[0][0]
         assert rows[path].score == pytest.approx(expected)
 

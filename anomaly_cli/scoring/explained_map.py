@@ -1,0 +1,76 @@
+"""Anomaly maps that explain the score: where an image scores more than its map shows, the map is raised to the score.
+
+The image score has components without a map, and sums many weak signs. A user who sees a flagged image with a calm map
+learns nothing, and a region at its peak would be chance.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.attribution import pooled_attribution
+from anomaly_cli.detector.calibration import Calibration
+from anomaly_cli.detector.features import feature_maps
+from anomaly_cli.detector.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE
+
+SHARPNESS = 4  # power of the relative map that a raise is distributed by: half of the peak gets a sixteenth
+
+Map = NDArray[np.float32]
+
+
+class RegionSource(StrEnum):
+    """What places the region of an image: its anomaly map, or the attribution of a pooled scale."""
+
+    MAP = "map"
+    IMAGE = "image"
+
+
+def explain_map(
+    detector: AnomalyDetector,
+    calibration: Calibration,
+    image: Tensor,
+    anomaly_map: Map,
+    deviations: NDArray[np.float64],
+) -> tuple[Map, RegionSource]:
+    """Raise an anomaly map to the score of its image where it is lower everywhere.
+
+    If a pooled scale contributes most to the score, the map is joined by the attribution of its distance to the cells;
+    else its own highest cells are raised.
+
+    Args:
+        detector: that measured the image.
+        calibration: of its deviations.
+        image: (1, 3, H, W) float RGB in [0, 1].
+        anomaly_map: (h, w) in units of the limit of normal.
+        deviations: (E,) > 0.
+
+    Returns:
+        (h, w) map whose largest value is at least the score, and what places its peak.
+    """
+    score = float(calibration.scores(deviations[None])[0][0])
+    peak = float(anomaly_map.max())
+    if peak >= score:
+        return anomaly_map, RegionSource.MAP
+    component = detector.deviation_names[calibration.largest_component(deviations)]
+    if component in POOLED_SCALES:
+        shares = _attribution(detector, image, component, anomaly_map.shape)
+        if shares.max() > 0:
+            return np.maximum(anomaly_map, shares * np.float32(score / shares.max())), RegionSource.IMAGE
+    raised: Map = anomaly_map + np.float32(score - peak) * (anomaly_map / np.float32(peak)) ** SHARPNESS
+    return raised, RegionSource.MAP
+
+
+@torch.inference_mode()
+def _attribution(detector: AnomalyDetector, image: Tensor, name: str, grid: tuple[int, ...]) -> Map:
+    """Resize the positive part of the attribution of a pooled scale to the (h, w) grid of the map."""
+    own, small = feature_maps(detector.backbone, image, SMALL_SCALE in detector.scale_names)
+    shares = pooled_attribution(own if name == IMAGE_SCALE else small, detector.scale(name)).clamp(min=0)
+    resized: Map = F.interpolate(shares[None, None], size=grid, mode="bilinear")[0, 0].cpu().numpy()
+    return resized
