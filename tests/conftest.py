@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import anomaly
+from command_line import FEW_DEFECTS, anomaly
 from shared_run import CONFIG, SETTINGS, Trained, make_images
 
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.scoring import score as scoring
+from anomaly_cli.training import stage2
 from anomaly_cli.training import train as training
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits for the first
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_synthetic_defects() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage2, "SYNTHETIC_DEFECTS", FEW_DEFECTS)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,22 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_server import command_server, write_client
 from PIL import Image
 from shared_run import texture, with_defect
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = dict(re.findall(r"## ([^\n]+)\n(?:(?!## ).)*?```sh\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S))
 README_BLOCKS = re.findall(r"(?s)```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the recipes need GNU tools")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the recipes need GNU tools"),
+    pytest.mark.xdist_group("recipes"),  # share a model of many images
+]
 NORMALS = 80  # enough for a false discovery rate of 5 % among few files
 ODD_NAMES = [
     b"two  words .jpg",
@@ -42,7 +47,7 @@ SETTINGS = {
     "ANOMALY_TRAIN_EFFORT": "quick",
     "ANOMALY_DEVICE": "cpu",
 }
-# `anomaly` as its user has it, but killed after some files each of the first times.
+# `anomaly`, killed after some files each of the first times.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -63,8 +68,18 @@ app(sys.argv[1:], prog_name="anomaly")
 """
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The address of a server; the program `anomaly` that scripts find is its client."""
+    folder = tmp_path_factory.mktemp("server")
+    with command_server(folder) as address, pytest.MonkeyPatch.context() as patch:
+        own = [os.fspath(write_client(address, folder / "programs")), str(Path(sys.executable).parent)]
+        patch.setenv("PATH", os.pathsep.join([*own, os.environ["PATH"]]))
+        yield address
+
+
+@pytest.fixture(scope="module")
+def model(server: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 80 small images, its folder `normal` beside it."""
     folder = tmp_path_factory.mktemp("recipes")
     rng = np.random.default_rng(1)
@@ -95,7 +110,7 @@ def folder(model: Path, tmp_path: Path) -> Path:
 
 def shell(script: str, folder: Path, *programs: Path) -> subprocess.CompletedProcess[bytes]:
     """Run a script as a user would, with these folders of programs in front of the others."""
-    path = [*map(os.fspath, programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+    path = [*map(os.fspath, programs), os.environ["PATH"]]
     environment = {**os.environ, **SETTINGS, "PATH": os.pathsep.join(path)}
     environment.pop("ANOMALY_MODEL", None)
     return subprocess.run(
@@ -221,9 +236,9 @@ def test_a_live_filter_moves_what_is_odd(folder: Path) -> None:
     assert files(folder / "incoming") == {*GOOD_NAMES, *UNREADABLE}
 
 
-def test_a_killed_run_is_started_again_until_it_is_through(folder: Path) -> None:
+def test_a_killed_run_is_started_again_until_it_is_through(folder: Path, server: Path) -> None:
     assert shell("anomaly score incoming -q --out whole.csv", folder).returncode == 0
-    mortal = program(folder, "anomaly", f"#!{sys.executable}\n{KILLED}")
+    mortal = write_client(server, folder / "mortal", KILLED)
 
     done = recipe("Resume after a kill", folder, mortal)
 
@@ -232,9 +247,9 @@ def test_a_killed_run_is_started_again_until_it_is_through(folder: Path) -> None
     assert (folder / "scores.csv").read_bytes() == (folder / "whole.csv").read_bytes()
 
 
-def test_a_run_that_failed_is_not_started_again(folder: Path) -> None:
+def test_a_run_that_failed_is_not_started_again(folder: Path, server: Path) -> None:
     (folder / "anomaly.safetensors").unlink()
-    failing = program(folder, "anomaly", f"#!{sys.executable}\n{KILLED}")
+    failing = write_client(server, folder / "mortal", KILLED)
 
     done = shell(BLOCKS["Resume after a kill"], folder, failing)
 

@@ -67,13 +67,14 @@ def test_images_to_learn_from_and_held_out_ones_are_disjoint_and_drawn_from_all_
 
 
 def test_washers_of_another_appearance_rank_above_unchanged_ones() -> None:
-    normal, held_out = style.deal(read_set(ROOT / "sample_data"), 36, 10, seed=0)
+    normal, held_out = style.deal(read_set(ROOT / "sample_data"), 24, 6, seed=0)
 
     rows = style.measure(style.Job("sample_data", normal, held_out, "ours", Settings(image_size=128)))
 
     assert [row["appearance"] for row in rows] == list(CHANGES)
-    assert {row["tested"] for row in rows} == {20}
-    assert np.mean([float(row["image_auroc"]) for row in rows]) >= 0.9  # 0.96 when this was written
+    assert {row["tested"] for row in rows} == {12}
+    mean = np.mean([float(row["image_auroc"]) for row in rows])
+    assert mean >= 0.9  # 0.98 when this was written
 
 
 def test_a_changed_picture_is_the_same_for_the_same_file_and_seed(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import REACHED, Running, anomaly, rows_of, start
+from command_line import FEW_DEFECTS, REACHED, Running, anomaly, rows_of, start
 from safetensors.torch import load_file
 from shared_run import SETTINGS, Trained
 from torch import Tensor
@@ -36,9 +36,16 @@ from benchmarks.speed import processes as benchmark
 SCALES = ("8", "16", "image")
 SCHEDULE = Schedule(1, 32, prototypes=8)
 ANOMALIES = 3  # among the sixteen images of a batch
-STEPS = 10  # of stage 1
+STEPS, IMAGES = 10, 8  # of stage 1, and images in each of them
 MARGIN = 0.02  # by which the image AUROC of two processes may be lower
 DEADLINE_S = 120.0
+
+SMALL = f"""
+from anomaly_cli.cli import app
+from anomaly_cli.training import stage2
+stage2.SYNTHETIC_DEFECTS = {FEW_DEFECTS}
+app(prog_name="anomaly")
+"""
 
 Hook = Callable[[int, int], None]  # rank and port
 
@@ -175,7 +182,8 @@ def image_auroc(model: str) -> float:
 
 def test_two_processes_of_torchrun_write_the_model_of_one(here: Path, trained: Trained) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["-m", "anomaly_cli.cli", "train", "normal", *SETTINGS, "--model", "two.safetensors", "--resume"]
+    Path("small.py").write_text(SMALL)
+    arguments = ["small.py", "train", "normal", *SETTINGS, "--model", "two.safetensors", "--resume"]
 
     result = subprocess.run([*torchrun, *arguments], capture_output=True, text=True)
 
@@ -194,7 +202,13 @@ def test_two_processes_of_torchrun_write_the_model_of_one(here: Path, trained: T
 
 def few_steps(rank: int, port: int) -> None:
     become(rank, port)
-    pytest.MonkeyPatch().setitem(stage1.SCRATCH_STEPS, Effort.QUICK, STEPS)
+    few_and_small(pytest.MonkeyPatch())
+
+
+def few_and_small(patch: pytest.MonkeyPatch) -> None:
+    """Make stage 1 short."""
+    patch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, STEPS)
+    patch.setattr(stage1, "BATCH_SIZE", IMAGES)
 
 
 def wait_while_reading(rank: int, port: int) -> None:
@@ -222,7 +236,7 @@ def start_two(folder: Path, hooks: tuple[Hook, Hook], *options: str) -> tuple[Ru
 
 
 def test_two_processes_rank_as_well_as_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, STEPS)
+    few_and_small(monkeypatch)
     several = start_two(here, (few_steps, few_steps), "--backbone", "scratch")
 
     alone = anomaly("train", "normal", *SETTINGS, "--backbone", "scratch", "--model", "one.safetensors")

@@ -14,6 +14,7 @@ from PIL import Image
 from shared_run import CONFIG, SETTINGS, texture, with_defect
 from torch import Tensor
 
+from anomaly_cli.config import Effort
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
 from anomaly_cli.detector.anomaly_distance import MAX_SENSITIVITY, component_weights
 from anomaly_cli.detector.backbones.backbone import EMBEDDED
@@ -22,6 +23,7 @@ from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
 from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, SMALL_SCALE
 from anomaly_cli.detector.whitening import Whitening
+from anomaly_cli.training import stage1, stage2
 from anomaly_cli.training.cross_fitting import FOLDS_OF_FEW, CrossFit, HeldOutImage, assign_folds
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage2 import SYNTHETIC_DEFECTS, fit_scale_weights
@@ -81,6 +83,7 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
         of_sides = zip((8, 4, 2), (*raised, coarse), strict=True)
         return [torch.full((1, side, side), log + more).exp() for side, more in of_sides]
 
+    monkeypatch.setattr(stage2, "SYNTHETIC_DEFECTS", SYNTHETIC_DEFECTS)
     planted: list[HeldOutImage] = []
 
     def measure(_detectors: object, items: list[HeldOutImage], *_: object) -> list[list[Tensor]]:
@@ -115,7 +118,11 @@ def test_labelled_anomalies_weigh_a_share_of_all_other_components() -> None:
     assert weights.tolist() == pytest.approx([of_map, 0, 0, 1, (1 + of_map) * 2 / 7])
 
 
-def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(here: Path) -> None:
+def test_a_model_from_scratch_is_read_back_and_ranks_the_anomalies_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, 30)
+    monkeypatch.setattr(stage1, "BATCH_SIZE", 4)
     result = anomaly("train", "normal", *SETTINGS, "--backbone", "scratch", "--model", "scratch.safetensors", "-q")
     assert result.exit_code == 0, result.stderr
 
@@ -138,11 +145,12 @@ def test_labelled_anomalies_are_counted_and_never_worsen_the_ranking(here: Path)
 
 
 def test_washers_with_defects_rank_above_normal_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage2, "SYNTHETIC_DEFECTS", SYNTHETIC_DEFECTS)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "sample_data" / "normal", "normal")
     shutil.copytree(ROOT / "sample_data" / "incoming", "incoming")
 
-    assert anomaly("train", "normal", "-q").exit_code == 0
+    assert anomaly("train", "normal", "--image-size", "96", "-q").exit_code == 0
     assert anomaly("score", "incoming", "-q").exit_code == 0
 
     result = anomaly("evaluate", "scores.csv", "--labels", str(ROOT / "sample_data" / "labels.csv"), "-q", "-o", "-")

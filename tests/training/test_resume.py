@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import anomaly, start
-from shared_run import SETTINGS
+from shared_run import SETTINGS, Trained
 
 from anomaly_cli.config import Effort
 from anomaly_cli.images import decode
@@ -46,6 +46,7 @@ def small_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("anomaly_cli.training.run.BLOCK", 4)
     patch.setattr("anomaly_cli.training.stage2.SYNTHETIC_DEFECTS", 8)
     patch.setattr(stage1, "STEPS_BETWEEN_SAVES", 2)
+    patch.setattr(stage1, "BATCH_SIZE", 4)
     patch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, 6)
     patch.setattr("anomaly_cli.training.train.datetime", StoppedClock)
 
@@ -56,6 +57,18 @@ def mine(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small_steps(monkeypatch)
     shutil.copytree("normal", "mine")
     return here
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of a run that nothing stopped; models do not depend on their folder."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    shutil.copytree(trained.folder / "normal", folder / "mine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ANOMALY_DEVICE", "cpu")
+        small_steps(patch)
+        return run_through(*EMBEDDED)
 
 
 @pytest.fixture
@@ -106,7 +119,7 @@ def interrupt(number: int, command: tuple[str, ...] = EMBEDDED) -> None:
     assert start(*command, "--resume", "-q", hook=partial(die_at_rename, number)).exit_code() == -signal.SIGKILL
 
 
-def trained(*command: str) -> bytes:
+def run_through(*command: str) -> bytes:
     """Run to the end; the model."""
     result = anomaly(*command, "-q")
     assert result.exit_code == 0, result.stderr
@@ -124,7 +137,7 @@ def taken() -> bytes:
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bytes(mine: Path) -> None:
-    uninterrupted = trained(*SCRATCH)
+    uninterrupted = run_through(*SCRATCH)
     kills = 0
 
     while start(*SCRATCH, "--resume", "-q", hook=partial(die_at_rename, 2)).exit_code() == -signal.SIGKILL:
@@ -134,18 +147,17 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(mine: Path) -> No
     assert taken() == uninterrupted
 
 
-def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(mine: Path) -> None:
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(mine: Path, uninterrupted: bytes) -> None:
     draw = random.Random(0)
-    uninterrupted = trained(*EMBEDDED)
     started = time.monotonic()
-    assert trained(*EMBEDDED) == uninterrupted
+    assert run_through(*EMBEDDED) == uninterrupted
     duration = time.monotonic() - started
 
     for _ in range(RANDOM_KILLS):
         start(*EMBEDDED, "--resume", "-q", hook=partial(die_within, draw.uniform(0, duration))).exit_code()
         MODEL.unlink(missing_ok=True)
 
-    assert trained(*EMBEDDED, "--resume") == uninterrupted
+    assert run_through(*EMBEDDED, "--resume") == uninterrupted
 
 
 def test_what_is_done_is_not_done_again(mine: Path, read: list[str]) -> None:
@@ -215,15 +227,13 @@ def test_steps_of_other_images_or_settings_are_given_up_with_a_warning(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
-def test_a_damaged_step_is_done_again(mine: Path, read: list[str], damage: str) -> None:
-    uninterrupted = trained(*EMBEDDED)
+def test_a_damaged_step_is_done_again(mine: Path, uninterrupted: bytes, read: list[str], damage: str) -> None:
     interrupt(2)
-    read.clear()
     step = STEPS / "normals-00000.step"
     content = step.read_bytes()
     step.write_bytes({"cut": content[:-1], "flipped": content[:-1] + bytes([content[-1] ^ 1]), "empty": b""}[damage])
 
-    assert trained(*EMBEDDED, "--resume") == uninterrupted
+    assert run_through(*EMBEDDED, "--resume") == uninterrupted
     assert len(read) == FILES - 4
 
 
