@@ -1,0 +1,107 @@
+"""Regions against masks: `python -m benchmarks.accuracy.regions --data DIR/screw DIR/magnetic_tile --out FILE.csv`.
+
+How often the region of the table touches a defect, how many of the defects of an image have a region of the anomaly map
+at the limit of normal, and how many such regions a normal image has. A region touches a defect if its box reaches a
+mask that is dilated by 1/32 of the longer side of the image; a defect is found if a cell of a region lies on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.review.masks import read_mask, resize_map
+from anomaly_cli.scoring.measure import Measured, Scorer
+from anomaly_cli.scoring.regions import peak_region
+from anomaly_cli.statistics.pixel_metrics import Mask
+from anomaly_cli.training import train as training
+from benchmarks.accuracy.datasets import AnomalySet, subsample
+from benchmarks.accuracy.quality import known_truth, quiet
+from benchmarks.jobs import Row, print_means, run_table, set_options
+
+DILATION = 32  # part of the longer side
+CONNECTED = np.ones((3, 3))  # cells and pixels that share a side or a corner
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and scoring."""
+
+    data: AnomalySet
+    config: DetectorConfig
+
+
+@dataclass
+class Counts:
+    """Sums over the images of one run."""
+
+    anomalous: int = 0
+    touching: int = 0
+    several: int = 0  # defects of images that have more than one
+    several_found: int = 0
+    normal: int = 0
+    false_regions: int = 0
+
+    def add(self, measured: Measured, mask: Mask) -> None:
+        """Count one image; its (H, W) mask is false everywhere if it is normal."""
+        if not mask.any():
+            self.normal += 1
+            self.false_regions += ndimage.label(measured.anomaly_map >= 1, CONNECTED)[1]
+            return
+        self.anomalous += 1
+        H, W = mask.shape
+        region = peak_region(measured.anomaly_map, 1.0, H, W)
+        near = ndimage.maximum_filter(mask, 2 * (max(H, W) // DILATION) + 1)
+        self.touching += bool(near[region.y : region.y + region.height, region.x : region.x + region.width].any())
+        defects, count = ndimage.label(mask, CONNECTED)
+        if count > 1:
+            highest = ndimage.maximum(resize_map(measured.anomaly_map, H, W), defects, range(1, count + 1))
+            self.several += count
+            self.several_found += int((np.asarray(highest) >= 1).sum())
+
+
+def measure(job: Job) -> list[Row]:
+    """Train, find regions and compare them with the masks: one row."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = training.train(job.data.normal, Path(folder) / "model.safetensors", job.config, progress=quiet).model
+    test = known_truth(job.data.test)
+    counts = Counts()
+    results = Scorer(model, [torch.device("cpu")]).measure([image.path for image in test])
+    for image, result in zip(test, results, strict=True):
+        if isinstance(result, UnreadableImageError):
+            raise result
+        counts.add(result, read_mask(image.mask, result.height, result.width))
+    row: Row = {"set": job.data.name, "seed": job.config.seed, "normals": len(job.data.normal)}
+    row |= {"anomalous": counts.anomalous, "touching": counts.touching / max(1, counts.anomalous)}
+    row |= {"recall_of_several": counts.several_found / max(1, counts.several)}
+    return [row | {"false_regions_per_normal": counts.false_regions / max(1, counts.normal)}]
+
+
+def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
+    """Make one job a set and seed."""
+    for data in sets:
+        for seed in range(args.seeds):
+            yield Job(subsample(data, args.max_train, args.max_test, seed), DetectorConfig(seed=seed))
+
+
+def main() -> None:
+    """Measure and print the means."""
+    options = set_options(__doc__)
+    options.set_defaults(seeds=1, max_train=200, max_test=400)
+    args = options.parse_args()
+    results = run_table(args, measure, jobs_of)
+    for figure in ("touching", "recall_of_several", "false_regions_per_normal"):
+        print_means(results.assign(method="ours"), ["method"], figure)
+
+
+if __name__ == "__main__":
+    main()
