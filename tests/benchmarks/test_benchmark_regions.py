@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from anomaly_cli.scoring.explained_map import RegionSource
@@ -37,6 +40,21 @@ def test_regions_that_touch_and_defects_that_are_found_are_counted() -> None:
     counts.add(measured((1, 1), (5, 5)), mask())  # two false regions
     counts.add(measured(), mask())
 
-    assert (counts.anomalous, counts.touching) == (4, 3)
-    assert (counts.several, counts.several_found) == (3, 2)
-    assert (counts.normal, counts.false_regions) == (2, 2)
+    row = counts.row
+    assert (row["anomalous"], row["touching"]) == (4, 0.75)
+    assert row["defects"] == 3
+    assert row["recall_at_limit"] == pytest.approx(2 / 3)
+    assert row["false_regions_at_limit"] == 1.0
+    # One region of the whole image at 0.5, two of one image above.
+    assert (row["threshold_of_one_false"], row["recall_at_one_false"]) == (0.5, 1.0)
+
+
+def test_the_threshold_of_one_false_region_is_the_lowest_above_which_there_are_never_more() -> None:
+    counts = Counts()
+    noisy = measured((1, 1), (5, 5)).anomaly_map
+    noisy[0, 7], noisy[7, 0] = 0.8, 0.9
+    counts.add(replace(measured(), anomaly_map=np.where(noisy == 2, 0.7, noisy)), mask())
+    counts.add(measured((1, 1)), mask((12, 12), (60, 60)))
+
+    assert counts.row["threshold_of_one_false"] == pytest.approx(0.81)
+    assert counts.row["recall_at_one_false"] == 0.5
