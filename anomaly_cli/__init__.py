@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomaly_cli.api import heatmap, score, train
+    from anomaly_cli.api import heatmap, regions, score, train
 
-__all__ = ["heatmap", "score", "train"]
+__all__ = ["heatmap", "regions", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

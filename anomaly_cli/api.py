@@ -1,4 +1,4 @@
-"""Functions for notebooks: `train`, `score` and `heatmap` on image files; never prints."""
+"""Functions for notebooks: `train`, `score`, `regions` and `heatmap` on image files; never prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Effort
+from anomaly_cli.config import DEFAULT_RULE, DetectorConfig, Effort, RegionRule
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import ConfigError, InputError, UnreadableImageError
@@ -21,6 +21,7 @@ from anomaly_cli.review.overlay import draw_overlay
 from anomaly_cli.scoring import score as scoring
 from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.scoring.rows import flag_rows, make_row
+from anomaly_cli.tables.region_table import RegionTable
 from anomaly_cli.tables.writer import Table
 from anomaly_cli.training import train as training
 
@@ -81,8 +82,38 @@ def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.Dat
     return Table(rows, loaded.detector.column_names, with_quality=True).to_frame()
 
 
-def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.Image:
+def regions(
+    inputs: Names, model: Model | Name, *, threshold: float = 1.0, min_area: int = 0, device: str = "auto"
+) -> pd.DataFrame:
+    """Find all anomalous regions of images.
+
+    Args:
+        inputs: folders or files, one or several.
+        model: from `train`, or its file.
+        threshold: map values from here on belong to regions; 1 is the limit of normal.
+        min_area: pixels of the file; smaller regions are left out.
+        device: as in `train`.
+
+    Returns:
+        The table that `anomaly score --regions` writes: one row per region, most anomalous image first.
+
+    Raises:
+        AnomalyError: what the command would say.
+    """
+    rule = RegionRule(threshold=threshold, min_area=min_area, listed=True)
+    chosen = choose_device(device)
+    rows = scoring.rank(find.collect(_paths(inputs)), _loaded(model, device), chosen, _silent, rule)
+    return RegionTable(rows).to_frame()
+
+
+def heatmap(image: Name, model: Model | Name, *, side_by_side: bool = False, device: str = "auto") -> Image.Image:
     """Draw the anomaly map of one image over it, as `anomaly heatmap` does.
+
+    Args:
+        image: file or URL.
+        model: from `train`, or its file.
+        side_by_side: whether the image itself stands to the left.
+        device: as in `train`.
 
     Raises:
         InputError: the image cannot be read.
@@ -98,7 +129,14 @@ def heatmap(image: Name, model: Model | Name, *, device: str = "auto") -> Image.
         raise InputError(f"cannot read {path}: {error.reason}") from error
     (row,) = flag_rows([make_row(path, measured, loaded.calibration)], DEFAULT_RULE)
     assert row.score is not None  # of a readable image
-    return draw_overlay(pixels, measured.anomaly_map, caption=str(path), score=row.score, flagged=row.flagged)
+    return draw_overlay(
+        pixels,
+        measured.anomaly_map,
+        caption=str(path),
+        score=row.score,
+        flagged=row.flagged,
+        side_by_side=side_by_side,
+    )
 
 
 def _loaded(model: Model | Name, device: str) -> Model:

@@ -52,6 +52,11 @@ class RawMap(StrEnum):
     PNG16 = "png16"
     NPY = "npy"
 
+    @property
+    def suffix(self) -> str:
+        """What is added to the name of the image."""
+        return ".map.png" if self is RawMap.PNG16 else ".map.npy"
+
 
 class Rule(StrEnum):
     """What decides which images `score` flags: the name of the option."""
@@ -104,6 +109,32 @@ DEFAULT_RULE = FlagRule()
 
 
 IntensityWindow = tuple[float, float] | Literal["auto"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionRule:
+    """Which regions of an anomaly map are counted, and what of them is kept.
+
+    Attributes:
+        threshold: map values from here on belong to regions; 1 = the limit of normal.
+        min_area: pixels of the file; smaller regions are left out.
+        listed: whether each is kept, beside their number.
+        outlined: whether its outline is kept, too.
+    """
+
+    threshold: float = 1.0
+    min_area: int = 0
+    listed: bool = False
+    outlined: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < inf:
+            raise ConfigError(f"--region-threshold must be a number above 0, got {self.threshold:g}")
+        if self.min_area < 0:
+            raise ConfigError(f"--min-area must be 0 pixels or more, got {self.min_area}")
+
+
+DEFAULT_REGIONS = RegionRule()
 
 
 def parse_window(text: str) -> IntensityWindow:

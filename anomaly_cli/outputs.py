@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Written into the metadata of every picture, page and plot; a file with it was made by this tool.
 CREATOR = "anomaly-cli"
 GZIP = b"\x1f\x8b"
+TABLE_COLUMNS, REGION_COLUMNS = (b"path", b"score", b"flagged"), (b"path", b"region", b"area_fraction")
 CHUNK = 2**16  # bytes at the start and at the end of a file that tell its kind
 
 
@@ -27,6 +28,9 @@ class Kind(StrEnum):
     """What an output is, in the words of messages."""
 
     TABLE = "a table of anomaly"
+    REGIONS = "a table of regions"
+    REGION_LINES = "a table of regions in JSON Lines"
+    COCO = "a COCO file made by anomaly"
     JSON_LINES = "a table in JSON Lines"
     MODEL = "a model"
     VERDICT = "a summary of score"
@@ -109,12 +113,15 @@ def is_of_kind(path: Path, kind: Kind) -> bool:
         Kind.EVALUATION: head.startswith(b"{") and b'"confusion"' in head,
         Kind.PAGE: b"<title>anomaly report</title>" in head,
         Kind.TABLE: _is_table(head, tail),
+        Kind.REGIONS: head.split() == [b"[", b"]"] or _is_table(head, tail, REGION_COLUMNS),
+        Kind.REGION_LINES: head.startswith(b"{") and _is_table(head, tail, REGION_COLUMNS),
+        Kind.COCO: head.startswith(b'{"info":') and CREATOR.encode() in head,
     }
     return not head or signs.get(kind, CREATOR.encode() in head + tail)
 
 
-def _is_table(head: bytes, tail: bytes) -> bool:
-    """Recognise the columns that every table has: in the header, in the first object or in the footer of Parquet."""
+def _is_table(head: bytes, tail: bytes, columns: Sequence[bytes] = TABLE_COLUMNS) -> bool:
+    """Recognise a table by some of its columns: in the header, in the first object or in the footer of Parquet."""
     if head.startswith(GZIP):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, CHUNK)
@@ -122,7 +129,7 @@ def _is_table(head: bytes, tail: bytes) -> bool:
             return False
     # Without its zeros UTF-16 reads like ASCII.
     named = tail if head.startswith(b"PAR1") else head.replace(b"\0", b"").lstrip(b"[\r\n ").partition(b"\n")[0]
-    return all(re.search(rb"\b%s\b" % name, named) for name in (b"path", b"score", b"flagged"))
+    return all(re.search(rb"\b%s\b" % name, named) for name in columns)
 
 
 def png_mark() -> PngInfo:

@@ -29,8 +29,8 @@ def table_of(*inputs: str) -> pd.DataFrame:
     return pd.read_parquet("scores.parquet")
 
 
-def test_three_names_are_offered() -> None:
-    assert anomaly_cli.__all__ == ["heatmap", "score", "train"]
+def test_four_names_are_offered() -> None:
+    assert anomaly_cli.__all__ == ["heatmap", "regions", "score", "train"]
     assert all(callable(getattr(anomaly_cli, name)) for name in anomaly_cli.__all__)
 
 

@@ -191,6 +191,15 @@ def test_the_worst_are_drawn(folder: Path) -> None:
     assert {name.removesuffix(b".png") for name in drawn} <= set(ODD_NAMES)
 
 
+def test_the_regions_are_handed_to_a_labelling_tool(folder: Path) -> None:
+    recipe("Hand the regions to a labelling tool", folder)
+
+    document = json.loads((folder / "regions.coco.json").read_bytes())
+    named = {os.fsencode(each["file_name"]) for each in document["images"]}
+    assert named == {b"incoming/" + name for name in (*ODD_NAMES, *GOOD_NAMES)}
+    assert {name.removesuffix(b".png") for name in files(folder / "masks" / "incoming")} == {*ODD_NAMES, *GOOD_NAMES}
+
+
 def test_files_are_chosen_by_size_and_reason(folder: Path) -> None:
     names = [b"large\n.png", b"-\xff.png"]
     for name in names:

@@ -10,8 +10,19 @@ import typer
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr, say_passed_over, warn_unreadable
 from anomaly_cli.commands.inputs import patterns_of, read_inputs
-from anomaly_cli.commands.options import Device, Exclude, FilesFrom, Include, Inputs, ModelFile, NulSeparated, Quiet
-from anomaly_cli.config import RawMap
+from anomaly_cli.commands.options import (
+    Device,
+    Exclude,
+    FilesFrom,
+    Include,
+    Inputs,
+    MinArea,
+    ModelFile,
+    NulSeparated,
+    Quiet,
+    RegionThreshold,
+)
+from anomaly_cli.config import DEFAULT_REGIONS, RawMap, RegionRule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.tables.reader import STDIN
 
@@ -45,6 +56,15 @@ def heatmap(
     raw: Annotated[
         RawMap | None, typer.Option(help="Also save the map itself: png16 (1000 = limit of normal) or npy.")
     ] = None,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Put the image itself to the left of its overlay.")
+    ] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also save the regions of each image as a PNG of its size: white on black."),
+    ] = None,
+    region_threshold: RegionThreshold = DEFAULT_REGIONS.threshold,
+    min_area: MinArea = DEFAULT_REGIONS.min_area,
     files_from: FilesFrom = None,
     null: NulSeparated = False,
     include: Include = None,
@@ -57,12 +77,16 @@ def heatmap(
         raise ConfigError("--scores - and --files-from - cannot both come from stdin")
     paths = read_inputs(inputs, files_from, null, required=scores is None)
     patterns = patterns_of(include, exclude)
+    region_rule = RegionRule(threshold=region_threshold, min_area=min_area)
+    if masks is None and region_rule != DEFAULT_REGIONS:
+        raise ConfigError("--region-threshold and --min-area choose the regions of --masks; overlays outline all")
 
     from anomaly_cli.review import heatmaps
 
+    drawn = heatmaps.Drawn(out, raw, masks, region_rule, side_by_side)
     with console.progress(quiet) as progress:
         report = heatmaps.heatmap(
-            paths, model, out, top=top, scores=scores, raw=raw, patterns=patterns, device=device, progress=progress
+            paths, model, drawn, top=top, scores=scores, patterns=patterns, device=device, progress=progress
         )
     if not quiet:
         summarise_heatmaps(report, out)

@@ -81,6 +81,24 @@ Prototypes = Annotated[int, typer.Option(metavar="N", help="Upper limit per scal
 Seed = Annotated[int, typer.Option(metavar="N", help="Same images, settings and seed give the same result.")]
 
 
+RegionThreshold = Annotated[
+    float,
+    typer.Option(
+        metavar="VALUE", help="Map values from this one up belong to regions; 1 = limit of normal.", show_default=True
+    ),
+]
+
+
+MinArea = Annotated[
+    int,
+    typer.Option(
+        metavar="PIXELS",
+        help="Leave out smaller regions, in pixels of the file. Scores and flags stay.",
+        show_default="none left out",
+    ),
+]
+
+
 Include = Annotated[
     list[str] | None,
     typer.Option(

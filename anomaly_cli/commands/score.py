@@ -22,17 +22,20 @@ from anomaly_cli.commands.options import (
     Format,
     Include,
     Inputs,
+    MinArea,
     ModelFile,
     NulSeparated,
     Quiet,
+    RegionThreshold,
 )
-from anomaly_cli.commands.score_stream import Sources, check_whole, stream_scores
-from anomaly_cli.config import DEFAULT_FDR, MIN_BATCH, Engine, FlagRule, Rule
+from anomaly_cli.commands.score_stream import Outputs, Sources, check_whole, stream_scores
+from anomaly_cli.config import DEFAULT_FDR, DEFAULT_REGIONS, MIN_BATCH, Engine, FlagRule, RegionRule, Rule
 from anomaly_cli.detector.scales import scale_title
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import is_written_directly
 from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.tables.formats import TableFormat, format_of
+from anomaly_cli.tables.region_table import RegionFile
 
 if TYPE_CHECKING:
     from anomaly_cli.scoring.batch_verdict import Gate, Verdict
@@ -101,6 +104,15 @@ ScoreOut = Annotated[
 ]
 
 
+Regions = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|-",
+        help="Also write a table of all regions, one row each, by the suffix of its name; COCO for .coco.json.",
+    ),
+]
+
+
 Stream = Annotated[
     bool,
     typer.Option(
@@ -138,6 +150,9 @@ def score(
     max_false_alarms: MaxFalseAlarms = None,
     no_quality: NoQuality = False,
     summary: Summary = None,
+    regions: Regions = None,
+    region_threshold: RegionThreshold = DEFAULT_REGIONS.threshold,
+    min_area: MinArea = DEFAULT_REGIONS.min_area,
     fail_on: FailOn = None,
     files_from: FilesFrom = None,
     null: NulSeparated = False,
@@ -151,11 +166,19 @@ def score(
 ) -> None:
     """Rank images by how far they deviate from normal and write the table."""
     sources = Sources(inputs, files_from, null, patterns_of(include, exclude))
+    region_file = None if regions is None or stream else RegionFile.of(None if regions == STDOUT else regions)
+    region_rule = RegionRule(
+        threshold=region_threshold,
+        min_area=min_area,
+        listed=regions is not None,
+        outlined=region_file is not None and region_file.kind is Kind.COCO,
+    )
     if stream:
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
         check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, out, format, engine)
         limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
-        stream_scores(sources, model, None if out in (None, STDOUT) else out, limit, device=device, quiet=quiet)
+        outputs = Outputs(None if out in (None, STDOUT) else out, regions)
+        stream_scores(sources, model, outputs, limit, region_rule=region_rule, device=device, quiet=quiet)
         return
     rules = {Rule.FDR: fdr, Rule.THRESHOLD: threshold, Rule.TOP: top, Rule.MAX_FALSE_ALARMS: max_false_alarms}
     options = _Options(
@@ -163,6 +186,8 @@ def score(
         out=out or Path("scores.csv"),
         table_format=format,
         summary=summary,
+        regions=region_file,
+        region_rule=region_rule,
         rule=FlagRule.choose(rules),
         with_quality=not no_quality,
         resume=resume,
@@ -180,6 +205,8 @@ class _Options:
     out: Path
     table_format: TableFormat | None
     summary: Path | None
+    regions: RegionFile | None
+    region_rule: RegionRule
     rule: FlagRule
     with_quality: bool
     resume: bool
@@ -191,13 +218,22 @@ class _Options:
         """The file of the table; None for stdout."""
         return None if self.out == STDOUT else self.out
 
+    def check(self, sources: Sources) -> None:
+        """Refuse outputs that cannot be written; see `check_outputs`."""
+        printed = {"--out": self.out == STDOUT, "--summary": self.summary == STDOUT}
+        printed["--regions"] = self.regions is not None and self.regions.path is None
+        first, second, *_ = [*(name for name, chosen in printed.items() if chosen), "", ""]
+        if second:
+            raise ConfigError(f"{first} - and {second} - cannot both go to stdout")
+        outputs = [Output("--out", self.target, Kind.TABLE)]
+        outputs.append(Output("--summary", None if self.summary == STDOUT else self.summary, Kind.VERDICT))
+        if self.regions is not None:
+            outputs.append(Output("--regions", self.regions.path, self.regions.kind))
+        check_outputs(outputs, sources.files(self.model))
+
 
 def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet: bool) -> None:
-    if options.out == options.summary == STDOUT:
-        raise ConfigError("--out - and --summary - cannot both go to stdout")
-    summary = None if options.summary == STDOUT else options.summary
-    outputs = [Output("--out", options.target, Kind.TABLE), Output("--summary", summary, Kind.VERDICT)]
-    check_outputs(outputs, sources.files(options.model))
+    options.check(sources)
     table_format = format_of(options.target, options.table_format)
     paths = read_inputs(sources.inputs, sources.files_from, sources.null)
     if options.resume:
@@ -217,6 +253,7 @@ def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet
                 with_quality=options.with_quality,
                 device=options.device,
                 engine=options.engine,
+                region_rule=options.region_rule,
                 progress=progress,
             )
         _write(report, options, table_format)
@@ -226,6 +263,9 @@ def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet
         if journal is not None and journal.resumed:
             print_stderr(f"resumed: {journal.resumed} of {plural(len(report.rows), 'file')} were done already")
         summarise_scores(report, "stdout" if options.target is None else os.fspath(options.target))
+        if options.regions is not None:
+            where = "stdout" if options.regions.path is None else os.fspath(options.regions.path)
+            print_stderr(f"{plural(sum(row.regions or 0 for row in report.rows), 'region')}: {where}")
     _check_gates(parsed, report.verdict)
 
 
@@ -235,6 +275,8 @@ def _write(report: ScoreReport, options: _Options, table_format: TableFormat) ->
 
     try:
         write_scores(report, options.target, table_format)
+        if options.regions is not None:
+            options.regions.write(report.rows)
         if options.summary is not None:
             write_verdict(report.verdict, None if options.summary == STDOUT else options.summary)
     except BrokenPipeError:  # a reader such as `head` has seen enough; the gates are judged all the same
@@ -251,7 +293,12 @@ def _journal(options: _Options) -> Iterator[Journal | None]:
     from anomaly_cli.scoring.score import open_journal_of
 
     with open_journal_of(
-        options.target, options.model, options.device, with_quality=options.with_quality, engine=options.engine
+        options.target,
+        options.model,
+        options.device,
+        with_quality=options.with_quality,
+        engine=options.engine,
+        region_rule=options.region_rule,
     ) as journal:
         if journal.discarded:
             print_stderr(f"warning: {journal.path} {journal.discarded}")

@@ -30,11 +30,13 @@ class Detection(NamedTuple):
         deviations: (N, E) > 0, one per name in `deviation_names`.
         peak_cells: (N, L, 2) for each of the L local scales the index (row-major) of the cell of largest distance,
             and of its nearest prototype; None where only distances are known.
+        top_scales: (N, h, w) uint8, for each cell of the map the index of the local scale that adds most to it.
     """
 
     anomaly_maps: Tensor
     deviations: Tensor
     peak_cells: Tensor | None = None
+    top_scales: Tensor | None = None
 
 
 class ScaleModel(nn.Module):
@@ -167,16 +169,20 @@ class AnomalyDetector(nn.Module):
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
         grid = by_name[min(self.local_names, key=int)].shape[-2:]
         fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
+        excess = []
         for name in self.local_names:
             scale = self.scale(name)
-            relative = by_name[name] / scale.cell_mean
-            fused += scale.weight * F.interpolate(relative[:, None], size=grid, mode="bilinear")[:, 0]
+            relative = F.interpolate((by_name[name] / scale.cell_mean)[:, None], size=grid, mode="bilinear")[:, 0]
+            fused += scale.weight * relative
+            excess.append(scale.weight * (relative - 1))  # over the mean of normal cells
         fused /= sum(self.scale(name).weight for name in self.local_names)
+        top_scales = torch.stack(excess).argmax(dim=0).to(torch.uint8)
         columns = [_top_cells_mean(fused, TOP_CELL_FRACTION)]
         for name in self.scale_names:
             fraction = TOP_COARSE_FRACTION if name == COARSE_SCALE else TOP_CELL_FRACTION
             columns.append(_top_cells_mean(by_name[name], fraction))
-        return Detection(fused, torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION))
+        deviations = torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION)
+        return Detection(fused, deviations, top_scales=top_scales)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Detection:
@@ -186,11 +192,11 @@ class AnomalyDetector(nn.Module):
     def detect(self, features: dict[str, Tensor]) -> Detection:
         """Measure images by their `scale_features`; `export` translates this function to a graph."""
         distance_maps, peak_cells = self._distance_maps(features)
-        anomaly_maps, deviations, _ = self.combine(distance_maps)
+        anomaly_maps, deviations, _, top_scales = self.combine(distance_maps)
         if self.known_anomalies is not None:
             known = self.known_anomalies(self._descriptors(features, distance_maps))
             deviations = torch.cat([deviations, known], dim=1)
-        return Detection(anomaly_maps, deviations, peak_cells)
+        return Detection(anomaly_maps, deviations, peak_cells, top_scales)
 
 
 def _top_cells_mean(maps: Tensor, fraction: float) -> Tensor:

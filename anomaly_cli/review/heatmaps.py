@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from anomaly_cli.config import DEFAULT_RULE, RawMap
+from anomaly_cli.config import DEFAULT_REGIONS, DEFAULT_RULE, RawMap, RegionRule
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_devices
 from anomaly_cli.errors import InputError, OutputError, UnreadableImageError
@@ -21,16 +20,49 @@ from anomaly_cli.files import atomic_output
 from anomaly_cli.images.decode import read_pixels
 from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
-from anomaly_cli.outputs import Kind, Output, check_kind, png_mark
+from anomaly_cli.outputs import png_mark
 from anomaly_cli.paths import path_of
+from anomaly_cli.review.mirror import LONGEST_NAME, Mirror, check_pictures
 from anomaly_cli.review.overlay import draw_overlay, encode_map16
 from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.parallel import Progress
+from anomaly_cli.scoring.regions import region_cells, region_mask
 from anomaly_cli.scoring.rows import flag_rows, measure_rows
 from anomaly_cli.scoring.score import nothing_readable, score_files
 from anomaly_cli.tables.reader import files_of, read_paths
 
-LONGEST_NAME = 255 - len(".map.png.partial")  # bytes; file systems allow 255, suffixes included
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of each image.
+
+    Attributes:
+        out: folder of the overlays and raw maps.
+        raw: format of the raw maps, if they are wanted.
+        masks: folder of the masks of regions, if they are wanted.
+        region_rule: which regions the masks show.
+        side_by_side: whether the image stands beside its overlay.
+    """
+
+    out: Path
+    raw: RawMap | None = None
+    masks: Path | None = None
+    region_rule: RegionRule = DEFAULT_REGIONS
+    side_by_side: bool = False
+
+    def check_folders(self) -> None:
+        """Refuse folders that cannot be made or written to."""
+        _check_folder(self.out)
+        if self.masks is not None:
+            _check_folder(self.masks)
+
+    def pictures(self, path: Path, mirror: Mirror) -> Iterator[tuple[str, Path]]:
+        """Name the pictures of an image, each with its option."""
+        yield "--out", mirror.picture(path, self.out)
+        if self.raw is RawMap.PNG16:
+            yield "--raw", mirror.picture(path, self.out, self.raw.suffix)
+        if self.masks is not None:
+            yield "--masks", mirror.picture(path, self.masks)
 
 
 @dataclass(frozen=True)
@@ -52,11 +84,10 @@ class HeatmapReport:
 def heatmap(
     inputs: Sequence[Path],
     model_path: Path,
-    out: Path,
+    drawn: Drawn,
     *,
     top: int | None = None,
     scores: Path | None = None,
-    raw: RawMap | None = None,
     patterns: PathPatterns = EVERY_FILE,
     device: str = "auto",
     progress: Progress,
@@ -64,38 +95,40 @@ def heatmap(
     """Draw overlays of all images, of the `top` most anomalous, or of those listed in a table of `score`.
 
     Raises:
-        OutputError: `out` cannot be written; said before any image is read.
+        OutputError: a folder cannot be written; said before any image is read.
         AnomalyError: an input, the model or the device cannot be used.
     """
-    _check_folder(out)
+    drawn.check_folders()
     devices = choose_devices(device)
     passed_over: Counter[str] = Counter()
     paths = collect(inputs, patterns, passed_over) if inputs else []
+    folders = (path if path.is_absolute() and path.is_dir() else path.parent for path in inputs)
     if scores is not None:
         listed = read_paths(scores)
         files = files_of([path for path, _, _ in listed], scores)
+        folders = (path.parent for path in files)
         ranking = [(path, value, flagged) for path, (_, value, flagged) in zip(files, listed, strict=True)]
         if inputs:
             wanted = set(paths)
             ranking = [entry for entry in ranking if entry[0] in wanted]
         paths = [path for path, _, _ in ranking[:top]]
-    for path in paths:
-        check_kind(Output("--out", _overlay_of(path, out), Kind.PICTURE))
+    mirror = Mirror.of(folders)
+    check_pictures(picture for path in paths for picture in drawn.pictures(path, mirror))
     scorer = Scorer(load_model(model_path, devices[0]), devices)
     if scores is None:
         rows = flag_rows(score_files(paths, partial(measure_rows, scorer=scorer), progress), DEFAULT_RULE)
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
     if not ranking:
         raise InputError(f"no image to draw: {scores} lists none of the inputs")
-    report = _draw(ranking[:top], scorer, out, raw, progress)
+    report = _draw(ranking[:top], scorer, drawn, mirror, progress)
     return replace(report, passed_over=by_count(passed_over))
 
 
 def _draw(
     ranking: list[tuple[Path, float, bool]],
     scorer: Scorer,
-    out: Path,
-    raw: RawMap | None,
+    drawn: Drawn,
+    mirror: Mirror,
     progress: Progress,
 ) -> HeatmapReport:
     paths = [path for path, _, _ in ranking]
@@ -110,32 +143,26 @@ def _draw(
         except UnreadableImageError as error:
             unreadable.append((path, error.reason))
             continue
-        picture = draw_overlay(pixels, result.anomaly_map, caption=os.fspath(path), score=value, flagged=flagged)
-        target = mirrored(path, out)
-        written.append(_overlay_of(path, out))
+        picture = draw_overlay(
+            pixels,
+            result.anomaly_map,
+            caption=os.fspath(path),
+            score=value,
+            flagged=flagged,
+            side_by_side=drawn.side_by_side,
+        )
+        written.append(mirror.picture(path, drawn.out))
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             shortened.append(written[-1])
         _save_picture(picture, written[-1])
-        if raw is not None:
-            _save_raw(result, target, raw)
+        if drawn.raw is not None:
+            _save_raw(result, mirror.picture(path, drawn.out, drawn.raw.suffix), drawn.raw)
+        if drawn.masks is not None:
+            _save_picture(_mask(result, drawn.region_rule), mirror.picture(path, drawn.masks))
         progress("drawing", done, len(paths))
     if not written:
         raise nothing_readable(len(paths), *unreadable[0])
     return HeatmapReport(written, shortened, unreadable)
-
-
-def mirrored(path: Path, out: Path) -> Path:
-    """Map a path into the output folder: relative to the current folder, without root, `__` for `..`.
-
-    A name that leaves no room for the suffixes of the outputs is cut; a digest keeps it unique.
-    """
-    inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    target = out.joinpath(*("__" if part == ".." else part for part in inside.parts if part != inside.anchor))
-    name = os.fsencode(target.name)
-    if len(name) <= LONGEST_NAME:
-        return target
-    digest = hashlib.sha256(name).hexdigest()[:8]
-    return target.with_name(f"{name[: LONGEST_NAME - 9].decode('utf-8', 'ignore')}~{digest}")
 
 
 def _check_folder(out: Path) -> None:
@@ -147,11 +174,6 @@ def _check_folder(out: Path) -> None:
         raise OutputError(f"cannot write {out}: permission denied")
 
 
-def _overlay_of(path: Path, out: Path) -> Path:
-    target = mirrored(path, out)
-    return target.with_name(target.name + ".png")
-
-
 def _save_picture(picture: Image.Image, target: Path) -> None:
     _make_parent(target)
     with atomic_output(target) as file:
@@ -160,10 +182,16 @@ def _save_picture(picture: Image.Image, target: Path) -> None:
 
 def _save_raw(result: Measured, target: Path, raw: RawMap) -> None:
     if raw is RawMap.PNG16:
-        _save_picture(Image.fromarray(encode_map16(result.anomaly_map)), target.with_name(target.name + ".map.png"))
+        _save_picture(Image.fromarray(encode_map16(result.anomaly_map)), target)
         return
-    with atomic_output(target.with_name(target.name + ".map.npy")) as file:
+    with atomic_output(target) as file:
         np.save(file, result.anomaly_map)
+
+
+def _mask(result: Measured, rule: RegionRule) -> Image.Image:
+    """Draw the regions white on black, at the size of the file, one bit a pixel."""
+    cells = region_cells(result.anomaly_map, rule, result.height, result.width)
+    return Image.fromarray(region_mask(cells, result.height, result.width))
 
 
 def _make_parent(target: Path) -> None:

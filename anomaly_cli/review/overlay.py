@@ -15,27 +15,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
+from anomaly_cli.scoring.regions import region_mask
+
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 STEPS = 256  # of the colour scale
 LIMIT, FULL_SCALE = 1.0, 3.0  # map values: the limit of normal, the last colour
+_BELOW = LIMIT - FULL_SCALE / (STEPS - 1)  # the last step below the limit
 
 
 MAP16_UNITS = 1000  # grey levels of a 16-bit map per limit of normal
 
 
-_STRONGEST = 0.65  # opacity at full scale: the image stays visible
+# Opacity by map value: none below half the limit, then a hint, and a step at the limit. What reaches it is seen from
+# across the room on black, white, grey, red and blue (CIEDE2000 of 20 and more), and the image still shows through.
+_VALUES = (LIMIT / 2, _BELOW, LIMIT, FULL_SCALE)
+_OPACITIES = (0.0, 0.12, 0.60, 0.75)
 _MIN_WIDTH = 220  # pixels; narrower pictures are padded to fit the legend
 _MIN_EM = 12  # pixels, smallest font size
 _FINER = 3  # supersampling of the legend
 _BACKGROUND, _TEXT, _FAINT = (24, 24, 28), (236, 236, 240), (156, 156, 166)
-_FLAGGED, _NORMAL = (255, 122, 69), (126, 200, 140)
+_FLAGGED, _NORMAL, _ABOVE = (255, 122, 69), (126, 200, 140), (255, 196, 87)
+_GAP = 8  # pixels between the image and its overlay, side by side
 _LINE, _OUTLINE = (255, 255, 255), (0, 0, 0)
 _MAX_LINE = 8  # pixels; a wider box blur of one pixel would round to black
-_KNOTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-_HUES = (285.0, 318.0, 375.0, 411.0, 448.0, 463.0)  # degrees
-_CHROMAS = (0.09, 0.165, 0.20, 0.16, 0.15, 0.16)
+_KNOTS = (0.0, LIMIT / FULL_SCALE, 1 / 2, 2 / 3, 1.0)  # of the scale
+_HUES = (
+    290.0,
+    215.0,
+    182.0,
+    150.0,
+    106.0,
+)  # degrees: above the limit no red, orange or blue, which such parts would hide
+_CHROMAS = (0.08, 0.125, 0.128, 0.175, 0.16)
 _LAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
 )
@@ -53,7 +66,7 @@ _LMS_TO_RGB = np.array(
 def colour_table() -> NDArray[np.uint8]:
     """Tabulate the tint of map values from 0 to `FULL_SCALE` in equal steps: (256, 4) RGBA.
 
-    The colours run from dark violet over red and orange to light yellow; their lightness rises linearly.
+    The colours run from lavender over cyan (at the limit) and green to light yellow; their lightness rises linearly.
     """
     return np.concatenate([_colours(), _opacity()[:, None]], axis=1)
 
@@ -65,10 +78,12 @@ def draw_overlay(
     caption: str,
     score: float,
     flagged: bool,
+    side_by_side: bool = False,
 ) -> Image.Image:
     """Tint an image where it is anomalous, outline the regions above the limit and add a legend below.
 
-    Below half the limit the pixels are unchanged; above, the opacity grows linearly with the map.
+    Below half the limit the pixels are unchanged; from the limit on the tint is plain to see on any picture. What is
+    tinted so and outlined are the regions of the table of `score --regions`, cell by cell.
 
     Args:
         image: (H, W, 3) RGB; keeps its resolution.
@@ -76,22 +91,34 @@ def draw_overlay(
         caption: path of the image, any text; characters outside ASCII are replaced by question marks.
         score: of the image, 1.0 = the limit of normal.
         flagged: whether the ranking flags it.
+        side_by_side: whether the image itself stands to the left of the overlay.
 
     Returns:
-        RGB picture, the image at its upper left corner.
+        RGB picture, the overlay at its upper left corner, or the image and, beyond a gap, the overlay.
     """
     H, W, _ = image.shape
-    heat = Image.fromarray(anomaly_map.astype(np.float32)).resize((W, H), Image.Resampling.BILINEAR)
-    heat_at = np.asarray(heat)  # (H, W)
-    level = np.rint(np.clip(heat_at / FULL_SCALE, 0, 1) * (STEPS - 1)).astype(np.uint8)
-    tint = Image.fromarray(_colours()[level])
-    tinted = Image.composite(tint, Image.fromarray(image), Image.fromarray(_opacity()[level]))
-    _outline(tinted, Image.fromarray((heat_at >= LIMIT).astype(np.uint8) * 255))
-    legend = _legend(W, H, caption, score, flagged)
+    original = Image.fromarray(image)
+    tinted = _tinted(original, anomaly_map)
+    left = W + _GAP if side_by_side else 0
+    legend = _legend(left + W, H, caption, score, flagged)
     picture = Image.new("RGB", (legend.width, H + legend.height), _BACKGROUND)
-    picture.paste(tinted)
+    if side_by_side:
+        picture.paste(original)
+    picture.paste(tinted, (left, 0))
     picture.paste(legend, (0, H))
     return picture
+
+
+def _tinted(image: Image.Image, anomaly_map: NDArray[np.floating[Any]]) -> Image.Image:
+    """Tint an image and outline its regions."""
+    heat = np.asarray(Image.fromarray(anomaly_map.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR))
+    inside = region_mask(anomaly_map >= LIMIT, image.height, image.width)
+    # Interpolation would lower a small region below the limit and widen one of high peak.
+    heat_at = np.where(inside, np.maximum(heat, LIMIT), np.minimum(heat, _BELOW))  # (H, W)
+    level = np.rint(np.clip(heat_at / FULL_SCALE, 0, 1) * (STEPS - 1)).astype(np.uint8)
+    tinted = Image.composite(Image.fromarray(_colours()[level]), image, Image.fromarray(_opacity()[level]))
+    _outline(tinted, Image.fromarray(inside.astype(np.uint8) * 255))
+    return tinted
 
 
 def encode_map16(anomaly_map: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
@@ -111,14 +138,14 @@ def encode_map16(anomaly_map: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
 def _colours() -> NDArray[np.uint8]:
     """Build the colour scale in OKLab (Ottosson 2020), a perceptually uniform space.
 
-    Lightness rises linearly while the hue turns from violet over red to yellow. The chroma, chosen by hand, is close
-    to the largest in sRGB: no channel clips, which would distort the lightness.
+    Lightness rises linearly while the hue turns from lavender over cyan and green to yellow. The chroma, chosen by
+    hand, is close to the largest in sRGB: no channel clips, which would distort the lightness.
 
     Returns:
         (256, 3) RGB.
     """
     at = np.linspace(0, 1, STEPS)
-    lightness = 0.20 + 0.70 * at
+    lightness = 0.68 + 0.27 * at
     hue = np.radians(np.interp(at, _KNOTS, _HUES))
     chroma = np.interp(at, _KNOTS, _CHROMAS)
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)  # (256, 3)
@@ -130,22 +157,24 @@ def _colours() -> NDArray[np.uint8]:
 
 @cache
 def _opacity() -> NDArray[np.uint8]:
-    """(256,) opacity of each colour: 0 up to half the limit, then linear up to the strongest."""
-    value = np.linspace(0, FULL_SCALE, STEPS)
-    rising = np.clip((value - LIMIT / 2) / (FULL_SCALE - LIMIT / 2), 0, 1)
-    opacity: NDArray[np.uint8] = np.rint(_STRONGEST * 255 * rising).astype(np.uint8)
+    """(256,) opacity of each colour, linear between the values given."""
+    opacities = np.interp(np.linspace(0, FULL_SCALE, STEPS), _VALUES, _OPACITIES)
+    opacity: NDArray[np.uint8] = np.rint(255 * opacities).astype(np.uint8)
     return opacity
 
 
 def _outline(picture: Image.Image, inside: Image.Image) -> None:
-    """Draw a bright outline with dark edges around a region, visible on any background."""
+    """Draw a bright outline with a dark edge around a region, visible on any background; the region stays as it is."""
     if inside.getbbox() is None:
         return
     width = min(_MAX_LINE, max(1, round(min(picture.size) / 500)))
     line = ImageChops.subtract(_dilate(inside, width), inside)
     soft = ImageFilter.GaussianBlur(0.6)
-    picture.paste(_OUTLINE, mask=_dilate(line, width).filter(soft).point(lambda value: value * 0.55))
-    picture.paste(_LINE, mask=line.filter(soft))
+    edge = ImageChops.subtract(_dilate(line, width), inside)
+    outside = ImageChops.invert(inside)
+    for colour, strength, where in ((_OUTLINE, 0.55, edge), (_LINE, 1.0, line)):
+        mask = where.filter(soft).point(lambda value, strength=strength: value * strength)
+        picture.paste(colour, mask=ImageChops.multiply(mask, outside))
 
 
 def _dilate(mask: Image.Image, pixels: int) -> Image.Image:
@@ -166,12 +195,15 @@ def _legend(W: int, H: int, caption: str, score: float, flagged: bool) -> Image.
     font = ImageFont.load_default(em)
     text_width = width - 2 * em - (bar_width + 2 * em if wide else 0)
     draw.text((em, em + line // 2), _truncate_middle(printable(caption), font, text_width), _TEXT, font, "lm")
-    _draw_verdict(draw, (em, em + line + line // 2), score, flagged, em)
+    _draw_verdict(draw, (em, em + line + line // 2), score, flagged, em, text_width)
     _draw_bar(strip, (width - em - bar_width, em if wide else em + 2 * line), bar_width, em)
     return strip.reduce(_FINER)
 
 
-def _draw_verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], score: float, flagged: bool, em: int) -> None:
+def _draw_verdict(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], score: float, flagged: bool, em: int, width: float
+) -> None:
+    """Draw the score and what follows from it, in words that fit the width."""
     x, y = at
     font = ImageFont.load_default(em)
     text = f"score {score:.2f} x limit"
@@ -181,6 +213,11 @@ def _draw_verdict(draw: ImageDraw.ImageDraw, at: tuple[int, int], score: float, 
         right = left + font.getlength("FLAGGED") + 0.8 * em
         draw.rounded_rectangle((left, y - 0.62 * em, right, y + 0.62 * em), round(0.25 * em), _FLAGGED)
         draw.text((left + 0.4 * em, y), "FLAGGED", _BACKGROUND, font, "lm")
+    elif score >= LIMIT:
+        words = "above the limit, not flagged"
+        if left + font.getlength(words) > x + width:
+            words = "not flagged"
+        draw.text((left, y), words, _ABOVE, font, "lm")
     else:
         draw.text((left, y), "normal", _NORMAL, font, "lm")
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.checkpoint import Model
@@ -42,6 +43,8 @@ class Measured:
         pixels: (h', w', 3) RGB at network size.
         peak_cells: (L, 2) as in `Detection`.
         region_from: what places the peak of the map.
+        top_scales: (h, w) for each cell of the map the index in `scale_names` of the scale that adds most to it.
+        scale_names: of the detector.
         quality: where it was asked for.
     """
 
@@ -52,6 +55,8 @@ class Measured:
     pixels: NDArray[np.uint8]
     peak_cells: NDArray[np.int64]
     region_from: RegionSource
+    top_scales: NDArray[np.uint8]
+    scale_names: tuple[str, ...]
     quality: Quality | None = None
 
 
@@ -74,9 +79,13 @@ def measure_batch(
     maps = map_scale.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
     peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
+    top_scales = cast(Tensor, detection.top_scales).cpu().numpy()
     measured = []
     for i, image in enumerate(images):
         explained, region_from = explain_map(detector, calibration, batch[i : i + 1], maps[i], deviations[i])
+        if region_from is RegionSource.IMAGE:
+            component = detector.deviation_names[calibration.largest_component(deviations[i])]
+            top_scales[i, explained > maps[i]] = detector.scale_names.index(component)
         measured.append(
             Measured(
                 anomaly_map=explained,
@@ -86,6 +95,8 @@ def measure_batch(
                 pixels=image.pixels,
                 peak_cells=peak_cells[i],
                 region_from=region_from,
+                top_scales=top_scales[i],
+                scale_names=detector.scale_names,
                 quality=image.quality,
             )
         )
@@ -97,10 +108,17 @@ class Scorer:
 
     Attributes:
         model: on the first device.
+        region_rule: what rows are to hold of the regions.
     """
 
     def __init__(
-        self, model: Model, devices: Sequence[torch.device], *, with_quality: bool = False, workers: int | None = None
+        self,
+        model: Model,
+        devices: Sequence[torch.device],
+        *,
+        with_quality: bool = False,
+        workers: int | None = None,
+        region_rule: RegionRule = DEFAULT_REGIONS,
     ) -> None:
         """Copy the detector to the other devices.
 
@@ -110,8 +128,9 @@ class Scorer:
                 depend on their number. A single CPU measures one image per thread.
             with_quality: whether to measure the quality, too.
             workers: threads that read and resize, on a CPU also measure; by default one per core.
+            region_rule: for `measure_rows`.
         """
-        self.model = model
+        self.model, self.region_rule = model, region_rule
         self._with_quality = with_quality
         self._workers = workers or worker_count()
         self._in_batches = len(devices) > 1 or devices[0].type != "cpu"

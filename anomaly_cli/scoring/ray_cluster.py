@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 from anomaly_cli.detector.checkpoint import library_versions, parse_model, read_content
 from anomaly_cli.errors import ClusterError, ConfigError
 from anomaly_cli.paths import RemotePath, path_of
@@ -70,6 +71,7 @@ class _Job:
     relative: bool
     plan: Plan
     with_quality: bool
+    region_rule: RegionRule
     versions: dict[str, str]
 
 
@@ -86,7 +88,14 @@ def check_engine(device: str) -> None:
         raise ConfigError(f"--engine ray deals out the GPUs itself: --device auto, cpu or cuda, not {device}")
 
 
-def measure_on_cluster(paths: list[Path], model_path: Path, device: str, *, with_quality: bool) -> Generator[Row]:
+def measure_on_cluster(
+    paths: list[Path],
+    model_path: Path,
+    device: str,
+    *,
+    with_quality: bool,
+    region_rule: RegionRule = DEFAULT_REGIONS,
+) -> Generator[Row]:
     """Measure files on all machines of the cluster that is there, else on all cores of this one.
 
     Args:
@@ -94,6 +103,7 @@ def measure_on_cluster(paths: list[Path], model_path: Path, device: str, *, with
         model_path: read here only; its bytes travel to the workers.
         device: `auto` (GPUs where the cluster has some), `cpu` or `cuda`.
         with_quality: whether to measure the quality, too.
+        region_rule: what rows are to hold of the regions.
 
     Yields:
         One row per file, as they are finished. A worker that dies is replaced, and its batch measured again.
@@ -107,7 +117,7 @@ def measure_on_cluster(paths: list[Path], model_path: Path, device: str, *, with
     with _connected(STORE_BYTES + 2 * len(content)) as resources:
         plan = make_plan(resources, device)
         relative = any(not isinstance(path, RemotePath) and not path.is_absolute() for path in paths)
-        job = _Job(model_path, Path.cwd(), relative, plan, with_quality, library_versions())
+        job = _Job(model_path, Path.cwd(), relative, plan, with_quality, region_rule, library_versions())
         yield from _run(paths, content, job)
 
 
@@ -260,7 +270,13 @@ class _Worker:
             raise ClusterError(f"{platform.node()} has no folder {job.folder}: give absolute paths or URLs")
         device = torch.device(job.plan.device)
         model = parse_model(ray.get(content), job.model_path, device)
-        self._scorer = Scorer(model, [device], with_quality=job.with_quality, workers=job.plan.cores)
+        self._scorer = Scorer(
+            model,
+            [device],
+            with_quality=job.with_quality,
+            workers=job.plan.cores,
+            region_rule=job.region_rule,
+        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Turn a column of paths, as bytes, into a column of rows, as JSON."""

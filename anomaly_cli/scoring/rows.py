@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_cli.config import FlagRule, Rule
+from anomaly_cli.config import DEFAULT_REGIONS, FlagRule, RegionRule, Rule
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.scoring.measure import Measured, Scorer
-from anomaly_cli.scoring.regions import peak_region
+from anomaly_cli.scoring.regions import find_regions, peak_region
 from anomaly_cli.statistics.fdr import q_values
-from anomaly_cli.tables.row import Row, rank_rows
+from anomaly_cli.tables.row import RegionRow, Row, rank_rows
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,22 @@ class RankedRows:
 def measure_rows(paths: Sequence[Path], scorer: Scorer) -> Generator[Row]:
     """Measure files and yield one row per file, in order."""
     for path, result in zip(paths, scorer.measure(paths), strict=True):
-        yield make_row(path, result, scorer.model.calibration)
+        yield make_row(path, result, scorer.model.calibration, scorer.region_rule)
 
 
-def make_row(path: Path, result: Measured | UnreadableImageError, calibration: Calibration) -> Row:
+def make_row(
+    path: Path,
+    result: Measured | UnreadableImageError,
+    calibration: Calibration,
+    region_rule: RegionRule = DEFAULT_REGIONS,
+) -> Row:
     """Make the table row of one file; q-value and flag need the whole run and are added later."""
     name = os.fspath(path)
     if isinstance(result, UnreadableImageError):
         return Row(path=name, status="unreadable", reason=result.reason)
     scores, scales = calibration.scores(result.deviations[None])
     region = peak_region(result.anomaly_map, 1.0, result.height, result.width)
+    regions = regions_of(result, region_rule)
     row = Row(
         path=name,
         score=float(scores[0]),
@@ -61,6 +67,8 @@ def make_row(path: Path, result: Measured | UnreadableImageError, calibration: C
         region_w=region.width,
         region_h=region.height,
         region_fraction=region.fraction,
+        regions=len(regions),
+        region_list=regions if region_rule.listed else (),
         scales=tuple(float(value) for value in scales[0, 1:]),
     )
     quality = result.quality
@@ -75,6 +83,12 @@ def make_row(path: Path, result: Measured | UnreadableImageError, calibration: C
         content_hash=quality.content_hash,
         perceptual_hash=quality.perceptual_hash,
     )
+
+
+def regions_of(measured: Measured, rule: RegionRule) -> tuple[RegionRow, ...]:
+    """Find the regions of an image that the rule takes, highest peak first."""
+    size = measured.height, measured.width
+    return find_regions(measured.anomaly_map, measured.top_scales, measured.scale_names, rule, size)
 
 
 def mark_copies(rows: list[Row]) -> list[Row]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from anomaly_cli.config import DEFAULT_RULE, Engine, FlagRule
+from anomaly_cli.config import DEFAULT_REGIONS, DEFAULT_RULE, Engine, FlagRule, RegionRule
 from anomaly_cli.detector.checkpoint import Model, fingerprint, library_versions, load_model, read_header
 from anomaly_cli.detector.devices import choose_device, choose_devices, processor
 from anomaly_cli.errors import InputError
@@ -60,6 +60,7 @@ def score(
     with_quality: bool = True,
     device: str = "auto",
     engine: Engine = Engine.LOCAL,
+    region_rule: RegionRule = DEFAULT_REGIONS,
     progress: Progress,
 ) -> ScoreReport:
     """Rank images by how far they deviate from normal; the table is written by `write_scores`.
@@ -74,13 +75,19 @@ def score(
 
         ray_cluster.check_engine(device)
         measure = partial(
-            ray_cluster.measure_on_cluster, model_path=model_path, device=device, with_quality=with_quality
+            ray_cluster.measure_on_cluster,
+            model_path=model_path,
+            device=device,
+            with_quality=with_quality,
+            region_rule=region_rule,
         )
         model = load_model(model_path)
     else:
         devices = choose_devices(device)
         model = load_model(model_path, devices[0])
-        measure = partial(measure_rows, scorer=Scorer(model, devices, with_quality=with_quality))
+        measure = partial(
+            measure_rows, scorer=Scorer(model, devices, with_quality=with_quality, region_rule=region_rule)
+        )
     passed_over: Counter[str] = Counter()
     paths = collect(inputs, patterns, passed_over)
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
@@ -90,18 +97,30 @@ def score(
     return ScoreReport(ranked, names, rule, verdict, with_quality)
 
 
-def rank(paths: list[Path], model: Model, device: torch.device, progress: Progress) -> list[Row]:
+def rank(
+    paths: list[Path],
+    model: Model,
+    device: torch.device,
+    progress: Progress,
+    region_rule: RegionRule = DEFAULT_REGIONS,
+) -> list[Row]:
     """Score files by a model on its device and rank them, as `score` does; nothing is written.
 
     Raises:
         InputError: none of them can be read.
     """
-    measure = partial(measure_rows, scorer=Scorer(model, [device], with_quality=True))
+    measure = partial(measure_rows, scorer=Scorer(model, [device], with_quality=True, region_rule=region_rule))
     return flag_rows(mark_copies(score_files(paths, measure, progress)), DEFAULT_RULE)
 
 
 def open_journal_of(
-    table: Path, model_path: Path, device: str, *, with_quality: bool = True, engine: Engine = Engine.LOCAL
+    table: Path,
+    model_path: Path,
+    device: str,
+    *,
+    with_quality: bool = True,
+    engine: Engine = Engine.LOCAL,
+    region_rule: RegionRule = DEFAULT_REGIONS,
 ) -> AbstractContextManager[Journal]:
     """Open the journal of a table for `score`; its rows are valid for this model, machine and library versions only.
 
@@ -112,6 +131,7 @@ def open_journal_of(
         "model": fingerprint(model_path),
         "device": str(choose_device(device)) if local else device,
         "quality": str(with_quality),
+        "regions": str(region_rule),
         "processor": processor() if local else f"{engine} cluster",
         **library_versions(),
     }

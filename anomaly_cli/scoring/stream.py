@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -13,6 +13,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import NamedTuple
 
+from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError
@@ -44,6 +45,7 @@ def open_stream(
     threshold: float,
     patterns: PathPatterns = EVERY_FILE,
     device: str = "auto",
+    region_rule: RegionRule = DEFAULT_REGIONS,
 ) -> Stream:
     """Load the model; the rows of the inputs come first, then those of the arriving files.
 
@@ -51,7 +53,7 @@ def open_stream(
         InputError: an input does not exist; a missing file among the arriving ones gets a row.
     """
     chosen = choose_device(device)
-    scorer = Scorer(load_model(model_path, chosen), [chosen])
+    scorer = Scorer(load_model(model_path, chosen), [chosen], region_rule=region_rule)
     paths = chain(collect(inputs, patterns) if inputs else [], find_arriving(iter_paths, patterns))
     return Stream(stream_rows(paths, scorer, threshold), scorer.model.detector.column_names)
 
@@ -69,7 +71,7 @@ def stream_rows(paths: Iterable[Path], scorer: Scorer, threshold: float) -> Iter
     """
 
     def measure(path: Path) -> Row:
-        return make_row(path, scorer.measure_one(path), scorer.model.calibration)
+        return make_row(path, scorer.measure_one(path), scorer.model.calibration, scorer.region_rule)
 
     for row in parallel_map(partial(retry_while_changing, measure), paths, worker_count()):
         yield replace(row, flagged=row.score is not None and row.score >= threshold)
@@ -84,8 +86,9 @@ def find_arriving(names: Iterable[Path], patterns: PathPatterns = EVERY_FILE) ->
             yield name
 
 
-def append_lines(lines: Iterable[bytes], out: Path | None) -> None:
-    """Append each line as soon as it is known, to stdout where `out` is None.
+@contextmanager
+def open_appending(out: Path | None) -> Iterator[Callable[[bytes], None]]:
+    """Open a file, or stdout where `out` is None; yield what appends a line to it at once.
 
     Raises:
         OutputError: `out` cannot be written.
@@ -95,10 +98,13 @@ def append_lines(lines: Iterable[bytes], out: Path | None) -> None:
     with ExitStack() as stack:
         with os_errors_as_output_error(name):
             file = sys.stdout.buffer if out is None else stack.enter_context(out.open("ab", buffering=0))
-        for line in lines:
+
+        def append(line: bytes) -> None:
             with os_errors_as_output_error(name):
                 file.write(line)
                 file.flush()
+
+        yield append
 
 
 def retry_while_changing(measure: Callable[[Path], Row], path: Path) -> Row:

@@ -28,7 +28,7 @@ class TableFormat(StrEnum):
 SUFFIXES = {f".{known}": known for known in TableFormat} | {".ndjson": TableFormat.JSONL, "": TableFormat.CSV}
 
 
-def format_of(path: Path | None, chosen: TableFormat | None = None) -> TableFormat:
+def format_of(path: Path | None, chosen: TableFormat | None = None, option: str = "--out") -> TableFormat:
     """Decide how a table is stored: as chosen, else by the suffix of its name, CSV if it has none.
 
     Raises:
@@ -38,7 +38,8 @@ def format_of(path: Path | None, chosen: TableFormat | None = None) -> TableForm
     decided = chosen or by_suffix(path)
     if decided is None:
         known = ", ".join(suffix for suffix in SUFFIXES if suffix)
-        raise ConfigError(f"{path}: no table has this suffix; use one of {known}, with .gz behind it, or --format")
+        rule = "with .gz behind it, or --format" if option == "--out" else "with .gz behind it, or .coco.json"
+        raise ConfigError(f"{path}: no table has this suffix; use one of {known}, {rule}")
     if decided is TableFormat.PARQUET and is_compressed(path):
         raise ConfigError(f"{path}: parquet compresses by itself, leave out .gz")
     check_library(decided, OutputError)

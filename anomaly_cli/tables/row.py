@@ -7,12 +7,32 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 SIGNIFICANT_DIGITS = 6  # float32 carries 7; the last one differs between processors
 
 
 Value = str | int | float | bool | None
+
+
+Outline = tuple[
+    tuple[float, ...], ...
+]  # polygons x1, y1, x2, y2, … in pixels of the file; together they are the region
+
+
+class RegionRow(NamedTuple):
+    """A connected region of an anomaly map, in pixels of the file."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+    area: int
+    area_fraction: float  # of the anomaly map, in (0, 1]
+    peak: float  # largest map value, 1.0 = the limit of normal
+    mean: float
+    scale: str  # the scale that adds most to the map at the peak
+    outline: Outline = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +61,8 @@ class Row:
     content_hash: str | None = None
     perceptual_hash: str | None = None  # no column: what `duplicate_group` is found by
     duplicate_group: int | None = None  # equal for files that are copies or near-copies of each other
+    regions: int | None = None  # number of regions at or above the threshold
+    region_list: tuple[RegionRow, ...] = ()  # highest peak first; empty unless they are asked for
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.score is not None and math.isfinite(self.score)):
@@ -58,7 +80,10 @@ class Row:
             KeyError, TypeError, ValueError: it is damaged.
         """
         values = json.loads(text)
-        return cls(**values | {"scales": tuple(values["scales"])})
+        regions = tuple(
+            RegionRow._make([*known, tuple(map(tuple, outline))]) for *known, outline in values["region_list"]
+        )
+        return cls(**values | {"scales": tuple(values["scales"]), "region_list": regions})
 
 
 def rank_rows(rows: Iterable[Row]) -> list[Row]:

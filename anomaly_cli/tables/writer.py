@@ -27,59 +27,41 @@ _COLUMNS = (
     *("rank", "path", "score", "p_value", "q_value", "flagged", "status", "reason", "width", "height"),
     *("region_x", "region_y", "region_w", "region_h", "region_fraction"),
 )
-_WHOLE_NUMBERS = ("rank", "width", "height", "region_x", "region_y", "region_w", "region_h", "duplicate_group")
-_WORDS = ("path", "status", "reason", "content_hash")
+_WHOLE_NUMBERS = (
+    *("rank", "width", "height", "region_x", "region_y", "region_w", "region_h", "duplicate_group", "regions"),
+    *("region", "x", "y", "w", "h", "area"),
+)
+_WORDS = ("path", "status", "reason", "content_hash", "scale")
 _QUALITY = ("aspect", "brightness", "contrast", "sharpness", "content_hash", "duplicate_group")
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows of one run and the columns that they are written in.
-
-    Attributes:
-        rows: in any order.
-        scale_names: finest first; scale "4" becomes column `scale_4`.
-        with_quality: whether the quality columns follow.
-    """
-
-    rows: Sequence[Row]
-    scale_names: Sequence[str]
-    with_quality: bool = False
+class Records:
+    """Records of one run and the columns that they are written in: a table."""
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
-        quality = _QUALITY if self.with_quality else ()
-        return [*_COLUMNS, *(f"scale_{name}" for name in self.scale_names), *quality]
-
-    def record(self, row: Row, rank: int | None = None) -> dict[str, Value]:
-        """Values of one row by column, numbers rounded to six significant digits."""
-        known: dict[str, Value] = {name: getattr(row, name, None) for name in self.columns}
-        known["rank"] = rank
-        if row.status == "ok":
-            known |= {f"scale_{name}": value for name, value in zip(self.scale_names, row.scales, strict=True)}
-        return {name: rounded(value) if isinstance(value, float) else value for name, value in known.items()}
+        raise NotImplementedError
 
     def records(self) -> Iterator[dict[str, Value]]:
-        """Records of all rows in rank order."""
-        for position, row in enumerate(rank_rows(self.rows), start=1):
-            yield self.record(row, position if row.status == "ok" else None)
+        """Records in the order of the table."""
+        raise NotImplementedError
 
     def to_frame(self) -> pd.DataFrame:
-        """Build the ranked table as a data frame.
+        """Build the table as a data frame.
 
         Returns:
-            One row per file. Missing whole numbers are `pd.NA`, missing fractions NaN. Words stay Python objects,
+            One row per record. Missing whole numbers are `pd.NA`, missing fractions NaN. Words stay Python objects,
             because Arrow strings cannot hold a name that is not UTF-8.
         """
         import pandas as pd  # takes longer than all of `--help` may
 
         frame = pd.DataFrame(self.records(), columns=self.columns, dtype=object)
         kinds = {name: "Int64" if name in _WHOLE_NUMBERS else "float64" for name in self.columns if name not in _WORDS}
-        return frame.astype(kinds | {"flagged": "bool"})
+        return frame.astype(kinds | ({"flagged": "bool"} if "flagged" in self.columns else {}))
 
     def write(self, out: Path | None, format: TableFormat) -> None:
-        r"""Write the ranked table, as a complete file or not at all.
+        r"""Write the table, as a complete file or not at all.
 
         A name that is not UTF-8 keeps its bytes in CSV and TSV. JSON must be valid Unicode: there a stray byte XX
         is the escape `\udcXX`, which Python's `json` turns back into what `os.fsencode` expects. In Parquet the
@@ -116,6 +98,40 @@ class Table:
             writer = csv.writer(_UnixLines(file), delimiter=delimiter_of(format, b""), lineterminator="\r\n")
             writer.writerow(self.columns)
             writer.writerows(map(_as_text, record.values()) for record in self.records())
+
+
+@dataclass(frozen=True)
+class Table(Records):
+    """Rows of one run and the columns that they are written in.
+
+    Attributes:
+        rows: in any order.
+        scale_names: finest first; scale "4" becomes column `scale_4`.
+        with_quality: whether the quality columns follow.
+    """
+
+    rows: Sequence[Row]
+    scale_names: Sequence[str]
+    with_quality: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        quality = _QUALITY if self.with_quality else ()
+        return [*_COLUMNS, *(f"scale_{name}" for name in self.scale_names), *quality, "regions"]
+
+    def record(self, row: Row, rank: int | None = None) -> dict[str, Value]:
+        """Values of one row by column, numbers rounded to six significant digits."""
+        known: dict[str, Value] = {name: getattr(row, name, None) for name in self.columns}
+        known["rank"] = rank
+        if row.status == "ok":
+            known |= {f"scale_{name}": value for name, value in zip(self.scale_names, row.scales, strict=True)}
+        return {name: rounded(value) if isinstance(value, float) else value for name, value in known.items()}
+
+    def records(self) -> Iterator[dict[str, Value]]:
+        """Records of all rows in rank order."""
+        for position, row in enumerate(rank_rows(self.rows), start=1):
+            yield self.record(row, position if row.status == "ok" else None)
 
 
 def _compressed(file: BinaryIO) -> BinaryIO:

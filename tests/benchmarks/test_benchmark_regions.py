@@ -21,7 +21,8 @@ def measured(*cells: tuple[int, int]) -> Measured:
     for cell in cells:
         anomaly_map[cell] = 2
     pixels, none = np.zeros((SIDE, SIDE, 3), np.uint8), np.zeros((0, 2), np.int64)
-    return Measured(anomaly_map, np.ones(1), SIDE, SIDE, pixels, none, RegionSource.MAP)
+    tops, names = np.zeros((8, 8), np.uint8), ("8",)
+    return Measured(anomaly_map, np.ones(1), SIDE, SIDE, pixels, none, RegionSource.MAP, tops, names)
 
 
 def mask(*pixels: tuple[int, int]) -> NDArray[np.bool_]:

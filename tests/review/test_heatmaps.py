@@ -10,7 +10,7 @@ from command_line import anomaly
 from PIL import Image
 
 from anomaly_cli.images.own_output import is_own_output
-from anomaly_cli.review.heatmaps import LONGEST_NAME, mirrored
+from anomaly_cli.review.mirror import LONGEST_NAME, Mirror
 
 
 def test_names_that_leave_no_room_for_a_suffix_are_drawn_under_shortened_ones(here: Path) -> None:
@@ -24,7 +24,7 @@ def test_names_that_leave_no_room_for_a_suffix_are_drawn_under_shortened_ones(he
     assert result.exit_code == 0, result.stderr
     assert result.stderr == (
         "warning: 2 overlays under a shortened name, the image's being too long, "
-        f"first {mirrored(Path('long', names[1]), Path('drawn'))}.png\n3 overlays in drawn\n"
+        f"first {Mirror().target(Path('long', names[1]), Path('drawn'))}.png\n3 overlays in drawn\n"
     )
     written = list(Path("drawn/long").iterdir())
     assert len(written) == 6
@@ -44,9 +44,9 @@ def test_names_that_leave_no_room_for_a_suffix_are_drawn_under_shortened_ones(he
     ],
 )
 def test_a_name_is_cut_between_characters_and_stays_unique(name: str, shown: str) -> None:
-    target = mirrored(Path("in", name), Path("out"))
+    target = Mirror().target(Path("in", name), Path("out"))
 
     assert target.parent == Path("out/in")
     assert target.name.startswith(shown)
     assert len(target.name.encode()) <= LONGEST_NAME
-    assert len({mirrored(Path("in", name + end), Path("out")) for end in ("", "0", "1")}) == 3
+    assert len({Mirror().target(Path("in", name + end), Path("out")) for end in ("", "0", "1")}) == 3

@@ -26,7 +26,7 @@ from anomaly_cli.tables.writer import Table
 STRIDES = ("4", "image")
 COLUMNS = [
     *("rank", "path", "score", "p_value", "q_value", "flagged", "status", "reason", "width", "height"),
-    *("region_x", "region_y", "region_w", "region_h", "region_fraction", "scale_4", "scale_image"),
+    *("region_x", "region_y", "region_w", "region_h", "region_fraction", "scale_4", "scale_image", "regions"),
 ]
 TEXT_FORMATS = [TableFormat.CSV, TableFormat.TSV, TableFormat.JSONL]  # of one line per row
 
@@ -34,7 +34,7 @@ TEXT_FORMATS = [TableFormat.CSV, TableFormat.TSV, TableFormat.JSONL]  # of one l
 def scored(path: str, score: float, **changed: Any) -> Row:
     known: dict[str, Any] = {
         **{"p_value": 0.01, "q_value": 0.02, "flagged": score >= 1, "width": 640, "height": 480},
-        **{"region_x": 1, "region_y": 2, "region_w": 3, "region_h": 4, "region_fraction": 0.25},
+        **{"region_x": 1, "region_y": 2, "region_w": 3, "region_h": 4, "region_fraction": 0.25, "regions": 2},
         "scales": (0.5, 0.125),
     }
     return Row(path=path, score=score, **(known | changed))
@@ -108,9 +108,9 @@ def test_csv_prints_these_bytes(tmp_path: Path) -> None:
 
     assert table.decode() == (
         ",".join(COLUMNS) + "\n"
-        '1,"b,1.png",2.0,0.0000123457,0.02,true,ok,,640,480,1,2,3,4,0.25,0.5,0.125\n'
-        "2,a b.png,0.5,0.01,0.02,false,ok,,640,480,1,2,3,4,0.25,0.5,0.125\n"
-        ",c.png,,,,false,unreadable,is empty,,,,,,,,,\n"
+        '1,"b,1.png",2.0,0.0000123457,0.02,true,ok,,640,480,1,2,3,4,0.25,0.5,0.125,2\n'
+        "2,a b.png,0.5,0.01,0.02,false,ok,,640,480,1,2,3,4,0.25,0.5,0.125,2\n"
+        ",c.png,,,,false,unreadable,is empty,,,,,,,,,,\n"
     )
 
 
