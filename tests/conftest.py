@@ -16,6 +16,8 @@ from anomaly_cli.scoring import score as scoring
 from anomaly_cli.training import stage2
 from anomaly_cli.training import train as training
 
+pytest_plugins = ["interrupted_runs", "model_files"]  # helpers with fixtures
+
 torch.set_num_threads(1)  # small tensors: a second thread only waits for the first
 
 
