@@ -137,12 +137,14 @@ class RegionRule:
 DEFAULT_REGIONS = RegionRule()
 
 
-def parse_window(text: str) -> IntensityWindow:
-    """Read LOW,HIGH or auto.
+def parse_window(text: str | None) -> IntensityWindow:
+    """Read LOW,HIGH or auto; None stays.
 
     Raises:
         ConfigError: it is neither.
     """
+    if text is None:
+        return None
     if text == "auto":
         return "auto"
     try:

@@ -215,10 +215,28 @@ def _compare_next(
     return {"mode": mode, "teacher": number}, losses
 
 
-def _save_state(path: Path, state: dict[str, Any]) -> None:
+def _load_state(path: Path, parts: dict[str, Any], generator: torch.Generator) -> int:
+    """Restore an interrupted run; the number of its last step, 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    generator.set_state(state["generator"])
+    return int(state["step"])
+
+
+def _save_state(path: Path, parts: dict[str, Any], generator: torch.Generator, step: int) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"generator": generator.get_state(), "step": step}
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)
     partial.replace(path)
+
+
+def _append(log: Path, row: dict[str, Any]) -> None:
+    with log.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def export(student: Student, recipe: Recipe, out: Path) -> None:
@@ -258,13 +276,9 @@ def train(
     student = student.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.rate_at)
-    resume, step = out.with_suffix(".resume"), 0
-    if resume.exists():
-        state = torch.load(resume, weights_only=True)
-        for name, part in (("student", student), ("optimiser", optimiser), ("schedule", schedule)):
-            part.load_state_dict(state[name])
-        batches.generator.set_state(state["generator"])
-        step = state["step"]
+    parts: dict[str, Any] = {"student": student, "optimiser": optimiser, "schedule": schedule}
+    resume = out.with_suffix(".resume")
+    step = _load_state(resume, parts, batches.generator)
     log, started, first = out.with_suffix(".jsonl"), time.monotonic(), step
     student.train()
     while step < recipe.steps:
@@ -278,19 +292,12 @@ def train(
         step += 1
         if step % LOG_EVERY == 0:
             rate = (step - first) * recipe.batch_size / (time.monotonic() - started)
-            row = {"step": step, **facts, "views_per_s": rate}
-            row |= {name: loss.item() for name, loss in losses.items()}
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            _append(
+                log,
+                {"step": step, **facts, "views_per_s": rate, **{name: each.item() for name, each in losses.items()}},
+            )
         if step % SAVE_EVERY == 0 or step == recipe.steps:
-            state = {
-                "student": student.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "generator": batches.generator.get_state(),
-                "step": step,
-            }
-            _save_state(resume, state)
+            _save_state(resume, parts, batches.generator, step)
             export(student, recipe, out)
     return student
 

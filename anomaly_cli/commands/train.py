@@ -99,12 +99,9 @@ def train(
         prototypes=prototypes,
         effort=effort,
         seed=seed,
-        intensity_window=None if intensity_window is None else parse_window(intensity_window),
+        intensity_window=parse_window(intensity_window),
     )
-    images, known = paths_of(normal), paths_of(anomalies)
-    check_named([*images, *known])
-    if resume:
-        check_local([*images, *known])
+    images, anomalous = _named_paths(normal, anomalies, local=resume)
     from anomaly_cli.training import distributed
     from anomaly_cli.training.train import train as train_model
 
@@ -114,7 +111,7 @@ def train(
             images,
             model,
             config,
-            anomalies=known,
+            anomalies=anomalous,
             weights=weights,
             audit_normals=audit_normals,
             patterns=patterns_of(include, exclude),
@@ -125,6 +122,15 @@ def train(
         )
     if not quiet:
         summarise_training(report, audit_normals)
+
+
+def _named_paths(normal: list[str], anomalies: list[str] | None, *, local: bool) -> tuple[list[Path], list[Path]]:
+    """Check that all paths exist and, where they must, are files of this machine."""
+    images, anomalous = paths_of(normal), paths_of(anomalies)
+    check_named([*images, *anomalous])
+    if local:
+        check_local([*images, *anomalous])
+    return images, anomalous
 
 
 def warn_discarded(steps: SavedSteps) -> None:

@@ -72,30 +72,36 @@ def train(
     audit_format = None if audit_normals is None else format_of(audit_normals)
     passed_over = Counter[str]()
     paths = collect(normal, patterns, passed_over)
-    known = collect(anomalies, patterns, passed_over) if anomalies else []
+    anomalous = collect(anomalies, patterns, passed_over) if anomalies else []
     with process_group() as processes:
         workers = max(1, worker_count() // processes.local_count)
-        paths, known = processes.broadcast((paths, known))  # a folder may be filled at this moment
+        paths, anomalous = processes.broadcast((paths, anomalous))  # a folder may be filled at this moment
         config = choose_window(limit_image_size(config, paths, workers), paths, workers)
         config = processes.broadcast(config)
         run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes)
         backbone = build_backbone(config.backbone, weights, config.seed)
-        resuming = resumed(run, model_path, [paths, known], backbone, resume) if resume else nullcontext(run)
+        resuming = resumed(run, model_path, [paths, anomalous], backbone, resume) if resume else nullcontext(run)
         with resuming as run:
-            trained = train_detector(paths, known, backbone, run)
+            trained = train_detector(paths, anomalous, backbone, run)
             check_variation(trained.calibration)
             model = _save(trained, model_path, run, thumbnails=thumbnails)
             if audit_format is not None and processes.is_first:
                 Table([*score_normals(trained, run)], trained.detector.column_names).write(audit_normals, audit_format)
+    return _report(trained, model_path, model, run.saved.reused, by_count(passed_over))
+
+
+def _report(
+    trained: TrainedDetector, path: Path, model: Model, reused: dict[str, tuple[int, int]], passed_over: dict[str, int]
+) -> TrainReport:
     return TrainReport(
-        model_path=model_path,
+        model_path=path,
         model=model,
         unreadable=trained.normals.unreadable + trained.labelled.unreadable,
         outliers=trained.outliers,
         copies=trained.normals.copies,
         copies_together=trained.normals.held_out_together,
-        reused=run.saved.reused,
-        passed_over=by_count(passed_over),
+        reused=reused,
+        passed_over=passed_over,
     )
 
 
