@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Name = str | os.PathLike[str]
 
-
 Names = Name | Iterable[Name]
 
 

@@ -15,7 +15,6 @@ MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for t
 MIN_BATCH = 20  # readable images, and held-out normal ones: fewer are too few to judge a batch as a whole
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
 
-
 Name = TypeVar("Name", bound=StrEnum)
 
 
@@ -106,7 +105,6 @@ class FlagRule:
 
 
 DEFAULT_RULE = FlagRule()
-
 
 IntensityWindow = tuple[float, float] | Literal["auto"] | None
 

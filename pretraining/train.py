@@ -278,10 +278,10 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.rate_at)
     parts: dict[str, Any] = {"student": student, "optimiser": optimiser, "schedule": schedule}
     resume = out.with_suffix(".resume")
-    step = _load_state(resume, parts, batches.generator)
-    log, started, first = out.with_suffix(".jsonl"), time.monotonic(), step
+    first = _load_state(resume, parts, batches.generator)
+    log, started = out.with_suffix(".jsonl"), time.monotonic()
     student.train()
-    while step < recipe.steps:
+    for step in range(first + 1, recipe.steps + 1):
         facts, losses = _compare_next(student, teachers, batches)
         total = sum(recipe.label_weight * loss if name == "label" else loss for name, loss in losses.items())
         optimiser.zero_grad(set_to_none=True)
@@ -289,13 +289,10 @@ def train(
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimiser.step()
         schedule.step()
-        step += 1
         if step % LOG_EVERY == 0:
             rate = (step - first) * recipe.batch_size / (time.monotonic() - started)
-            _append(
-                log,
-                {"step": step, **facts, "views_per_s": rate, **{name: each.item() for name, each in losses.items()}},
-            )
+            row = {"step": step, **facts, "views_per_s": rate}
+            _append(log, row | {name: loss.item() for name, loss in losses.items()})
         if step % SAVE_EVERY == 0 or step == recipe.steps:
             _save_state(resume, parts, batches.generator, step)
             export(student, recipe, out)

@@ -15,56 +15,44 @@ ModelFile = Annotated[
     typer.Option("--model", "-m", envvar="ANOMALY_MODEL", metavar="FILE", help="Model file.", show_default=True),
 ]
 
-
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="[MODEL]", envvar="ANOMALY_MODEL", help="Model file.", show_default=True)
 ]
-
 
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(metavar="INPUT...", help="Folders (searched recursively) or files; also URLs."),
 ]
 
-
 FilesFrom = Annotated[
     str | None,
     typer.Option("--files-from", metavar="FILE|-", help="Read more paths from a file, one per line."),
 ]
 
-
 NulSeparated = Annotated[bool, typer.Option("--null", "-0", help="Paths of --files-from end with NUL, not newline.")]
-
 
 Device = Annotated[
     str,
     typer.Option(envvar="ANOMALY_DEVICE", metavar="NAME", help="auto, cpu, cuda or cuda:N.", show_default=True),
 ]
 
-
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on stderr.")]
 
-
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="FILE|-", help="Table to write; - for stdout.")]
-
 
 Format = Annotated[
     TableFormat | None, typer.Option("--format", help="Instead of the one that the suffix of --out names.")
 ]
 
-
 BackboneName = Annotated[
     str, typer.Option("--backbone", metavar="NAME", help="embedded, scratch, or a torchvision model such as resnet18.")
 ]
-
 
 Weights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights of a torchvision backbone, instead of a download.")
 ]
 
-
 EffortLevel = Annotated[Effort, typer.Option("--effort", help="How long `scratch` learns its features.")]
-
 
 ImageSize = Annotated[
     int,
@@ -74,12 +62,9 @@ ImageSize = Annotated[
     ),
 ]
 
-
 Prototypes = Annotated[int, typer.Option(metavar="N", help="Upper limit per scale.")]
 
-
 Seed = Annotated[int, typer.Option(metavar="N", help="Same images, settings and seed give the same result.")]
-
 
 RegionThreshold = Annotated[
     float,
@@ -87,7 +72,6 @@ RegionThreshold = Annotated[
         metavar="VALUE", help="Map values from this one up belong to regions; 1 = limit of normal.", show_default=True
     ),
 ]
-
 
 MinArea = Annotated[
     int,
@@ -98,7 +82,6 @@ MinArea = Annotated[
     ),
 ]
 
-
 Include = Annotated[
     list[str] | None,
     typer.Option(
@@ -108,10 +91,8 @@ Include = Annotated[
     ),
 ]
 
-
 Exclude = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Of the files found in folders leave these out; as --include.")
 ]
-
 
 DEFAULTS = DetectorConfig()

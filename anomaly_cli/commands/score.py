@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 GATE_TRIPPED = 3
 STDOUT = Path("-")
 
-
 Fdr = Annotated[
     float | None,
     typer.Option(
@@ -56,20 +55,16 @@ Fdr = Annotated[
     ),
 ]
 
-
 Threshold = Annotated[
     float | None, typer.Option(metavar="SCORE", help="Flag scores from this one up instead; 1 = limit of normal.")
 ]
 
-
 FlagTop = Annotated[int | None, typer.Option("--top", metavar="N", help="Flag the N most anomalous instead.")]
-
 
 MaxFalseAlarms = Annotated[
     float | None,
     typer.Option(metavar="N", help="Flag so that at most N normal images of this run are expected among the flagged."),
 ]
-
 
 FailOn = Annotated[
     list[str] | None,
@@ -80,17 +75,14 @@ FailOn = Annotated[
     ),
 ]
 
-
 NoQuality = Annotated[
     bool,
     typer.Option("--no-quality", help="Leave out the columns on brightness, sharpness and copies, and do not measure."),
 ]
 
-
 Summary = Annotated[
     Path | None, typer.Option(metavar="FILE|-", help="Also write the verdict on the batch as JSON; - for stdout.")
 ]
-
 
 ScoreOut = Annotated[
     Path | None,
@@ -103,7 +95,6 @@ ScoreOut = Annotated[
     ),
 ]
 
-
 Regions = Annotated[
     Path | None,
     typer.Option(
@@ -111,7 +102,6 @@ Regions = Annotated[
         help="Also write a table of all regions, one row each, by the suffix of its name; COCO for .coco.json.",
     ),
 ]
-
 
 Stream = Annotated[
     bool,
@@ -122,12 +112,10 @@ Stream = Annotated[
     ),
 ]
 
-
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Keep a journal beside the table, so that the same command continues after a kill."),
 ]
-
 
 EngineName = Annotated[
     Engine,

@@ -35,24 +35,20 @@ if TYPE_CHECKING:
 
 Normal = Annotated[list[str], typer.Argument(metavar="NORMAL_DIR...", help="Folders or files of normal images.")]
 
-
 Anomalies = Annotated[
     list[str] | None,
     typer.Option(metavar="DIR", help="Labelled anomalous images; they train the classifier, never the memory."),
 ]
-
 
 AuditNormals = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Also write a table of the normal images, each scored as if unseen."),
 ]
 
-
 NoThumbnails = Annotated[
     bool,
     typer.Option("--no-thumbnails", help="Store no small pictures of normal patches in the model, for private data."),
 ]
-
 
 Resume = Annotated[
     bool,
@@ -60,7 +56,6 @@ Resume = Annotated[
         "--resume", help="Save finished steps beside the model, so that the same command continues after a kill."
     ),
 ]
-
 
 IntensityWindowText = Annotated[
     str | None,

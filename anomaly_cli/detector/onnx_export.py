@@ -111,7 +111,7 @@ class CalibratedDetector(nn.Module):
 
 
 def in_unit(values: Tensor, unit: ScoreScale) -> Tensor:
-    """Convert raw values of any shape as `Unit.apply` does."""
+    """Convert raw values of any shape as `ScoreScale.apply` does."""
     t = (values - unit.median) / (unit.limit - unit.median)
     return torch.where(t >= 0, 0.5 + 0.5 * t, 0.5 * t.clamp(max=0).exp())
 
@@ -257,8 +257,6 @@ def export(model_path: Path, out: Path | None = None) -> ExportReport:
     target = out or model_path.with_suffix(".onnx")
     check_outputs([Output("--out", target, Kind.ONNX)], [model_path])
     model = load_model(model_path)
-    from anomaly_cli.detector.onnx_export import make_onnx
-
     content = make_onnx(model).SerializeToString()
     with atomic_output(target) as file:
         file.write(content)

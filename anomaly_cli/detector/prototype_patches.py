@@ -16,7 +16,6 @@ from anomaly_cli.detector.scales import POOLED_SCALES, cell_step
 
 Patches = dict[str, list[bytes]]  # scale: one WebP for each prototype
 
-
 CONTEXT = 6  # cells, side of a patch: the main receptive field of a cell, and enough for a person to place it
 PATCH_SIDE = 48  # pixels; a larger patch is reduced to it, or to a little less
 IMAGE_SIDE = 64  # pixels of the longer side of a whole image

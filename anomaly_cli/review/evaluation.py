@@ -33,9 +33,7 @@ PRECISION_AT = (10, 100, 1_000)  # ranks
 MANY = 20_000  # images; above this a tenth of the draws suffices
 SHARES = ("precision", "recall", "false_alarms")  # in a `Confusion`
 
-
 Scores = NDArray[np.float64]
-
 
 Flags = NDArray[np.bool_]
 

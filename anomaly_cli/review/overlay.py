@@ -19,11 +19,9 @@ from anomaly_cli.scoring.regions import region_mask
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-
 STEPS = 256  # of the colour scale
 LIMIT, FULL_SCALE = 1.0, 3.0  # map values: the limit of normal, the last colour
 _BELOW = LIMIT - FULL_SCALE / (STEPS - 1)  # the last step below the limit
-
 
 MAP16_UNITS = 1000  # grey levels of a 16-bit map per limit of normal
 
@@ -52,7 +50,6 @@ _CHROMAS = (0.08, 0.125, 0.128, 0.175, 0.16)
 _LAB_TO_LMS = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
 )
-
 
 _LMS_TO_RGB = np.array(
     [

@@ -27,7 +27,6 @@ from anomaly_cli.scoring.parallel import parallel_map, worker_count
 
 Item = TypeVar("Item")
 
-
 GPU_BATCH = 32  # images; one batch holds images of one size only
 
 

@@ -13,12 +13,9 @@ import torch
 
 AHEAD = 4  # images a worker may be ahead of the consumer; bounds memory
 
-
 Item = TypeVar("Item")
 
-
 Result = TypeVar("Result")
-
 
 Progress = Callable[[str, int, int], None]  # phase, done, total
 

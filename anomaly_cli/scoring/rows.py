@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +71,7 @@ def make_row(
         region_list=regions if region_rule.listed else (),
         scales=tuple(float(value) for value in scales[0, 1:]),
     )
-    quality = result.quality
-    if quality is None:
-        return row
-    return replace(
-        row,
-        aspect=quality.aspect,
-        brightness=quality.brightness,
-        contrast=quality.contrast,
-        sharpness=quality.sharpness,
-        content_hash=quality.content_hash,
-        perceptual_hash=quality.perceptual_hash,
-    )
+    return row if result.quality is None else replace(row, **asdict(result.quality))
 
 
 def regions_of(measured: Measured, rule: RegionRule) -> tuple[RegionRow, ...]:

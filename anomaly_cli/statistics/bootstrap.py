@@ -13,7 +13,6 @@ from anomaly_cli.statistics.interval import Interval
 CONFIDENCE = 0.95  # of an interval
 DRAWS, PIXEL_DRAWS = 1_000, 200  # of the bootstrap
 
-
 Counts = NDArray[np.int64]  # (N,) multiplicity of each image in a resample
 
 

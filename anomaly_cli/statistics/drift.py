@@ -12,7 +12,6 @@ from anomaly_cli.config import MIN_BATCH
 
 Floats = NDArray[np.float64]
 
-
 BULK = 0.7  # quantile of the normal images below which an image belongs to the bulk
 # Tolerated standard deviation of the mean rank of the bulk, upwards and downwards: the memory in use was fitted on more
 # images than those that scored the held-out images (docs/statistics.md).

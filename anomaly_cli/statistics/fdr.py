@@ -7,7 +7,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-
 STOREY_LAMBDA = 0.5
 
 

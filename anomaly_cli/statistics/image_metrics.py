@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 RECALL = 0.95
 
-
 Floats = NDArray[np.float64]
 
 

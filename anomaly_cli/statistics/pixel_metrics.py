@@ -13,7 +13,6 @@ from anomaly_cli.statistics.bootstrap import Counts
 
 Floats = NDArray[np.float64]
 
-
 FPR_LIMIT = 0.3  # upper end of the AUPRO integral
 NORMAL_PIXELS, REGION_PIXELS = (
     1 << 15,
@@ -21,9 +20,7 @@ NORMAL_PIXELS, REGION_PIXELS = (
 )  # kept per image and per region; larger ones are subsampled with a constant stride
 TOUCHING = np.ones((3, 3), bool)  # pixels of one region touch by side or corner
 
-
 Map = NDArray[np.float32]
-
 
 Mask = NDArray[np.bool_]
 

@@ -9,7 +9,6 @@ from scipy.special import stdtrit
 LIMIT_QUANTILE = 0.99  # quantile of normal images at the limit of normal
 MIN_SPREAD = 1e-6  # avoids division by zero for identical normal images
 
-
 Floats = NDArray[np.float64]
 
 

@@ -24,7 +24,6 @@ SHIFT_SPREAD = (
 )
 SHIFT_STEPS = np.linspace(-2, 2, 7)  # in units of SHIFT_SPREAD
 
-
 Floats = NDArray[np.float64]
 
 

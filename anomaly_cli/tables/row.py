@@ -11,9 +11,7 @@ from typing import Literal, NamedTuple, Self
 
 SIGNIFICANT_DIGITS = 6  # float32 carries 7; the last one differs between processors
 
-
 Value = str | int | float | bool | None
-
 
 Outline = tuple[
     tuple[float, ...], ...

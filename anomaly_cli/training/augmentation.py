@@ -11,9 +11,7 @@ from scipy import ndimage
 
 Pixels = NDArray[np.uint8]
 
-
 Mask = NDArray[np.bool_]
-
 
 FREE_SHARE = (0.3, 1.0)  # of an image that a free view shows
 FREE_GREY = 0.2  # of the free views have no colour
@@ -121,6 +119,5 @@ def _noise(values: NDArray[np.float32], _other: Pixels, generator: np.random.Gen
 
 
 _Change = Callable[[NDArray[np.float32], Pixels, np.random.Generator], NDArray[np.generic]]
-
 
 _CHANGES: tuple[_Change, ...] = (_cut_paste, _stain, _blur, _noise)

@@ -22,7 +22,6 @@ from anomaly_cli.errors import ConfigError, ProcessError
 PATIENCE = timedelta(days=1)  # for a process with a slow disk; one that dies closes its connections and is noticed
 VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # besides WORLD_SIZE
 
-
 Item = TypeVar("Item")
 
 

@@ -16,7 +16,6 @@ from anomaly_cli.training.step_cache import Steps, deserialize, serialize
 
 BLOCK = 20  # images whose results are saved together
 
-
 Item = TypeVar("Item")
 
 
