@@ -37,7 +37,7 @@ MODULES = {
     if path.name != "__init__.py" or path.parent == PACKAGE
 }
 LIGHT = [name for name in MODULES if name.split(".")[0] in {*ROOT_FILES, "statistics", "images", "tables", "cli"}]
-MAX_LINES = 400
+MAX_LINES, MAX_FUNCTION_LINES = 400, 50
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -82,6 +82,16 @@ def test_a_module_opens_with_what_it_is_for_and_has_at_most_400_lines(name: str)
 
     assert len(text.splitlines()) <= MAX_LINES
     assert ast.get_docstring(ast.parse(text))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_has_more_than_50_lines(name: str) -> None:
+    functions = [
+        node for node in ast.walk(ast.parse(MODULES[name].read_text("utf-8"))) if isinstance(node, ast.FunctionDef)
+    ]
+    lengths = {each.name: (each.end_lineno or 0) - each.lineno + 1 for each in functions}
+
+    assert {function: lines for function, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
 
 
 def test_no_file_of_tests_has_more_than_400_lines() -> None:

@@ -154,13 +154,7 @@ def score(
 ) -> None:
     """Rank images by how far they deviate from normal and write the table."""
     sources = Sources(inputs, files_from, null, patterns_of(include, exclude))
-    region_file = None if regions is None or stream else RegionFile.of(None if regions == STDOUT else regions)
-    region_rule = RegionRule(
-        threshold=region_threshold,
-        min_area=min_area,
-        listed=regions is not None,
-        outlined=region_file is not None and region_file.kind is Kind.COCO,
-    )
+    region_file, region_rule = _regions(regions, region_threshold, min_area, stream=stream)
     if stream:
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
         check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, out, format, engine)
@@ -183,6 +177,15 @@ def score(
         device=device,
     )
     _score_batch(sources, options, fail_on or [], quiet=quiet)
+
+
+def _regions(
+    regions: Path | None, threshold: float, min_area: int, *, stream: bool
+) -> tuple[RegionFile | None, RegionRule]:
+    """Choose which regions are kept and where they go; a stream writes them with its rows."""
+    file = None if regions is None or stream else RegionFile.of(None if regions == STDOUT else regions)
+    outlined = file is not None and file.kind is Kind.COCO
+    return file, RegionRule(threshold=threshold, min_area=min_area, listed=regions is not None, outlined=outlined)
 
 
 @dataclass(frozen=True, kw_only=True)
