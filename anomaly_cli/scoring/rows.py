@@ -68,6 +68,7 @@ def make_row(
         region_h=region.height,
         region_fraction=region.fraction,
         regions=len(regions),
+        region_from=str(result.region_from),
         region_list=regions if region_rule.listed else (),
         scales=tuple(float(value) for value in scales[0, 1:]),
     )

@@ -60,6 +60,7 @@ class Row:
     perceptual_hash: str | None = None  # no column: what `duplicate_group` is found by
     duplicate_group: int | None = None  # equal for files that are copies or near-copies of each other
     regions: int | None = None  # number of regions at or above the threshold
+    region_from: str | None = None  # what places the region of the row: its anomaly map, or a pooled scale (image)
     region_list: tuple[RegionRow, ...] = ()  # highest peak first; empty unless they are asked for
 
     def __post_init__(self) -> None:

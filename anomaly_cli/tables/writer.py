@@ -31,7 +31,7 @@ _WHOLE_NUMBERS = (
     *("rank", "width", "height", "region_x", "region_y", "region_w", "region_h", "duplicate_group", "regions"),
     *("region", "x", "y", "w", "h", "area"),
 )
-_WORDS = ("path", "status", "reason", "content_hash", "scale")
+_WORDS = ("path", "status", "reason", "content_hash", "scale", "region_from")
 _QUALITY = ("aspect", "brightness", "contrast", "sharpness", "content_hash", "duplicate_group")
 
 
@@ -118,7 +118,7 @@ class Table(Records):
     def columns(self) -> list[str]:
         """Names of the columns."""
         quality = _QUALITY if self.with_quality else ()
-        return [*_COLUMNS, *(f"scale_{name}" for name in self.scale_names), *quality, "regions"]
+        return [*_COLUMNS, *(f"scale_{name}" for name in self.scale_names), *quality, "regions", "region_from"]
 
     def record(self, row: Row, rank: int | None = None) -> dict[str, Value]:
         """Values of one row by column, numbers rounded to six significant digits."""

@@ -24,7 +24,8 @@ def test_the_table_counts_the_regions_and_the_second_one_lists_them(here: Path) 
     regions = rows_of(regions_of())
 
     rows = rows_of(Path("scores.csv").read_bytes())
-    assert list(rows[0])[-1] == "regions"
+    assert list(rows[0])[-2:] == ["regions", "region_from"]
+    assert {row["region_from"] for row in rows if row["score"]} <= {"map", "image"}
     assert sum(int(row["regions"]) for row in rows) == len(regions) > 0
     ranks = {row["path"]: int(row["rank"]) for row in rows}
     order = [(ranks[region["path"]], -float(region["peak"])) for region in regions]

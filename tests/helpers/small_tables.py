@@ -16,7 +16,15 @@ TEXT_FORMATS = [TableFormat.CSV, TableFormat.TSV, TableFormat.JSONL]  # of one l
 def scored(path: str, score: float, **changed: Any) -> Row:
     known: dict[str, Any] = {
         **{"p_value": 0.01, "q_value": 0.02, "flagged": score >= 1, "width": 640, "height": 480},
-        **{"region_x": 1, "region_y": 2, "region_w": 3, "region_h": 4, "region_fraction": 0.25, "regions": 2},
+        **{
+            "region_x": 1,
+            "region_y": 2,
+            "region_w": 3,
+            "region_h": 4,
+            "region_fraction": 0.25,
+            "regions": 2,
+            "region_from": "map",
+        },
         "scales": (0.5, 0.125),
     }
     return Row(path=path, score=score, **(known | changed))

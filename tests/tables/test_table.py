@@ -26,7 +26,17 @@ from anomaly_cli.tables.writer import Table
 
 COLUMNS = [
     *("rank", "path", "score", "p_value", "q_value", "flagged", "status", "reason", "width", "height"),
-    *("region_x", "region_y", "region_w", "region_h", "region_fraction", "scale_4", "scale_image", "regions"),
+    *(
+        "region_x",
+        "region_y",
+        "region_w",
+        "region_h",
+        "region_fraction",
+        "scale_4",
+        "scale_image",
+        "regions",
+        "region_from",
+    ),
 ]
 
 
@@ -88,9 +98,9 @@ def test_csv_prints_these_bytes(tmp_path: Path) -> None:
 
     assert table.decode() == (
         ",".join(COLUMNS) + "\n"
-        '1,"b,1.png",2.0,0.0000123457,0.02,true,ok,,640,480,1,2,3,4,0.25,0.5,0.125,2\n'
-        "2,a b.png,0.5,0.01,0.02,false,ok,,640,480,1,2,3,4,0.25,0.5,0.125,2\n"
-        ",c.png,,,,false,unreadable,is empty,,,,,,,,,,\n"
+        '1,"b,1.png",2.0,0.0000123457,0.02,true,ok,,640,480,1,2,3,4,0.25,0.5,0.125,2,map\n'
+        "2,a b.png,0.5,0.01,0.02,false,ok,,640,480,1,2,3,4,0.25,0.5,0.125,2,map\n"
+        ",c.png,,,,false,unreadable,is empty,,,,,,,,,,,\n"
     )
 
 
