@@ -202,7 +202,7 @@ def test_an_interrupted_run_is_130_leaves_the_cluster_and_can_be_resumed(big: Pa
 def test_a_worker_with_other_versions_is_refused(here: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "library_versions", lambda: {"torch": "0"})
 
-    result = anomaly("score", "incoming", "--engine", "ray", "-q")
+    result = anomaly("score", "incoming/good0.png", "--engine", "ray", "-q")
 
     assert re.fullmatch(
         r"error: Ray gave up: \S+ has \{'python': .*\}, the command has \{'torch': '0'\}\n", result.stderr
