@@ -20,7 +20,7 @@ from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.features import feature_maps
 from anomaly_cli.detector.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE
 
-SHARPNESS = 4  # power of the relative map that a raise is distributed by: half of the peak gets a sixteenth
+SHARPNESS = 16  # power of the relative map that a raise is distributed by: cells below nine tenths of the peak stay
 
 Map = NDArray[np.float32]
 

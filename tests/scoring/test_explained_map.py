@@ -116,7 +116,7 @@ def test_the_highest_cells_are_raised_to_the_score_where_the_map_contributes_mos
     score = calibration.scores(deviations[None])[0][0]
     assert explained.max() == pytest.approx(score)
     assert source is RegionSource.MAP
-    assert explained[0, 1] == pytest.approx(0.4 + (score - 0.8) / 16)
+    assert explained[0, 1] == pytest.approx(0.4 + (score - 0.8) / 2**16)
 
 
 def test_the_attribution_places_the_region_where_a_pooled_scale_contributes_most(
