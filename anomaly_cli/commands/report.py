@@ -9,7 +9,8 @@ import typer
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr
-from anomaly_cli.commands.options import Device, ModelFile, Quiet
+from anomaly_cli.commands.options import Device, MinArea, ModelFile, Quiet, RegionThreshold
+from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 
 if TYPE_CHECKING:
     from anomaly_cli.review.report_page import PageReport
@@ -26,14 +27,17 @@ def report(
     top: Annotated[
         int, typer.Option(metavar="N", min=0, help="Pictures for the N most anomalous; the others are listed without.")
     ] = TOP,
+    region_threshold: RegionThreshold = DEFAULT_REGIONS.threshold,
+    min_area: MinArea = DEFAULT_REGIONS.min_area,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Make one HTML page to review a table image by image and export the labels: no network needed."""
+    region_rule = RegionRule(threshold=region_threshold, min_area=min_area)
     from anomaly_cli.review.report_page import write_report
 
     with console.progress(quiet) as progress:
-        written = write_report(table, model, out, top=top, device=device, progress=progress)
+        written = write_report(table, model, out, top=top, region_rule=region_rule, device=device, progress=progress)
     if not quiet:
         summarise_page(written, out)
 

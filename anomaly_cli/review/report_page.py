@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader
 from jinja2.utils import htmlsafe_json_dumps
 
-from anomaly_cli.config import DEFAULT_RULE
+from anomaly_cli.config import DEFAULT_REGIONS, DEFAULT_RULE, RegionRule
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import UnreadableImageError
@@ -28,9 +28,10 @@ from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.parallel import Progress, parallel_map, worker_count
+from anomaly_cli.scoring.rows import regions_of
 from anomaly_cli.statistics.fdr import null_proportion
 from anomaly_cli.tables.reader import file_of
-from anomaly_cli.tables.row import Value
+from anomaly_cli.tables.row import Value, rounded
 from anomaly_cli.tables.score_table import ReportTable
 
 ASSETS = files("anomaly_cli.review") / "assets"
@@ -65,14 +66,24 @@ class PageReport:
 
 @dataclass
 class _Pictures:
-    """Counts collected while the thumbnails are made."""
+    """How the pictures are made, and counts collected meanwhile."""
 
+    model: Model | None
+    region_rule: RegionRule
+    device: str
     missing: list[tuple[Path, str]] = field(default_factory=list)
     changed: int = 0
 
 
 def write_report(
-    table_path: Path, model_path: Path, out: Path, *, top: int, device: str = "auto", progress: Progress
+    table_path: Path,
+    model_path: Path,
+    out: Path,
+    *,
+    top: int,
+    region_rule: RegionRule = DEFAULT_REGIONS,
+    device: str = "auto",
+    progress: Progress,
 ) -> PageReport:
     """Write the page of a table.
 
@@ -81,6 +92,7 @@ def write_report(
         model_path: of the model that scored the table; not read for a table without p-values, which `audit` wrote.
         out: HTML file.
         top: number of most anomalous images with a thumbnail; the others are listed without.
+        region_rule: which regions are framed and listed.
         device: to compute the anomaly maps again.
         progress: called after each thumbnail.
 
@@ -92,22 +104,15 @@ def write_report(
     check_outputs([Output("--out", out, Kind.PAGE)], [table_path, model_path])
     table = ReportTable.read(table_path)
     model = load_model(model_path, choose_device(device)) if table.p_values else None
-    pictures = _Pictures()
+    pictures = _Pictures(model, region_rule, device)
     # To a temporary file first: the page lists the missing files before the thumbnails, which need not fit in memory.
     shown = min(top, len(table.readable))
     with os_errors_as_output_error(str(out)), tempfile.TemporaryFile("w+", encoding="ascii") as spooled:
-        for picture in _pictures(table, model, top, device, pictures, progress):
+        for picture in _make_pictures(table, top, pictures, progress):
             spooled.write(htmlsafe_json_dumps(picture, **JSON) + "\n")
         spooled.seek(0)
-        data = {
-            **_facts(table, model, model_path),
-            "table": os.fspath(table_path),
-            "root": os.path.relpath(_base(table), out.parent),
-            "pictures": shown,
-            "missing": len(pictures.missing),
-            "changed": pictures.changed,
-        }
-        size = _write_page(data, spooled, out)
+        place = {"root": os.path.relpath(_base(table), out.parent), "pictures": shown}
+        size = _write_page(_facts(table, pictures, model_path) | place, spooled, out)
     return PageReport(
         files=len(table.readable) + len(table.unreadable),
         unreadable=len(table.unreadable),
@@ -126,11 +131,13 @@ def _base(table: ReportTable) -> Path:
     return Path.cwd() if file_of(first, table.source) == path_of(first) else table.source.parent
 
 
-def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[str, Any]:
-    """Collect the data of the page apart from the thumbnails."""
+def _facts(table: ReportTable, pictures: _Pictures, model_path: Path) -> dict[str, Any]:
+    """Collect the data of the page apart from the thumbnails, once these are made."""
+    model = pictures.model
     verdict = None if model is None else _verdict(table, model, model_path)
     normals = [] if model is None else model.calibration.normal_scores.tolist()
     return {
+        "table": os.fspath(table.source),
         "digest": table.digest,
         "model": None if model is None else os.fspath(model_path),
         "columns": table.columns,
@@ -143,6 +150,10 @@ def _facts(table: ReportTable, model: Model | None, model_path: Path) -> dict[st
         "verdict": None if verdict is None else asdict(verdict),
         "tints": _text(colour_table().tobytes()),
         "fullScale": FULL_SCALE,
+        "regionThreshold": pictures.region_rule.threshold,
+        "minArea": pictures.region_rule.min_area,
+        "missing": len(pictures.missing),
+        "changed": pictures.changed,
     }
 
 
@@ -154,17 +165,16 @@ def _verdict(table: ReportTable, model: Model, model_path: Path) -> Verdict | No
     return judge_batch(rows, names, model.calibration, DEFAULT_RULE, model_path)
 
 
-def _pictures(
-    table: ReportTable, model: Model | None, top: int, device: str, pictures: _Pictures, progress: Progress
-) -> Iterator[dict[str, Any]]:
+def _make_pictures(table: ReportTable, top: int, pictures: _Pictures, progress: Progress) -> Iterator[dict[str, Any]]:
     """Make the data of each image in rank order; the page reads it when the image comes into view."""
     paths = table.paths[:top] if top else []  # without pictures the files need not be there
+    model = pictures.model
     window = None if model is None else model.config.window
     drawn = parallel_map(lambda path: _thumbnail(path, window), paths, worker_count())
-    measured = _measured(model, paths, device)
+    measured = _measured(model, paths, pictures.device)
     for i, (path, thumbnail, result) in enumerate(zip(paths, drawn, measured, strict=True)):
         try:
-            picture = _picture(model, thumbnail, result)
+            picture = _picture(model, thumbnail, result, pictures.region_rule)
         except UnreadableImageError as error:
             picture = {"missing": error.reason}
             pictures.missing.append((path, error.reason))
@@ -188,7 +198,10 @@ def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[M
 
 
 def _picture(
-    model: Model | None, thumbnail: bytes | UnreadableImageError, result: Measured | UnreadableImageError | None
+    model: Model | None,
+    thumbnail: bytes | UnreadableImageError,
+    result: Measured | UnreadableImageError | None,
+    region_rule: RegionRule,
 ) -> dict[str, Any]:
     """Assemble the data of one image.
 
@@ -200,6 +213,10 @@ def _picture(
     if isinstance(result, UnreadableImageError):
         raise result
     picture: dict[str, Any] = {"image": _text(thumbnail)}
+    if isinstance(result, Measured):
+        picture["regions"] = [
+            (*region[:4], region.area, rounded(region.peak), region.scale) for region in regions_of(result, region_rule)
+        ]
     if isinstance(result, Measured) and (heat := make_heat(result.anomaly_map)) is not None:
         picture |= {"heat": _text(heat.levels), "cells": [heat.height, heat.width]}
         if model is not None and (evidence := find_evidence(model, result)) is not None:

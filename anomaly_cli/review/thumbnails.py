@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.review.overlay import FULL_SCALE
+from anomaly_cli.review.overlay import FULL_SCALE, LIMIT
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side; a multiple of the step of `load_image`
 THUMBNAIL_QUALITY = 72  # of WebP
 MAX_HEAT_SIDE = 64  # cells; a finer map adds nothing at this size
 TINTED_FROM = 0.5  # of the limit of normal: below, an overlay leaves the image unchanged
 LEVELS = 255
+LIMIT_LEVEL = round(LEVELS * LIMIT / FULL_SCALE)
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,8 @@ def make_heat(anomaly_map: NDArray[np.floating[Any]]) -> Heat | None:
     h, w = anomaly_map.shape
     reduce = -(-max(h, w) // MAX_HEAT_SIDE)
     cells = Image.fromarray(anomaly_map.astype(np.float32)).reduce(reduce)
+    inside = np.asarray(Image.fromarray((anomaly_map >= LIMIT).astype(np.float32)).reduce(reduce)) > 0
     levels = np.rint(np.clip(np.asarray(cells) / FULL_SCALE, 0, 1) * LEVELS).astype(np.uint8)
+    # Neither the mean of several cells nor rounding may take a cell out of a region, or into one.
+    levels = np.where(inside, np.maximum(levels, LIMIT_LEVEL), np.minimum(levels, LIMIT_LEVEL - 1)).astype(np.uint8)
     return Heat(levels.tobytes(), cells.height, cells.width)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import anomaly, start, stop_at_the_rename
+from command_line import anomaly, rows_of, start, stop_at_the_rename
 from PIL import Image
 
 from anomaly_cli.review.report_page import ASSETS
@@ -99,6 +99,24 @@ def test_an_anomalous_image_has_a_map_and_evidence(scored: Path) -> None:
     for side in ("anomalous", "normal"):
         with picture_of(first["evidence"][side]) as picture:
             assert min(picture.size) > 10
+
+
+def test_the_regions_of_the_page_are_those_of_the_table_of_regions(scored: Path) -> None:
+    options = ["--region-threshold", "0.9", "--min-area", "100"]
+    assert anomaly("score", "batch", "--regions", "regions.csv", "-q", *options).exit_code == 0
+    assert anomaly("report", "scores.csv", "-q", *options).exit_code == 0
+
+    page = read_page().data
+    rows = page["data"]["rows"]
+    shown = [
+        [rows[i][0], str(number), *map(str, region)]
+        for i in range(len(rows))
+        for number, region in enumerate(page[f"picture-{i}"]["regions"], start=1)
+    ]
+    expected = rows_of(Path("regions.csv").read_bytes())
+    names = ("path", "region", "x", "y", "w", "h", "area", "peak", "scale")
+    assert shown == [[row[name] for name in names] for row in expected]
+    assert (page["data"]["regionThreshold"], page["data"]["minArea"]) == (0.9, 100)
 
 
 def test_the_page_names_no_address_at_all_and_forbids_requests(scored: Path) -> None:

@@ -51,14 +51,23 @@ def test_levels_are_steps_of_the_full_scale() -> None:
     assert list(heat.levels) == slow
 
 
-def test_a_large_map_is_reduced_to_means() -> None:
+def test_a_cell_just_below_the_limit_is_in_no_region() -> None:
+    heat = make_heat(np.array([[0.999, 1.0]], np.float32))
+
+    assert heat is not None
+    assert list(heat.levels) == [84, 85]
+
+
+def test_a_large_map_is_reduced_to_means_and_keeps_its_regions() -> None:
     anomaly_map = np.zeros((2 * MAX_HEAT_SIDE, 40), np.float32)
     anomaly_map[0, 0] = FULL_SCALE
+    anomaly_map[0, 2] = 0.8
     anomaly_map[-2:, -2:] = FULL_SCALE
 
     heat = make_heat(anomaly_map)
 
     assert heat is not None
     assert (heat.height, heat.width) == (MAX_HEAT_SIDE, 20)
-    assert heat.levels[0] == round(255 / 4)
+    assert heat.levels[0] == 85  # a quarter of 255 is less than the limit
+    assert heat.levels[1] == round(255 * 0.8 / FULL_SCALE / 4)
     assert heat.levels[-1] == 255

@@ -50,7 +50,10 @@ const memory = {
   },
 };
 const decisions = new Map(Object.entries(JSON.parse(memory.read(memory.key) ?? "{}"))); // path → label
-const undoable = []; // [path, label before]
+const regionMemory = `anomaly-report-regions:${data.digest}:${data.regionThreshold}:${data.minArea}`; // what numbers depend on
+const regionKey = (i, number) => `${number}:${value(i, "path")}`;
+const regionDecisions = new Map(Object.entries(JSON.parse(memory.read(regionMemory) ?? "{}"))); // regionKey → label
+const undoable = []; // [index, label before, number of the region or 0]
 const state = { threshold: data.threshold, view: [], current: null, descending: true, overlays: true, turned: new Set() };
 
 // ---- the batch and the threshold ----------------------------------------------------------------------------------
@@ -346,6 +349,7 @@ function makeCard(i) {
         make("span", { class: "pill" })),
       make("div", { class: "why" }, makeScales(i)),
       make("div", { class: "path", title: value(i, "path") }, linkTo(value(i, "path"))),
+      data.model ? make("div", { class: "regions", role: "group", "aria-label": "Regions" }) : null,
       make("div", { class: "decide" }, decide(NORMAL), decide(ANOMALOUS))));
   showPill(card, i);
   showDecision(card, i);
@@ -426,13 +430,49 @@ function showPicture(card, i) {
       onclick: () => turnOverlay(i) }, "heat map"));
     card.heat = picture;
   }
-  const [x, y, w, h] = ["region_x", "region_y", "region_w", "region_h"].map((each) => value(i, each));
-  if (w && width && height) {
-    box.append(make("div", { class: "region", title: "most anomalous region", style: `left:${(100 * x) / width}%;` +
-      `top:${(100 * y) / height}%;width:${(100 * w) / width}%;height:${(100 * h) / height}%` }));
+  const frameOf = ([x, y, w, h], attributes) => make("div", { class: "region", ...attributes, style: `left:${(100 * x) / width}%;` +
+    `top:${(100 * y) / height}%;width:${(100 * w) / width}%;height:${(100 * h) / height}%` });
+  const peak = ["region_x", "region_y", "region_w", "region_h"].map((each) => value(i, each));
+  const regions = picture.regions ?? [];
+  if (width && height) {
+    regions.forEach((region, at) => box.append(frameOf(region, { "data-region": at + 1, title: `region ${at + 1}` })));
+    if (!regions.length && peak[2]) box.append(frameOf(peak, { title: "most anomalous region" }));
   }
+  if (data.model) showRegions(card, i, regions);
   showOverlay(card, i);
   return false;
+}
+
+/** List the regions of an image: a button each, which decides on that region alone. */
+function showRegions(card, i, regions) {
+  const list = card.querySelector(".regions");
+  const point = (number, on) => card.querySelector(`.region[data-region="${number}"]`)?.classList.toggle("pointed", on);
+  list.replaceChildren(...regions.map(([x, y, w, h, , peak, scale], at) => {
+    const number = at + 1;
+    return make("button", { type: "button", class: "chip", "data-region": number, tabindex: "-1",
+      title: `region ${number}: ${w} × ${h} px at ${x}, ${y}; peak ${fixed(peak)}, mostly ${scaleWords(scale)}. ` +
+        "Click: anomalous, normal, undecided",
+      onclick: () => decideRegion(i, number, nextLabel(i, number)),
+      onfocus: () => point(number, true), onblur: () => point(number, false),
+      onpointerenter: () => point(number, true), onpointerleave: () => point(number, false) });
+  }));
+  if (!regions.length) list.append(make("span", { class: "faint" }, "no region above the limit"));
+  else list.prepend(make("span", { class: "faint" }, regions.length === 1 ? "1 region" : `${count(regions.length)} regions`));
+  showRegionDecisions(card, i, regions);
+}
+
+function showRegionDecisions(card, i, regions = readPicture(i)?.regions ?? []) {
+  regions.forEach((region, at) => {
+    const number = at + 1, label = regionDecisions.get(regionKey(i, number));
+    for (const each of card.querySelectorAll(`[data-region="${number}"]`)) {
+      each.classList.toggle("anomalous", label === ANOMALOUS);
+      each.classList.toggle("normal", label === NORMAL);
+    }
+    const mark = { [ANOMALOUS]: " ✗", [NORMAL]: " ✓" }[label] ?? "";
+    const chip = card.querySelector(`.chip[data-region="${number}"]`);
+    chip.textContent = `${number} · ${fixed(region[5])}${mark}`;
+    chip.setAttribute("aria-label", `region ${number}, peak ${fixed(region[5])}, ${label ?? "undecided"}`);
+  });
 }
 
 /** The most anomalous patch beside the nearest normal one. */
@@ -454,20 +494,23 @@ function showOverlay(card, i) {
   card.querySelector(".heat").setAttribute("aria-pressed", on);
 }
 
-/** Interpolate the map bilinearly, colour it and outline the regions above the limit of normal. */
+/** Interpolate the map bilinearly within regions and outside, colour it and outline the regions. */
 function drawHeat(canvas, picture, aspect) {
   const [h, w] = picture.cells, cells = bytesOf(picture.heat), side = 320;
   const W = Math.round(aspect >= 1 ? side : side * aspect) || 1, H = Math.round(aspect >= 1 ? side / aspect : side) || 1;
   const levels = new Float32Array(W * H), limit = 255 / data.fullScale;
+  const cellAt = (pixel, length, cellCount) => Math.floor(((pixel + 0.5) * cellCount) / length);
   const weights = (length, cellCount) => Array.from({ length }, (_, at) => {
     const place = Math.min(cellCount - 1, Math.max(0, ((at + 0.5) * cellCount) / length - 0.5)), cell = Math.floor(place);
     return [cell, Math.min(cellCount - 1, cell + 1), place - cell];
   });
   const columns = weights(W, w);
   weights(H, h).forEach(([top, bottom, down], y) => columns.forEach(([left, right, over], x) => {
+    const inside = cells[cellAt(y, H, h) * w + cellAt(x, W, w)] >= limit; // a region, as tables and masks have it
     const upper = cells[top * w + left] * (1 - over) + cells[top * w + right] * over;
     const lower = cells[bottom * w + left] * (1 - over) + cells[bottom * w + right] * over;
-    levels[y * W + x] = upper * (1 - down) + lower * down;
+    const level = upper * (1 - down) + lower * down;
+    levels[y * W + x] = inside ? Math.max(limit, level) : Math.min(limit - 1, level);
   }));
   const image = new ImageData(W, H);
   for (let at = 0; at < levels.length; at++) {
@@ -521,9 +564,46 @@ function record(path, label) {
   showProgress(kept);
 }
 
+/** The label that a click on a region gives it: anomalous, normal, none. */
+function nextLabel(i, number) {
+  const before = regionDecisions.get(regionKey(i, number));
+  return { [ANOMALOUS]: NORMAL, [NORMAL]: null }[before] ?? (before ? null : ANOMALOUS);
+}
+
+function recordRegion(i, number, label) {
+  if (label) regionDecisions.set(regionKey(i, number), label);
+  else regionDecisions.delete(regionKey(i, number));
+  showProgress(memory.write(regionMemory, JSON.stringify(Object.fromEntries(regionDecisions))));
+  if (gallery.cards.has(i)) showRegionDecisions(gallery.cards.get(i), i);
+}
+
+function decideRegion(i, number, label) {
+  undoable.push([i, regionDecisions.get(regionKey(i, number)) ?? null, number]);
+  recordRegion(i, number, label);
+  announce(`${value(i, "path")}, region ${number}: ${label ?? "undecided"}`);
+}
+
+/** Select the next region of the current image; after the last one the image itself. */
+function nextRegion(event) {
+  if (currentPlace() < 0) goTo(0);
+  const card = gallery.cards.get(state.current), chips = [...(card?.querySelectorAll(".chip") ?? [])];
+  const next = chips[chips.indexOf(event.target) + 1];
+  (next ?? card)?.focus({ preventScroll: true });
+}
+
+/** Decide on the region that is selected, and go on to the next. */
+function decideSelected(event, label) {
+  if (!event.target.matches(".chip")) return decideCurrent(label);
+  decideRegion(state.current, Number(event.target.dataset.region), label);
+  nextRegion(event);
+}
+
 function showProgress(kept = true) {
-  const n = decisions.size;
-  $("progress").textContent = n ? `${count(n)} of ${count(rows.length)} decided` : "";
+  const n = decisions.size, m = regionDecisions.size, regions = `${count(m)} ${m === 1 ? "region" : "regions"}`;
+  $("progress").textContent = [n ? `${count(n)} of ${count(rows.length)} decided` : "", m ? `${regions} decided` : ""]
+    .filter(Boolean).join(", ");
+  $("export-regions").hidden = !m;
+  $("export-regions").textContent = `Export ${regions}`;
   if (!kept) $("progress").textContent += ", not stored by this browser: export before closing";
   $("export").disabled = !n;
   $("export").textContent = n ? `Export ${count(n)} ${n === 1 ? "label" : "labels"}` : "Export labels";
@@ -533,7 +613,7 @@ function showProgress(kept = true) {
 function decideAt(i, label, mayTakeBack = false) {
   const path = value(i, "path"), before = decisions.get(path) ?? null;
   const after = mayTakeBack && before === label ? null : label;
-  undoable.push([i, before]);
+  undoable.push([i, before, 0]);
   record(path, after);
   announce(`${path}: ${after ?? "undecided"}`);
   showChanged(i);
@@ -555,29 +635,46 @@ function decideCurrent(label) {
 function undo() {
   const last = undoable.pop();
   if (!last) return announce("nothing to undo");
-  const [i, before] = last;
-  record(value(i, "path"), before);
-  showChanged(i);
-  announce(`${value(i, "path")}: ${before ?? "undecided"} again`);
+  const [i, before, number] = last;
+  if (number) recordRegion(i, number, before);
+  else {
+    record(value(i, "path"), before);
+    showChanged(i);
+  }
+  announce(`${value(i, "path")}${number ? `, region ${number}` : ""}: ${before ?? "undecided"} again`);
   if (state.view.includes(i)) goTo(state.view.indexOf(i));
 }
 
 const announce = (text) => { $("announcement").textContent = text; };
 
-/** Labels as CSV. Bytes of a name that is not UTF-8 are lone surrogates here and become those bytes again. */
-function labelsCsv() {
-  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const lines = rows.map((_, i) => value(i, "path")).filter((path) => decisions.has(path))
-    .map((path) => `${quoted(path)},${decisions.get(path)}\n`);
-  const parts = `path,label\n${lines.join("")}`.split(/([\udc80-\udcff](?<![\ud800-\udbff].))/);
-  return new Blob(parts.map((part, place) => (place % 2 ? Uint8Array.of(part.charCodeAt(0) - 0xdc00) : part)), { type: "text/csv" });
+const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+/** Save a text as CSV. Bytes of a name that is not UTF-8 are lone surrogates here and become those bytes again. */
+function save(text, name) {
+  const parts = text.split(/([\udc80-\udcff](?<![\ud800-\udbff].))/)
+    .map((part, place) => (place % 2 ? Uint8Array.of(part.charCodeAt(0) - 0xdc00) : part));
+  const address = URL.createObjectURL(new Blob(parts, { type: "text/csv" }));
+  make("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  announce(`${name} saved`);
 }
 
 function exportLabels() {
-  const address = URL.createObjectURL(labelsCsv());
-  make("a", { href: address, download: "labels.csv" }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);
-  announce("labels.csv saved");
+  const lines = rows.map((_, i) => value(i, "path")).filter((path) => decisions.has(path))
+    .map((path) => `${quoted(path)},${decisions.get(path)}\n`);
+  save(`path,label\n${lines.join("")}`, "labels.csv");
+}
+
+/** Save the decided regions; their numbers are those of `anomaly score --regions`. */
+function exportRegions() {
+  const lines = [];
+  for (let i = 0; i < data.pictures; i++) {
+    (readPicture(i)?.regions ?? []).forEach((region, at) => {
+      const label = regionDecisions.get(regionKey(i, at + 1));
+      if (label) lines.push(`${[quoted(value(i, "path")), at + 1, ...region, label].join(",")}\n`);
+    });
+  }
+  save(`path,region,x,y,w,h,area,peak,scale,label\n${lines.join("")}`, "region_labels.csv");
 }
 
 function onKey(event) {
@@ -588,7 +685,8 @@ function onKey(event) {
   }
   const inGallery = $("gallery").contains(event.target), move = (by) => () => goTo(currentPlace() < 0 ? 0 : currentPlace() + by);
   const actions = {
-    j: move(1), k: move(-1), y: () => decideCurrent(NORMAL), n: () => decideCurrent(ANOMALOUS), u: undo,
+    j: move(1), k: move(-1), u: undo,
+    y: () => decideSelected(event, NORMAL), n: () => decideSelected(event, ANOMALOUS), r: () => nextRegion(event),
     o: () => { if (state.current !== null) turnOverlay(state.current); }, O: () => turnAllOverlays(!state.overlays),
     "/": () => $("search").focus(), "?": () => $("legend").showModal(),
     ...(inGallery ? { ArrowRight: move(1), ArrowLeft: move(-1), ArrowDown: move(gallery.columns), ArrowUp: move(-gallery.columns) } : {}),
@@ -721,6 +819,7 @@ function start() {
   });
   $("overlays").addEventListener("change", () => turnAllOverlays($("overlays").checked));
   $("export").addEventListener("click", exportLabels);
+  $("export-regions").addEventListener("click", exportRegions);
   $("help").addEventListener("click", () => $("legend").showModal());
   document.addEventListener("keydown", onKey);
   addEventListener("scroll", () => gallery.show(), { passive: true });

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import anomaly
+from command_line import anomaly, rows_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'anomaly-cli[browser]'")
 
@@ -176,6 +176,48 @@ def test_keys_decide_the_export_is_a_table_of_labels_and_a_reload_keeps_them(ope
 
     opened.press("k", "u")
     assert opened.complaints == []
+
+
+def test_every_region_is_framed_and_listed_and_decided_on_alone(opened: Opened) -> None:
+    page = opened.page
+    assert anomaly("score", "incoming", "--out", "again.csv", "--regions", "regions.csv", "-q").exit_code == 0
+    regions = rows_of(Path("regions.csv").read_bytes())
+    first = page.locator(".card").first
+    path = first.locator(".path").get_attribute("title")
+    own = [region for region in regions if region["path"] == path]
+    first.locator(".chip").first.wait_for()
+    assert first.locator(".chip").count() == first.locator(".region").count() == len(own)
+
+    opened.press("j", "r", "n")  # the first region of the first image
+    first.locator(".chip").first.focus()
+    first.locator(".chip").first.click()  # from anomalous to normal
+    with page.expect_download() as download:
+        page.click("#export-regions")
+
+    assert download.value.suggested_filename == "region_labels.csv"
+    (row,) = rows_of(Path(download.value.path()).read_bytes())
+    names = ("path", "region", "x", "y", "w", "h", "area", "peak", "scale")
+    assert [row[name] for name in names] == [own[0][name] for name in names]
+    assert row["label"] == "normal"
+    assert page.inner_text("#progress") == "1 region decided"
+    page.reload()
+    sync_api.expect(page.locator(".region.normal")).to_have_count(1)
+    assert opened.complaints == []
+
+
+def test_a_decision_on_a_region_is_undone_and_leaves_the_image_undecided(opened: Opened) -> None:
+    page = opened.page
+    page.locator(".card").first.locator(".chip").first.wait_for()
+
+    opened.press("j", "r", "y")
+    decided = page.inner_text("#progress")
+    opened.press("u")
+
+    assert decided == "1 region decided"
+    assert page.inner_text("#progress") == ""
+    assert page.locator("#export-regions").is_hidden()
+    assert page.locator("#export").is_disabled()
+    assert page.locator(".card [aria-pressed=true].normal").count() == 0
 
 
 def test_exported_labels_are_what_evaluate_reads_whatever_the_names(opened: Opened) -> None:
