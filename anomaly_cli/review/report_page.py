@@ -146,7 +146,7 @@ def _facts(table: ReportTable, pictures: _Pictures, model_path: Path) -> dict[st
         "scales": [name.removeprefix("scale_") for name in table.columns if name.startswith("scale_")],
         "normals": [float(f"{score:.6g}") for score in normals],
         "normalShare": null_proportion(table.p_values) if table.p_values else 1.0,
-        "threshold": table.cut,
+        "threshold": table.threshold,
         "verdict": None if verdict is None else asdict(verdict),
         "tints": _text(colour_table().tobytes()),
         "fullScale": FULL_SCALE,

@@ -79,7 +79,7 @@ class ReportTable:
         return [_number(p) for p in self.column("p_value") if p is not None]
 
     @property
-    def cut(self) -> float:
+    def threshold(self) -> float:
         """Score that separates the flagged from the others, in as few digits as needed; above all if none is."""
         scores = [_number(score) for score in self.column("score")]
         flagged = [score for score, chosen in zip(scores, self.column("flagged"), strict=True) if chosen]
@@ -89,7 +89,7 @@ class ReportTable:
         lowest = min(flagged)
         below = max((score for score in others if score < lowest), default=-math.inf)
         rounded = (math.floor(lowest * 10**digits) / 10**digits for digits in range(2, MOST_DECIMALS))
-        return next((cut for cut in rounded if cut > below), lowest)
+        return next((each for each in rounded if each > below), lowest)
 
     def rows(self, scale_names: Sequence[str]) -> list[Row] | None:
         """Rebuild the rows in rank order for a verdict; None if a scale has no column."""

@@ -1,4 +1,4 @@
-"""A table as the review page needs it: typed, ranked, with a cut that separates the flagged."""
+"""A table as the review page needs it: typed, ranked, with a threshold that separates the flagged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_cut_separates_the_flagged_from_the_others(values: list[int], flagge
     rows: list[list[Value]] = [["p", "ok", "", score, i < flagged] for i, score in enumerate(scores)]
     read = ReportTable("", ["path", "status", "reason", "score", "flagged"], rows, [])
 
-    assert [score >= read.cut for score in scores] == [i < flagged for i in range(len(scores))]
+    assert [score >= read.threshold for score in scores] == [i < flagged for i in range(len(scores))]
 
 
 @pytest.mark.parametrize(
