@@ -18,8 +18,9 @@ from anomaly_cli.images import find
 from anomaly_cli.images.decode import read_pixels
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.overlay import draw_overlay
+from anomaly_cli.review.roi_border import draw_region
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.measure import Scorer, choose_roi
 from anomaly_cli.scoring.rows import flag_rows, make_row
 from anomaly_cli.tables.region_table import RegionTable
 from anomaly_cli.tables.writer import Table
@@ -35,7 +36,13 @@ Names = Name | Iterable[Name]
 
 
 def train(
-    normal: Names, *, model: Name | None = None, anomalies: Names = (), device: str = "auto", **settings: Any
+    normal: Names,
+    *,
+    model: Name | None = None,
+    anomalies: Names = (),
+    roi: Name | None = None,
+    device: str = "auto",
+    **settings: Any,
 ) -> Model:
     """Learn what normal looks like, as `anomaly train` does.
 
@@ -43,6 +50,7 @@ def train(
         normal: folder or files of normal images, one or several.
         model: file to save the model to; if left out, the model stays in memory only.
         anomalies: labelled anomalous images, likewise.
+        roi: mask of what is inspected, white on black, or a folder with one a file name.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         settings: fields of `DetectorConfig`: `backbone`, `image_size`, `prototypes`, `effort`, `seed`,
             `intensity_window`.
@@ -57,16 +65,19 @@ def train(
     # Through a file in any case: only what was read back scores like `anomaly score` to the last digit.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors") if model is None else Path(model)
-        training.train(_paths(normal), path, config, anomalies=_paths(anomalies), device=device, progress=_silent)
+        region = None if roi is None else Path(roi)
+        known = _paths(anomalies)
+        training.train(_paths(normal), path, config, anomalies=known, roi=region, device=device, progress=_silent)
         return load_model(path, choose_device(device))
 
 
-def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.DataFrame:
+def score(inputs: Names, model: Model | Name, *, roi: Name | None = None, device: str = "auto") -> pd.DataFrame:
     """Rank images by how far they deviate from normal.
 
     Args:
         inputs: folders or files, one or several.
         model: from `train`, or its file.
+        roi: as in `train`, for these images; that of the model if left out.
         device: as in `train`.
 
     Returns:
@@ -77,12 +88,18 @@ def score(inputs: Names, model: Model | Name, *, device: str = "auto") -> pd.Dat
     """
     chosen = choose_device(device)
     loaded = _loaded(model, device)
-    rows = scoring.rank(find.collect(_paths(inputs)), loaded, chosen, _silent)
+    rows = scoring.rank(find.collect(_paths(inputs)), loaded, chosen, _silent, None if roi is None else Path(roi))
     return Table(rows, loaded.detector.column_names, with_quality=True).to_frame()
 
 
 def regions(
-    inputs: Names, model: Model | Name, *, threshold: float = 1.0, min_area: int = 0, device: str = "auto"
+    inputs: Names,
+    model: Model | Name,
+    *,
+    threshold: float = 1.0,
+    min_area: int = 0,
+    roi: Name | None = None,
+    device: str = "auto",
 ) -> pd.DataFrame:
     """Find all anomalous regions of images.
 
@@ -91,6 +108,7 @@ def regions(
         model: from `train`, or its file.
         threshold: map values from here on belong to regions; 1 is the limit of normal.
         min_area: pixels of the file; smaller regions are left out.
+        roi: as in `score`.
         device: as in `train`.
 
     Returns:
@@ -101,17 +119,22 @@ def regions(
     """
     rule = RegionRule(threshold=threshold, min_area=min_area, listed=True)
     chosen = choose_device(device)
-    rows = scoring.rank(find.collect(_paths(inputs)), _loaded(model, device), chosen, _silent, rule)
+    region = None if roi is None else Path(roi)
+    paths = find.collect(_paths(inputs))
+    rows = scoring.rank(paths, _loaded(model, device), chosen, _silent, roi=region, region_rule=rule)
     return RegionTable(rows).to_frame()
 
 
-def heatmap(image: Name, model: Model | Name, *, side_by_side: bool = False, device: str = "auto") -> Image.Image:
-    """Draw the anomaly map of one image over it, as `anomaly heatmap` does.
+def heatmap(
+    image: Name, model: Model | Name, *, side_by_side: bool = False, roi: Name | None = None, device: str = "auto"
+) -> Image.Image:
+    """Draw the anomaly map of one image over it, as `anomaly heatmap` does; `roi` as in `score`.
 
     Args:
         image: file or URL.
         model: from `train`, or its file.
         side_by_side: whether the image itself stands to the left.
+        roi: region of interest, as in `score`.
         device: as in `train`.
 
     Raises:
@@ -119,7 +142,8 @@ def heatmap(image: Name, model: Model | Name, *, side_by_side: bool = False, dev
         AnomalyError: what the command would say.
     """
     path, chosen, loaded = path_of(os.fspath(image)), choose_device(device), _loaded(model, device)
-    (measured,) = Scorer(loaded, [chosen]).measure([path])
+    region = choose_roi(loaded, None if roi is None else Path(roi))
+    (measured,) = Scorer(loaded, [chosen], roi=region).measure([path])
     try:
         if isinstance(measured, UnreadableImageError):
             raise measured
@@ -128,9 +152,10 @@ def heatmap(image: Name, model: Model | Name, *, side_by_side: bool = False, dev
         raise InputError(f"cannot read {path}: {error.reason}") from error
     (row,) = flag_rows([make_row(path, measured, loaded.calibration)], DEFAULT_RULE)
     assert row.score is not None  # of a readable image
+    pixels, heat = draw_region(pixels, measured.anomaly_map, measured.inspected)
     return draw_overlay(
         pixels,
-        measured.anomaly_map,
+        heat,
         caption=str(path),
         score=row.score,
         flagged=row.flagged,

@@ -45,6 +45,13 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
+class RoiKind(StrEnum):
+    """Which region of interest a model has: one for all images, or one a file name."""
+
+    ONE = "one"
+    BY_NAME = "by name"
+
+
 class RawMap(StrEnum):
     """How `heatmap --raw` stores the anomaly map itself; here, as `--help` may not import what draws."""
 
@@ -162,6 +169,7 @@ class DetectorConfig:
     effort: Effort = Effort.STANDARD
     seed: int = 0
     intensity_window: IntensityWindow = None  # values of deep grey images that become black and white
+    roi: RoiKind | None = None  # masks that say which part of an image is inspected; None for all of it
 
     @property
     def window(self) -> tuple[float, float] | None:

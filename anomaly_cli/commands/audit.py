@@ -23,6 +23,7 @@ from anomaly_cli.commands.options import (
     Out,
     Prototypes,
     Quiet,
+    Roi,
     Seed,
     Weights,
 )
@@ -59,6 +60,7 @@ def audit(
     weights: Weights = None,
     image_size: ImageSize = DEFAULTS.image_size,
     prototypes: Prototypes = DEFAULTS.prototypes,
+    roi: Roi = None,
     seed: Seed = DEFAULTS.seed,
     files_from: FilesFrom = None,
     null: NulSeparated = False,
@@ -69,7 +71,7 @@ def audit(
 ) -> None:
     """Rank the images of one folder by how rare they are in it: no normal folder, no model needed."""
     target = None if out == Path("-") else out
-    read = [weights, *map(Path, [files_from] if files_from else []), *paths_of(inputs)]
+    read = [weights, roi, *map(Path, [files_from] if files_from else []), *paths_of(inputs)]
     check_outputs([Output("--out", target, Kind.TABLE)], read)
     table_format = format_of(target, format)
     paths = read_inputs(inputs, files_from, null)
@@ -79,7 +81,9 @@ def audit(
     from anomaly_cli.training.audit import write_audit
 
     with console.progress(quiet) as progress:
-        report = audit_images(paths, config, weights=weights, patterns=patterns, device=device, progress=progress)
+        report = audit_images(
+            paths, config, weights=weights, roi=roi, patterns=patterns, device=device, progress=progress
+        )
     write_audit(report, target, table_format)
     if not quiet:
         summarise_audit(report, "stdout" if target is None else os.fspath(target))

@@ -9,7 +9,7 @@ import typer
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr
-from anomaly_cli.commands.options import Device, ModelFile, Quiet
+from anomaly_cli.commands.options import Device, ModelFile, NewRoi, Quiet
 from anomaly_cli.commands.report import STDOUT
 from anomaly_cli.outputs import Kind, Output, check_outputs
 
@@ -89,6 +89,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Also draw ROC, precision and recall, and the scores: .png, .pdf or .svg."),
     ] = None,
+    roi: NewRoi = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -100,7 +101,7 @@ def evaluate(
 
     with console.progress(quiet) as progress:
         result = evaluation.evaluate(
-            table, labels, masks=masks, model_path=model, curves=curves, device=device, progress=progress
+            table, labels, masks=masks, model_path=model, roi=roi, curves=curves, device=device, progress=progress
         )
     if out is not None:
         evaluation.write_evaluation(result, target)

@@ -18,6 +18,7 @@ from anomaly_cli.commands.options import (
     Inputs,
     MinArea,
     ModelFile,
+    NewRoi,
     NulSeparated,
     Quiet,
     RegionThreshold,
@@ -69,6 +70,7 @@ def heatmap(
     null: NulSeparated = False,
     include: Include = None,
     exclude: Exclude = None,
+    roi: NewRoi = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -86,7 +88,7 @@ def heatmap(
     drawn = heatmaps.Drawn(out, raw, masks, region_rule, side_by_side)
     with console.progress(quiet) as progress:
         report = heatmaps.heatmap(
-            paths, model, drawn, top=top, scores=scores, patterns=patterns, device=device, progress=progress
+            paths, model, drawn, top=top, scores=scores, patterns=patterns, roi=roi, device=device, progress=progress
         )
     if not quiet:
         summarise_heatmaps(report, out)

@@ -95,4 +95,23 @@ Exclude = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Of the files found in folders leave these out; as --include.")
 ]
 
+Roi = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|DIR",
+        help="Inspect only what is white in a mask of the size or aspect of the images; DIR: one mask a file name.",
+    ),
+]
+
+
+NewRoi = Annotated[
+    Path | None,
+    typer.Option(
+        "--roi",
+        metavar="FILE|DIR",
+        help="Region of interest of these images, where it is not that of the model; DIR: one mask a file name.",
+    ),
+]
+
+
 DEFAULTS = DetectorConfig()

@@ -9,7 +9,7 @@ import typer
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr
-from anomaly_cli.commands.options import Device, MinArea, ModelFile, Quiet, RegionThreshold
+from anomaly_cli.commands.options import Device, MinArea, ModelFile, NewRoi, Quiet, RegionThreshold
 from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def report(
     ] = TOP,
     region_threshold: RegionThreshold = DEFAULT_REGIONS.threshold,
     min_area: MinArea = DEFAULT_REGIONS.min_area,
+    roi: NewRoi = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -37,7 +38,9 @@ def report(
     from anomaly_cli.review.report_page import write_report
 
     with console.progress(quiet) as progress:
-        written = write_report(table, model, out, top=top, region_rule=region_rule, device=device, progress=progress)
+        written = write_report(
+            table, model, out, top=top, region_rule=region_rule, roi=roi, device=device, progress=progress
+        )
     if not quiet:
         summarise_page(written, out)
 

@@ -24,6 +24,7 @@ from anomaly_cli.commands.options import (
     Inputs,
     MinArea,
     ModelFile,
+    NewRoi,
     NulSeparated,
     Quiet,
     RegionThreshold,
@@ -146,6 +147,7 @@ def score(
     null: NulSeparated = False,
     include: Include = None,
     exclude: Exclude = None,
+    roi: NewRoi = None,
     stream: Stream = False,
     resume: Resume = False,
     engine: EngineName = Engine.LOCAL,
@@ -160,7 +162,7 @@ def score(
         check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, out, format, engine)
         limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
         outputs = Outputs(None if out in (None, STDOUT) else out, regions)
-        stream_scores(sources, model, outputs, limit, region_rule=region_rule, device=device, quiet=quiet)
+        stream_scores(sources, model, outputs, limit, region_rule=region_rule, roi=roi, device=device, quiet=quiet)
         return
     rules = {Rule.FDR: fdr, Rule.THRESHOLD: threshold, Rule.TOP: top, Rule.MAX_FALSE_ALARMS: max_false_alarms}
     options = _Options(
@@ -171,6 +173,7 @@ def score(
         regions=region_file,
         region_rule=region_rule,
         rule=FlagRule.choose(rules),
+        roi=roi,
         with_quality=not no_quality,
         resume=resume,
         engine=engine,
@@ -199,6 +202,7 @@ class _Options:
     regions: RegionFile | None
     region_rule: RegionRule
     rule: FlagRule
+    roi: Path | None
     with_quality: bool
     resume: bool
     engine: Engine
@@ -241,6 +245,7 @@ def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet
                 rule=options.rule,
                 patterns=sources.patterns,
                 journal=journal,
+                roi=options.roi,
                 with_quality=options.with_quality,
                 device=options.device,
                 engine=options.engine,
@@ -287,6 +292,7 @@ def _journal(options: _Options) -> Iterator[Journal | None]:
         options.target,
         options.model,
         options.device,
+        roi=options.roi,
         with_quality=options.with_quality,
         engine=options.engine,
         region_rule=options.region_rule,

@@ -79,6 +79,7 @@ def stream_scores(
     limit: FlagRule,
     *,
     region_rule: RegionRule,
+    roi: Path | None = None,
     device: str,
     quiet: bool,
 ) -> None:
@@ -95,6 +96,7 @@ def stream_scores(
         model,
         threshold=limit.value,
         patterns=sources.patterns,
+        roi=roi,
         device=device,
         region_rule=region_rule,
     )

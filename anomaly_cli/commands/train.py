@@ -21,6 +21,7 @@ from anomaly_cli.commands.options import (
     ModelFile,
     Prototypes,
     Quiet,
+    Roi,
     Seed,
     Weights,
 )
@@ -79,6 +80,7 @@ def train(
     image_size: ImageSize = DEFAULTS.image_size,
     intensity_window: IntensityWindowText = None,
     prototypes: Prototypes = DEFAULTS.prototypes,
+    roi: Roi = None,
     seed: Seed = DEFAULTS.seed,
     include: Include = None,
     exclude: Exclude = None,
@@ -108,6 +110,7 @@ def train(
             config,
             anomalies=anomalous,
             weights=weights,
+            roi=roi,
             audit_normals=audit_normals,
             patterns=patterns_of(include, exclude),
             thumbnails=not no_thumbnails,

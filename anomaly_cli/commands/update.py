@@ -9,7 +9,7 @@ import typer
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
-from anomaly_cli.commands.options import Device, Quiet
+from anomaly_cli.commands.options import Device, NewRoi, Quiet
 from anomaly_cli.images.find import check_named
 from anomaly_cli.paths import paths_of
 
@@ -55,6 +55,7 @@ def update(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here; the model itself if not given.")
     ] = None,
+    roi: NewRoi = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -71,6 +72,7 @@ def update(
             images,
             anomalies=anomalous,
             out=out,
+            roi=roi,
             device=device,
             progress=progress,
         )

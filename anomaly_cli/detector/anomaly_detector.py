@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.inspected import fuse_inspected, has_ignored, inspected_cells, only_inspected
 from anomaly_cli.detector.labelled_anomalies import LABELLED_NAME, LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import COARSE_SCALE, is_local
+from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES, is_local
 from anomaly_cli.detector.whitening import Whitening
 
 TOP_CELL_FRACTION = 0.005  # of the cells of a map: its deviation is the mean of so many largest distances
@@ -26,7 +27,7 @@ class Detection(NamedTuple):
 
     Attributes:
         anomaly_maps: (N, h, w) > 0, weighted mean of the distances of the local scales on the finest grid, where 1 is
-            the mean of held-out normal images.
+            the mean of held-out normal images; NaN where cells are ignored.
         deviations: (N, E) > 0, one per name in `deviation_names`.
         peak_cells: (N, L, 2) for each of the L local scales the index (row-major) of the cell of largest distance,
             and of its nearest prototype; None where only distances are known.
@@ -110,18 +111,23 @@ class AnomalyDetector(nn.Module):
         return self.deviation_names[1:]
 
     @torch.inference_mode()
-    def distance_maps(self, images: Tensor) -> list[Tensor]:
+    def distance_maps(self, images: Tensor, inspected: Tensor | None = None) -> list[Tensor]:
         """Measure every cell of every scale.
 
         Args:
             images: (N, 3, H, W) float RGB in [0, 1].
+            inspected: (N, H, W) bool, their region of interest; None for all of it.
 
         Returns:
-            For each scale one (N, h_s, w_s) map of distances ≥ 0; that of a pooled scale has one cell.
+            For each scale one (N, h_s, w_s) map of distances ≥ 0, NaN where cells are ignored; that of a pooled scale
+            has one cell.
         """
-        return self._distance_maps(scale_features(self.backbone, images, self.scale_names))[0]
+        features = scale_features(self.backbone, images, self.scale_names, inspected=inspected)
+        return self._distance_maps(features, inspected)[0]
 
-    def _distance_maps(self, features: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    def _distance_maps(
+        self, features: dict[str, Tensor], inspected: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Compute the map of each scale, and `Detection.peak_cells`."""
         maps, peak_cells = [], []
         for name in self.scale_names:
@@ -129,9 +135,12 @@ class AnomalyDetector(nn.Module):
             cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
             distances, nearest = self.scale(name).compare(cells)
             distances = distances.view(N, h * w)
+            if inspected is not None and name not in POOLED_SCALES:
+                distances = distances.masked_fill(~inspected_cells(inspected, h, w).flatten(1), torch.nan)
             maps.append(distances.view(N, h, w))
             if is_local(name):
-                cells = distances.argmax(dim=1, keepdim=True)  # (N, 1)
+                found = distances if inspected is None else distances.nan_to_num(nan=-1.0)
+                cells = found.argmax(dim=1, keepdim=True)  # (N, 1)
                 peak_cells.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
         return maps, torch.stack(peak_cells, dim=1)
 
@@ -142,16 +151,28 @@ class AnomalyDetector(nn.Module):
         return 2 * widths[-1] + sum(widths)
 
     @torch.inference_mode()
-    def descriptors(self, images: Tensor) -> Tensor:
+    def descriptors(self, images: Tensor, inspected: Tensor | None = None) -> Tensor:
         """Compute the descriptors that the labelled-anomaly classifier takes: (N, 3, H, W) to (N, D).
 
         Mean and standard deviation of the cells of the coarsest local scale describe the content, the mean of the
-        cells of largest distance of each local scale what is anomalous.
+        cells of largest distance of each local scale what is anomalous. `inspected` as in `distance_maps`.
         """
-        features = scale_features(self.backbone, images, self.scale_names)
-        return self._descriptors(features, self._distance_maps(features)[0])
+        features = scale_features(self.backbone, images, self.scale_names, inspected=inspected)
+        return self._descriptors(features, self._distance_maps(features, inspected)[0])
 
     def _descriptors(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
+        if not has_ignored(distance_maps):
+            return self._descriptors_of_all(features, distance_maps)
+        described = []
+        for i in range(len(distance_maps[0])):
+            maps = [each[i : i + 1] for each in distance_maps]
+            ignored = {name: each.isnan() for name, each in zip(self.scale_names, maps, strict=True)}
+            kept = {name: only_inspected(features[name][i : i + 1], each) for name, each in ignored.items()}
+            known = [only_inspected(each[:, None], each.isnan())[:, 0] for each in maps]
+            described.append(self._descriptors_of_all(kept, known))
+        return torch.cat(described)
+
+    def _descriptors_of_all(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
         coarsest = features[self.local_names[-1]].flatten(2)
         mean = coarsest.mean(dim=2, keepdim=True)
         parts = [mean[..., 0], (coarsest - mean).square().mean(dim=2).sqrt()]
@@ -168,14 +189,18 @@ class AnomalyDetector(nn.Module):
         """Fuse the distance maps of a batch, one for each scale: anomaly maps, and deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
         grid = by_name[min(self.local_names, key=int)].shape[-2:]
-        fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
-        excess = []
-        for name in self.local_names:
-            scale = self.scale(name)
-            relative = F.interpolate((by_name[name] / scale.cell_mean)[:, None], size=grid, mode="bilinear")[:, 0]
-            fused += scale.weight * relative
-            excess.append(scale.weight * (relative - 1))  # over the mean of normal cells
-        fused /= sum(self.scale(name).weight for name in self.local_names)
+        relative = [by_name[name] / self.scale(name).cell_mean for name in self.local_names]
+        weights = [self.scale(name).weight for name in self.local_names]
+        enlarged = [F.interpolate(each.nan_to_num()[:, None], size=grid, mode="bilinear")[:, 0] for each in relative]
+        if has_ignored(distance_maps):
+            fused = fuse_inspected(relative, weights, by_name[min(self.local_names, key=int)])
+        else:
+            fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
+            for each, weight in zip(enlarged, weights, strict=True):
+                fused += weight * each
+            fused /= sum(weights)
+        # What each scale adds over the mean of normal cells.
+        excess = [weight * (each - 1) for each, weight in zip(enlarged, weights, strict=True)]
         top_scales = torch.stack(excess).argmax(dim=0).to(torch.uint8)
         columns = [_top_cells_mean(fused, TOP_CELL_FRACTION)]
         for name in self.scale_names:
@@ -185,13 +210,14 @@ class AnomalyDetector(nn.Module):
         return Detection(fused, deviations, top_scales=top_scales)
 
     @torch.inference_mode()
-    def forward(self, images: Tensor) -> Detection:
-        """Measure (N, 3, H, W) float RGB images in [0, 1]."""
-        return self.detect(scale_features(self.backbone, images, self.scale_names))
+    def forward(self, images: Tensor, inspected: Tensor | None = None) -> Detection:
+        """Measure (N, 3, H, W) float RGB images in [0, 1]; `inspected` as in `distance_maps`."""
+        features = scale_features(self.backbone, images, self.scale_names, inspected=inspected)
+        return self.detect(features, inspected)
 
-    def detect(self, features: dict[str, Tensor]) -> Detection:
+    def detect(self, features: dict[str, Tensor], inspected: Tensor | None = None) -> Detection:
         """Measure images by their `scale_features`; `export` translates this function to a graph."""
-        distance_maps, peak_cells = self._distance_maps(features)
+        distance_maps, peak_cells = self._distance_maps(features, inspected)
         anomaly_maps, deviations, _, top_scales = self.combine(distance_maps)
         if self.known_anomalies is not None:
             known = self.known_anomalies(self._descriptors(features, distance_maps))
@@ -200,7 +226,10 @@ class AnomalyDetector(nn.Module):
 
 
 def _top_cells_mean(maps: Tensor, fraction: float) -> Tensor:
-    """Mean of the largest `fraction` of the cells, at least one: (N, h, w) to (N,)."""
+    """Mean of the largest `fraction` of the inspected cells, at least one: (N, h, w) to (N,)."""
+    if has_ignored([maps]):
+        known = [only_inspected(each[None, None], each[None].isnan())[:, 0] for each in maps]
+        return torch.cat([_top_cells_mean(each, fraction) for each in known])
     cells = maps.flatten(1)
     return cells.topk(_top_cell_count(cells.shape[1], fraction), dim=1).values.mean(dim=1)
 

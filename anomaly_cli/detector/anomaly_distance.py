@@ -43,8 +43,8 @@ def calibrate(
         known: (images, 1) odds of `LabelledAnomalyClassifier`; None without labelled anomalies.
     """
     detections = _combine(detector, measured)
-    peak_cells = np.array([float(detection.anomaly_maps.max()) for detection in detections])
-    typical = float(np.median([float(detection.anomaly_maps.median()) for detection in detections]))
+    peak_cells = np.array([float(detection.anomaly_maps.nan_to_num().max()) for detection in detections])
+    typical = float(np.median([float(detection.anomaly_maps.nanmedian()) for detection in detections]))
     deviations = deviations_of(detector, measured, known)
     return Calibration.fit(deviations, weights), ScoreScale(typical, ScoreScale.fit(peak_cells).limit)
 
@@ -129,6 +129,7 @@ def set_cell_means(detectors: list[AnomalyDetector], measured: list[list[Tensor]
     generator = torch.Generator().manual_seed(seed)
     for i, name in enumerate(detectors[0].scale_names):
         cells = torch.cat([maps[i].flatten() for maps in measured])
+        cells = cells[~cells.isnan()]  # of ignored cells
         if len(cells) > CELL_SAMPLE:
             cells = cells[torch.randint(0, len(cells), (CELL_SAMPLE,), generator=generator)]
         for detector in detectors:

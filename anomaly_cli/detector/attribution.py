@@ -15,23 +15,25 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import ScaleModel
 from anomaly_cli.detector.features import pooled_embedding, pooled_maps
+from anomaly_cli.detector.inspected import inspected_cells
 
 MIN_DEVIATION = 1e-6  # of a channel; its share is zero where it is constant
 
 
-def pooled_attribution(maps: dict[int, Tensor], scale: ScaleModel) -> Tensor:
+def pooled_attribution(maps: dict[int, Tensor], scale: ScaleModel, inspected: Tensor | None = None) -> Tensor:
     """Divide the distance of a pooled scale among the cells of one image.
 
     Args:
         maps: (1, D_s, h_s, w_s) feature maps by stride.
         scale: the pooled scale.
+        inspected: (1, H, W) bool, region of interest, whose cells were pooled; None for all.
 
     Returns:
-        (h, w) shares on the grid of the finest pooled map, negative where a cell makes the image more normal. Their
-        mean is the distance, up to the interpolation of the coarser maps.
+        (h, w) shares on the grid of the finest pooled map, negative where a cell makes the image more normal, 0 where
+        cells are ignored. The mean of the others is the distance, up to the interpolation of the coarser maps.
     """
     coarse = pooled_maps(maps)
-    embedding = pooled_embedding(maps).flatten(1)  # (1, D)
+    embedding = pooled_embedding(maps, inspected).flatten(1)  # (1, D)
     whitened = scale.whitening(embedding)
     _, nearest = scale.memory.nearest(whitened)
     residual = (whitened - scale.memory.prototypes[nearest])[0]
@@ -41,9 +43,9 @@ def pooled_attribution(maps: dict[int, Tensor], scale: ScaleModel) -> Tensor:
     unit = residual.double() / residual.double().norm().clamp(min=1e-12)
     direction = matrix @ unit
     finest = coarse[0][0].double()
-    mean = finest.mean(dim=(1, 2), keepdim=True)
-    spread = (finest - mean).square()
-    spread = spread / spread.mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=MIN_DEVIATION)
+    mean = embedding[0, : len(finest), None, None].double()
+    deviation = embedding[0, -len(finest) :, None, None].double()
+    spread = (finest - mean).square() / deviation.clamp(min=MIN_DEVIATION)
     shares = torch.zeros(finest.shape[1:], dtype=torch.float64, device=finest.device)
     start = 0
     for each in [*(m[0].double() for m in coarse), spread]:
@@ -51,4 +53,6 @@ def pooled_attribution(maps: dict[int, Tensor], scale: ScaleModel) -> Tensor:
         share = torch.einsum("d,dhw->hw", direction[part], each - prototype[part, None, None])
         shares += F.interpolate(share[None, None], size=shares.shape, mode="bilinear")[0, 0]
         start += len(each)
+    if inspected is not None:
+        shares *= inspected_cells(inspected, *shares.shape)[0]
     return shares.float()

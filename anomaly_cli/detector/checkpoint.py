@@ -16,20 +16,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from anomaly_cli.config import DetectorConfig, Effort
+from anomaly_cli.config import DetectorConfig, Effort, RoiKind
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
 from anomaly_cli.detector.backbones.build import empty_backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.prototype_patches import Patches, decode_patches, encode_patches
+from anomaly_cli.detector.roi_mask import Mask, decode_mask, encode_mask
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import AnomalyError, CheckpointError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 5
+FORMAT = 6
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `LabelledAnomalyClassifier`
+ROI = "region_of_interest"  # tensor of the mask, which is no part of the detector
 PATCHES = "patches."  # prefix of the thumbnails of the prototypes, which are no part of the detector
 DAMAGED = "is damaged or was edited; train the detector again"
 
@@ -63,6 +65,7 @@ class Model:
 
     Attributes:
         patches: thumbnails of where the prototypes come from; empty where they were not kept.
+        roi: (H, W) mask, true where images are inspected; None where `config.roi` is not `RoiKind.ONE`.
     """
 
     detector: AnomalyDetector
@@ -71,6 +74,7 @@ class Model:
     config: DetectorConfig
     provenance: Provenance
     patches: Patches = field(default_factory=dict, repr=False)
+    roi: Mask | None = field(default=None, repr=False)
 
 
 def save_model(model: Model, path: Path) -> None:
@@ -82,6 +86,8 @@ def save_model(model: Model, path: Path) -> None:
     state = contiguous_state(model.detector)
     for name, pictures in model.patches.items():
         state[f"{PATCHES}{name}.content"], state[f"{PATCHES}{name}.ends"] = encode_patches(pictures)
+    if model.roi is not None:
+        state[ROI] = encode_mask(model.roi)
     header = {
         "format": FORMAT,
         "config": {name: value for name, value in asdict(model.config).items() if value is not None},
@@ -128,8 +134,9 @@ def parse_model(content: bytes, path: Path, device: torch.device | None = None) 
     """
     header, state = _parse(content, path)
     try:
-        config = DetectorConfig(**{**header["config"], "effort": Effort(header["config"]["effort"])})
+        config = _config_from_json(header["config"])
         patches = _take_patches(header["scales"], state)
+        roi = decode_mask(state.pop(ROI)) if config.roi is RoiKind.ONE else None
         detector = _assemble(config, header["scales"], state)
         calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
         map_scale = _unit_from_json(header["map_unit"])
@@ -139,7 +146,7 @@ def parse_model(content: bytes, path: Path, device: torch.device | None = None) 
     detector = detector.to(device or torch.device("cpu"))
     detector = detector.to(memory_format=torch.channels_last).eval()
     detector.backbone.prepare_for_inference()
-    return Model(detector, calibration, map_scale, config, provenance, patches)
+    return Model(detector, calibration, map_scale, config, provenance, patches, roi)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -252,6 +259,13 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
             raise ValueError(f"descriptors of width {widths}, where the detector has {detector.descriptor_width}")
     detector.load_state_dict(state)
     return detector
+
+
+def _config_from_json(values: dict[str, Any]) -> DetectorConfig:
+    kinds: dict[str, Any] = {"effort": Effort(values["effort"])}
+    if "roi" in values:
+        kinds["roi"] = RoiKind(values["roi"])
+    return DetectorConfig(**{**values, **kinds})
 
 
 def _calibration_to_json(calibration: Calibration) -> dict[str, Any]:

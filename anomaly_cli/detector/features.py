@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.inspected import pool_inspected
 from anomaly_cli.detector.scales import (
     COARSE_SCALE,
     COARSE_STRIDE,
@@ -20,7 +21,11 @@ POOLED_STRIDES = (16, 32)  # of the maps that the pooled scales pool
 
 
 def scale_features(
-    backbone: Backbone, images: Tensor, names: tuple[str, ...], small: Tensor | None = None
+    backbone: Backbone,
+    images: Tensor,
+    names: tuple[str, ...],
+    small: Tensor | None = None,
+    inspected: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
 
@@ -33,6 +38,7 @@ def scale_features(
         images: (N, 3, H, W) float RGB in [0, 1].
         names: strides, and some of `IMAGE_SCALE`, `SMALL_SCALE` and `COARSE_SCALE`.
         small: (N, 3, h', w') small copies; made here if None.
+        inspected: (N, H, W) bool, the pixels whose cells the pooled scales pool; None for all.
 
     Returns:
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
@@ -41,9 +47,9 @@ def scale_features(
     features = {}
     for name in names:
         if name == IMAGE_SCALE:
-            features[name] = pooled_embedding(maps)
+            features[name] = pooled_embedding(maps, inspected)
         elif name == SMALL_SCALE:
-            features[name] = pooled_embedding(small_maps)
+            features[name] = pooled_embedding(small_maps, inspected)
         elif name == COARSE_SCALE:
             features[name] = F.normalize(small_maps[min(COARSE_STRIDE, max(small_maps))], dim=1)
         else:
@@ -84,9 +90,11 @@ def pooled_maps(maps: dict[int, Tensor]) -> list[Tensor]:
     return [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
 
 
-def pooled_embedding(maps: dict[int, Tensor]) -> Tensor:
-    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell of each image: (N, D, 1, 1)."""
+def pooled_embedding(maps: dict[int, Tensor], inspected: Tensor | None = None) -> Tensor:
+    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell of each image, (N, D, 1, 1), or its inspected part."""
     coarse = pooled_maps(maps)
+    if inspected is not None:
+        return torch.cat(pool_inspected(coarse, inspected), dim=1)
     means = [m.mean(dim=(2, 3), keepdim=True) for m in coarse]
     # Not `Tensor.std`, which takes seven times as long here.
     spread = (coarse[0] - means[0]).square().mean(dim=(2, 3), keepdim=True).sqrt()

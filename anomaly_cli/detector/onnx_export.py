@@ -248,7 +248,7 @@ def export(model_path: Path, out: Path | None = None) -> ExportReport:
     """Write a model as an ONNX file, beside itself unless `out` is given.
 
     Raises:
-        ConfigError: a library is missing, or the backbone has no translation.
+        ConfigError: a library is missing, the backbone has no translation, or the model has a region of interest.
         CheckpointError: the model cannot be read.
         OutputError: the file cannot be written.
     """
@@ -257,6 +257,8 @@ def export(model_path: Path, out: Path | None = None) -> ExportReport:
     target = out or model_path.with_suffix(".onnx")
     check_outputs([Output("--out", target, Kind.ONNX)], [model_path])
     model = load_model(model_path)
+    if model.config.roi is not None:
+        raise ConfigError(f"{model_path} inspects a region of interest (--roi), which an ONNX file cannot: use score")
     content = make_onnx(model).SerializeToString()
     with atomic_output(target) as file:
         file.write(content)

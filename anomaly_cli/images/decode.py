@@ -76,12 +76,14 @@ class LoadedImage:
         height: of the original in pixels, after its EXIF orientation.
         width: likewise.
         quality: where it was asked for.
+        inspected: (h, w) pixels in the region of interest; None where all are.
     """
 
     pixels: NDArray[np.uint8]
     height: int
     width: int
     quality: Quality | None = None
+    inspected: NDArray[np.bool_] | None = None
 
 
 def load_image(

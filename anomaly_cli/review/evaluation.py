@@ -17,10 +17,11 @@ from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.files import check_writable, write_bytes
+from anomaly_cli.images.roi import resize_mask
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.evaluation_plots import check_curves, draw_curves
 from anomaly_cli.review.masks import MASK_SUFFIX, find_masks, mask_of, read_mask, resize_map
-from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.measure import Scorer, choose_roi
 from anomaly_cli.scoring.parallel import Progress
 from anomaly_cli.statistics.bootstrap import DRAWS, PIXEL_DRAWS, Counts, bootstrap, proportion
 from anomaly_cli.statistics.image_metrics import ImageMetrics, image_metrics, precision_at
@@ -114,6 +115,7 @@ def evaluate(
     *,
     masks: Path | None = None,
     model_path: Path,
+    roi: Path | None = None,
     curves: Path | None = None,
     device: str = "auto",
     progress: Progress,
@@ -125,6 +127,7 @@ def evaluate(
         labels: file with `path` and `label`, or `folders`.
         masks: folder of masks; the maps are computed again.
         model_path: for the maps only.
+        roi: likewise, where it is not that of the model; what is ignored counts as normal and calm.
         curves: file of the plots.
         device: for the maps only.
         progress: called after each map.
@@ -140,7 +143,7 @@ def evaluate(
     anomalous = labelled.anomalous
     figures, without_mask = image_figures(anomalous, labelled.scores), None
     if masks is not None:
-        located, without_mask = _pixel_figures(labelled, masks, model_path, device, progress)
+        located, without_mask = _pixel_figures(labelled, masks, model_path, roi, device, progress)
         figures |= located
     if curves is not None:
         draw_curves(anomalous, labelled.scores, labelled.flagged, curves)
@@ -213,7 +216,7 @@ def image_figures(anomalous: Flags, scores: Scores) -> dict[str, Interval]:
 
 
 def _pixel_figures(
-    labelled: _LabelledScores, masks: Path, model_path: Path, device: str, progress: Progress
+    labelled: _LabelledScores, masks: Path, model_path: Path, roi: Path | None, device: str, progress: Progress
 ) -> tuple[dict[str, Interval], int]:
     """Compute the figures of all maps with ground truth; also count the anomalous images without a mask."""
     paths, anomalous = labelled.paths, labelled.anomalous
@@ -224,7 +227,8 @@ def _pixel_figures(
     if any(mask and os.path.realpath(mask) == os.path.realpath(path) for mask, path in zip(known, paths, strict=True)):
         raise InputError(f"{masks} holds the images themselves, not masks")
     chosen = choose_device(device)
-    scorer = Scorer(load_model(model_path, chosen), [chosen])
+    model = load_model(model_path, chosen)
+    scorer = Scorer(model, [chosen], roi=choose_roi(model, roi))
     evaluated = [i for i, mask in enumerate(known) if mask or not anomalous[i]]
     results = scorer.measure([path_of(paths[i]) for i in evaluated])
     used: list[int] = []
@@ -234,6 +238,8 @@ def _pixel_figures(
             if isinstance(result, UnreadableImageError):
                 raise InputError(f"{paths[i]} cannot be read any more: {result.reason}")
             mask = read_mask(known[i], result.height, result.width)
+            if result.inspected is not None:
+                mask &= resize_mask(result.inspected, *mask.shape)
             if mask.any() or not anomalous[i]:
                 used.append(i)
                 yield resize_map(result.anomaly_map, *mask.shape), mask

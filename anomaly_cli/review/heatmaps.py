@@ -24,7 +24,8 @@ from anomaly_cli.outputs import png_mark
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.mirror import LONGEST_NAME, Mirror, check_pictures
 from anomaly_cli.review.overlay import draw_overlay, encode_map16
-from anomaly_cli.scoring.measure import Measured, Scorer
+from anomaly_cli.review.roi_border import draw_region
+from anomaly_cli.scoring.measure import Measured, Scorer, choose_roi
 from anomaly_cli.scoring.parallel import Progress
 from anomaly_cli.scoring.regions import region_cells, region_mask
 from anomaly_cli.scoring.rows import flag_rows, measure_rows
@@ -89,6 +90,7 @@ def heatmap(
     top: int | None = None,
     scores: Path | None = None,
     patterns: PathPatterns = EVERY_FILE,
+    roi: Path | None = None,
     device: str = "auto",
     progress: Progress,
 ) -> HeatmapReport:
@@ -114,7 +116,11 @@ def heatmap(
         paths = [path for path, _, _ in ranking[:top]]
     mirror = Mirror.of(folders)
     check_pictures(picture for path in paths for picture in drawn.pictures(path, mirror))
-    scorer = Scorer(load_model(model_path, devices[0]), devices)
+    model = load_model(model_path, devices[0])
+    region = choose_roi(model, roi)
+    if region is not None:
+        region.check_names(paths)
+    scorer = Scorer(model, devices, roi=region)
     if scores is None:
         rows = flag_rows(score_files(paths, partial(measure_rows, scorer=scorer), progress), DEFAULT_RULE)
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]
@@ -143,9 +149,10 @@ def _draw(
         except UnreadableImageError as error:
             unreadable.append((path, error.reason))
             continue
+        pixels, heat = draw_region(pixels, result.anomaly_map, result.inspected)
         picture = draw_overlay(
             pixels,
-            result.anomaly_map,
+            heat,
             caption=os.fspath(path),
             score=value,
             flagged=flagged,

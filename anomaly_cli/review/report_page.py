@@ -24,9 +24,9 @@ from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.paths import path_of
 from anomaly_cli.review.evidence import find_evidence
 from anomaly_cli.review.overlay import FULL_SCALE, colour_table
-from anomaly_cli.review.thumbnails import make_heat, make_thumbnail
+from anomaly_cli.review.thumbnails import make_heat, make_thumbnail, with_border
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
-from anomaly_cli.scoring.measure import Measured, Scorer
+from anomaly_cli.scoring.measure import Measured, Scorer, choose_roi
 from anomaly_cli.scoring.parallel import Progress, parallel_map, worker_count
 from anomaly_cli.scoring.rows import regions_of
 from anomaly_cli.statistics.fdr import null_proportion
@@ -68,9 +68,8 @@ class PageReport:
 class _Pictures:
     """How the pictures are made, and counts collected meanwhile."""
 
-    model: Model | None
+    scorer: Scorer | None
     region_rule: RegionRule
-    device: str
     missing: list[tuple[Path, str]] = field(default_factory=list)
     changed: int = 0
 
@@ -82,6 +81,7 @@ def write_report(
     *,
     top: int,
     region_rule: RegionRule = DEFAULT_REGIONS,
+    roi: Path | None = None,
     device: str = "auto",
     progress: Progress,
 ) -> PageReport:
@@ -93,6 +93,7 @@ def write_report(
         out: HTML file.
         top: number of most anomalous images with a thumbnail; the others are listed without.
         region_rule: which regions are framed and listed.
+        roi: region of interest of the images, where it is not that of the model.
         device: to compute the anomaly maps again.
         progress: called after each thumbnail.
 
@@ -104,7 +105,8 @@ def write_report(
     check_outputs([Output("--out", out, Kind.PAGE)], [table_path, model_path])
     table = ReportTable.read(table_path)
     model = load_model(model_path, choose_device(device)) if table.p_values else None
-    pictures = _Pictures(model, region_rule, device)
+    scorer = None if model is None else Scorer(model, [choose_device(device)], roi=choose_roi(model, roi))
+    pictures = _Pictures(scorer, region_rule)
     # To a temporary file first: the page lists the missing files before the thumbnails, which need not fit in memory.
     shown = min(top, len(table.readable))
     with os_errors_as_output_error(str(out)), tempfile.TemporaryFile("w+", encoding="ascii") as spooled:
@@ -133,7 +135,7 @@ def _base(table: ReportTable) -> Path:
 
 def _facts(table: ReportTable, pictures: _Pictures, model_path: Path) -> dict[str, Any]:
     """Collect the data of the page apart from the thumbnails, once these are made."""
-    model = pictures.model
+    model = None if pictures.scorer is None else pictures.scorer.model
     verdict = None if model is None else _verdict(table, model, model_path)
     normals = [] if model is None else model.calibration.normal_scores.tolist()
     return {
@@ -168,10 +170,11 @@ def _verdict(table: ReportTable, model: Model, model_path: Path) -> Verdict | No
 def _make_pictures(table: ReportTable, top: int, pictures: _Pictures, progress: Progress) -> Iterator[dict[str, Any]]:
     """Make the data of each image in rank order; the page reads it when the image comes into view."""
     paths = table.paths[:top] if top else []  # without pictures the files need not be there
-    model = pictures.model
+    scorer = pictures.scorer
+    model = None if scorer is None else scorer.model
     window = None if model is None else model.config.window
     drawn = parallel_map(lambda path: _thumbnail(path, window), paths, worker_count())
-    measured = _measured(model, paths, pictures.device)
+    measured = iter([None] * len(paths)) if scorer is None else scorer.measure(paths)
     for i, (path, thumbnail, result) in enumerate(zip(paths, drawn, measured, strict=True)):
         try:
             picture = _picture(model, thumbnail, result, pictures.region_rule)
@@ -191,12 +194,6 @@ def _thumbnail(path: Path, window: tuple[float, float] | None) -> bytes | Unread
         return error
 
 
-def _measured(model: Model | None, paths: list[Path], device: str) -> Iterator[Measured | UnreadableImageError | None]:
-    if model is None:
-        return iter([None] * len(paths))
-    return Scorer(model, [choose_device(device)]).measure(paths)
-
-
 def _picture(
     model: Model | None,
     thumbnail: bytes | UnreadableImageError,
@@ -212,6 +209,8 @@ def _picture(
         raise thumbnail
     if isinstance(result, UnreadableImageError):
         raise result
+    if isinstance(result, Measured) and result.inspected is not None:
+        thumbnail = with_border(thumbnail, result.inspected)
     picture: dict[str, Any] = {"image": _text(thumbnail)}
     if isinstance(result, Measured):
         picture["regions"] = [

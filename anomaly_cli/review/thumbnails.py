@@ -13,6 +13,7 @@ from PIL import Image
 
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.review.overlay import FULL_SCALE, LIMIT
+from anomaly_cli.review.roi_border import draw_border
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side; a multiple of the step of `load_image`
 THUMBNAIL_QUALITY = 72  # of WebP
@@ -46,7 +47,16 @@ def make_thumbnail(path: Path, window: tuple[float, float] | None = None) -> byt
     loaded = load_image(path, THUMBNAIL_SIDE, window=window)
     reduce = THUMBNAIL_SIDE / max(loaded.width, loaded.height, THUMBNAIL_SIDE)
     size = max(1, round(loaded.width * reduce)), max(1, round(loaded.height * reduce))
-    picture = Image.fromarray(loaded.pixels).resize(size, Image.Resampling.BICUBIC)
+    return _encoded(Image.fromarray(loaded.pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def with_border(thumbnail: bytes, inspected: NDArray[np.bool_]) -> bytes:
+    """Draw the border of an (h, w) region of interest into a thumbnail."""
+    with Image.open(io.BytesIO(thumbnail)) as picture:
+        return _encoded(Image.fromarray(draw_border(np.asarray(picture.convert("RGB")), inspected)))
+
+
+def _encoded(picture: Image.Image) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, "WEBP", quality=THUMBNAIL_QUALITY, method=4)
     return stream.getvalue()

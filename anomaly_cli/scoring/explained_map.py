@@ -18,6 +18,7 @@ from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.attribution import pooled_attribution
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.features import feature_maps
+from anomaly_cli.detector.inspected import inspected_cells
 from anomaly_cli.detector.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE
 
 SHARPNESS = 16  # power of the relative map that a raise is distributed by: cells below nine tenths of the peak stay
@@ -38,6 +39,7 @@ def explain_map(
     image: Tensor,
     anomaly_map: Map,
     deviations: NDArray[np.float64],
+    inspected: Tensor | None = None,
 ) -> tuple[Map, RegionSource]:
     """Raise an anomaly map to the score of its image where it is lower everywhere.
 
@@ -50,6 +52,7 @@ def explain_map(
         image: (1, 3, H, W) float RGB in [0, 1].
         anomaly_map: (h, w) in units of the limit of normal.
         deviations: (E,) > 0.
+        inspected: (1, H, W) bool, region of interest; None for all of it.
 
     Returns:
         (h, w) map whose largest value is at least the score, and what places its peak.
@@ -60,7 +63,7 @@ def explain_map(
         return anomaly_map, RegionSource.MAP
     component = detector.deviation_names[calibration.largest_component(deviations)]
     if component in POOLED_SCALES:
-        shares = _attribution(detector, image, component, anomaly_map.shape)
+        shares = _attribution(detector, image, component, anomaly_map.shape, inspected)
         if shares.max() > 0:
             return np.maximum(anomaly_map, shares * np.float32(score / shares.max())), RegionSource.IMAGE
     raised: Map = anomaly_map + np.float32(score - peak) * (anomaly_map / np.float32(peak)) ** SHARPNESS
@@ -68,9 +71,15 @@ def explain_map(
 
 
 @torch.inference_mode()
-def _attribution(detector: AnomalyDetector, image: Tensor, name: str, grid: tuple[int, ...]) -> Map:
+def _attribution(
+    detector: AnomalyDetector, image: Tensor, name: str, grid: tuple[int, ...], inspected: Tensor | None
+) -> Map:
     """Resize the positive part of the attribution of a pooled scale to the (h, w) grid of the map."""
     own, small = feature_maps(detector.backbone, image, SMALL_SCALE in detector.scale_names)
-    shares = pooled_attribution(own if name == IMAGE_SCALE else small, detector.scale(name)).clamp(min=0)
-    resized: Map = F.interpolate(shares[None, None], size=grid, mode="bilinear")[0, 0].cpu().numpy()
-    return resized
+    maps = own if name == IMAGE_SCALE else small
+    shares = pooled_attribution(maps, detector.scale(name), inspected).clamp(min=0)
+    resized = F.interpolate(shares[None, None], size=grid, mode="bilinear")[0, 0]
+    if inspected is not None:
+        resized = resized * inspected_cells(inspected, *resized.shape)[0]
+    found: Map = resized.cpu().numpy()
+    return found

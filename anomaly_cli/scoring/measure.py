@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
+from anomaly_cli.config import DEFAULT_REGIONS, RegionRule, RoiKind
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.checkpoint import Model
-from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.errors import ConfigError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.quality import Quality
+from anomaly_cli.images.roi import Roi, SharedRoi, open_roi, restrict
 from anomaly_cli.scoring.explained_map import RegionSource, explain_map
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
 
@@ -36,6 +37,7 @@ class Measured:
 
     Attributes:
         anomaly_map: (h, w) in units of the limit of normal; its largest value is at least the score of the image.
+            0 where cells are ignored.
         deviations: (E,) raw, for the calibration.
         height: of the file, pixels.
         width: of the file, pixels.
@@ -45,6 +47,7 @@ class Measured:
         top_scales: (h, w) for each cell of the map the index in `scale_names` of the scale that adds most to it.
         scale_names: of the detector.
         quality: where it was asked for.
+        inspected: (h', w') pixels in the region of interest; None where all are.
     """
 
     anomaly_map: NDArray[np.float32]
@@ -57,14 +60,47 @@ class Measured:
     top_scales: NDArray[np.uint8]
     scale_names: tuple[str, ...]
     quality: Quality | None = None
+    inspected: NDArray[np.bool_] | None = None
 
 
 Outcome = Measured | UnreadableImageError
 
 
+def inspected_tensor(images: Sequence[LoadedImage], device: torch.device) -> Tensor | None:
+    """Stack the regions of interest of images of one size: (N, h, w) bool; None if they have none."""
+    masks = [torch.from_numpy(image.inspected) for image in images if image.inspected is not None]
+    return torch.stack(masks).to(device) if masks else None
+
+
 def to_tensor(image: LoadedImage) -> Tensor:
     """Convert to a (1, 3, h, w) float tensor in [0, 1]."""
     return torch.from_numpy(image.pixels).permute(2, 0, 1)[None].float().div_(255)
+
+
+def kept_roi(model: Model) -> Roi | None:
+    """Return the region of interest that a model keeps, if it does.
+
+    Raises:
+        ConfigError: it was trained with one a file.
+    """
+    if model.config.roi is RoiKind.BY_NAME:
+        raise ConfigError("the model was trained with one mask a file: name the folder of those of new images by --roi")
+    return None if model.roi is None else SharedRoi(model.roi, "of the model")
+
+
+def choose_roi(model: Model, path: Path | None) -> Roi | None:
+    """Open the region of interest of `--roi`, or return that of the model where it is not given.
+
+    Raises:
+        ConfigError: it cannot be used, or the model was trained on whole images.
+    """
+    if path is None:
+        return kept_roi(model)
+    if model.config.roi is None:
+        raise ConfigError(
+            "--roi: the model was trained on whole images, whose limit is not that of a part: train it with --roi"
+        )
+    return open_roi(path)
 
 
 @torch.inference_mode()
@@ -74,14 +110,16 @@ def measure_batch(
     """Measure images of one size together."""
     device = next(detector.buffers()).device
     batch = torch.cat([to_tensor(image) for image in images]).to(device)
-    detection = detector(batch)
-    maps = map_scale.apply(detection.anomaly_maps.cpu().numpy()).astype(np.float32)
+    inspected = inspected_tensor(images, device)
+    detection = detector(batch, inspected)
+    maps = np.nan_to_num(map_scale.apply(detection.anomaly_maps.cpu().numpy())).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
     peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
     top_scales = cast(Tensor, detection.top_scales).cpu().numpy()
     measured = []
     for i, image in enumerate(images):
-        explained, region_from = explain_map(detector, calibration, batch[i : i + 1], maps[i], deviations[i])
+        part = None if inspected is None else inspected[i : i + 1]
+        explained, region_from = explain_map(detector, calibration, batch[i : i + 1], maps[i], deviations[i], part)
         if region_from is RegionSource.IMAGE:
             component = detector.deviation_names[calibration.largest_component(deviations[i])]
             top_scales[i, explained > maps[i]] = detector.scale_names.index(component)
@@ -97,6 +135,7 @@ def measure_batch(
                 top_scales=top_scales[i],
                 scale_names=detector.scale_names,
                 quality=image.quality,
+                inspected=image.inspected,
             )
         )
     return measured
@@ -115,6 +154,7 @@ class Scorer:
         model: Model,
         devices: Sequence[torch.device],
         *,
+        roi: Roi | None = None,
         with_quality: bool = False,
         workers: int | None = None,
         region_rule: RegionRule = DEFAULT_REGIONS,
@@ -125,11 +165,13 @@ class Scorer:
             model: on the first device.
             devices: on accelerators, batches of images go to whichever device is free; what a batch holds does not
                 depend on their number. A single CPU measures one image per thread.
+            roi: region of interest, where it is not that of the model.
             with_quality: whether to measure the quality, too.
             workers: threads that read and resize, on a CPU also measure; by default one per core.
             region_rule: for `measure_rows`.
         """
         self.model, self.region_rule = model, region_rule
+        self._roi = kept_roi(model) if roi is None else roi
         self._with_quality = with_quality
         self._workers = workers or worker_count()
         self._in_batches = len(devices) > 1 or devices[0].type != "cpu"
@@ -153,11 +195,12 @@ class Scorer:
         return measure_batch(self.model.detector, self.model.calibration, self.model.map_scale, [loaded])[0]
 
     def _load(self, path: Path) -> LoadedImage | UnreadableImageError:
+        config, roi = self.model.config, self._roi
         try:
-            config = self.model.config
-            return load_image(path, config.image_size, window=config.window, with_quality=self._with_quality)
+            image = load_image(path, config.image_size, window=config.window, with_quality=self._with_quality)
         except UnreadableImageError as error:
             return error
+        return image if roi is None else restrict(image, roi.mask_of(path, image.height, image.width))
 
     def _measure_batch(self, batch: list[LoadedImage | UnreadableImageError]) -> list[Outcome]:
         """Measure a batch on a free device, images of one size together, in the order given."""

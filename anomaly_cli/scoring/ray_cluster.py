@@ -25,7 +25,7 @@ from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 from anomaly_cli.detector.checkpoint import library_versions, parse_model, read_content
 from anomaly_cli.errors import ClusterError, ConfigError
 from anomaly_cli.paths import RemotePath, path_of
-from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.measure import Scorer, choose_roi
 from anomaly_cli.scoring.parallel import worker_count
 from anomaly_cli.scoring.rows import measure_rows
 from anomaly_cli.tables.row import Row
@@ -70,6 +70,7 @@ class _Job:
     folder: Path
     relative: bool
     plan: Plan
+    roi: Path | None
     with_quality: bool
     region_rule: RegionRule
     versions: dict[str, str]
@@ -93,6 +94,7 @@ def measure_on_cluster(
     model_path: Path,
     device: str,
     *,
+    roi: Path | None = None,
     with_quality: bool,
     region_rule: RegionRule = DEFAULT_REGIONS,
 ) -> Generator[Row]:
@@ -102,6 +104,7 @@ def measure_on_cluster(
         paths: files that every machine can read: on a shared file system, or URLs.
         model_path: read here only; its bytes travel to the workers.
         device: `auto` (GPUs where the cluster has some), `cpu` or `cuda`.
+        roi: region of interest as of `--roi`, which every machine can read, too.
         with_quality: whether to measure the quality, too.
         region_rule: what rows are to hold of the regions.
 
@@ -116,8 +119,9 @@ def measure_on_cluster(
     content = read_content(model_path)
     with _connected(STORE_BYTES + 2 * len(content)) as resources:
         plan = make_plan(resources, device)
-        relative = any(not isinstance(path, RemotePath) and not path.is_absolute() for path in paths)
-        job = _Job(model_path, Path.cwd(), relative, plan, with_quality, region_rule, library_versions())
+        read = [*paths, *([] if roi is None else [roi])]
+        relative = any(not isinstance(path, RemotePath) and not path.is_absolute() for path in read)
+        job = _Job(model_path, Path.cwd(), relative, plan, roi, with_quality, region_rule, library_versions())
         yield from _run(paths, content, job)
 
 
@@ -270,9 +274,11 @@ class _Worker:
             raise ClusterError(f"{platform.node()} has no folder {job.folder}: give absolute paths or URLs")
         device = torch.device(job.plan.device)
         model = parse_model(ray.get(content), job.model_path, device)
+        roi = choose_roi(model, job.roi)
         self._scorer = Scorer(
             model,
             [device],
+            roi=roi,
             with_quality=job.with_quality,
             workers=job.plan.cores,
             region_rule=job.region_rule,

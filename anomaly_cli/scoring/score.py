@@ -19,9 +19,10 @@ from anomaly_cli.detector.devices import choose_device, choose_devices, processo
 from anomaly_cli.errors import InputError
 from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.images.roi import open_roi
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.journal import Journal, open_journal
-from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.measure import Scorer, choose_roi
 from anomaly_cli.scoring.parallel import Progress
 from anomaly_cli.scoring.rows import RankedRows, flag_rows, mark_copies, measure_rows
 from anomaly_cli.tables.formats import TableFormat
@@ -57,6 +58,7 @@ def score(
     rule: FlagRule = DEFAULT_RULE,
     patterns: PathPatterns = EVERY_FILE,
     journal: Journal | None = None,
+    roi: Path | None = None,
     with_quality: bool = True,
     device: str = "auto",
     engine: Engine = Engine.LOCAL,
@@ -77,19 +79,23 @@ def score(
         measure = partial(
             ray_cluster.measure_on_cluster,
             model_path=model_path,
+            roi=roi,
             device=device,
             with_quality=with_quality,
             region_rule=region_rule,
         )
         model = load_model(model_path)
+        region = choose_roi(model, roi)
     else:
         devices = choose_devices(device)
         model = load_model(model_path, devices[0])
-        measure = partial(
-            measure_rows, scorer=Scorer(model, devices, with_quality=with_quality, region_rule=region_rule)
-        )
+        region = choose_roi(model, roi)
+        scorer = Scorer(model, devices, roi=region, with_quality=with_quality, region_rule=region_rule)
+        measure = partial(measure_rows, scorer=scorer)
     passed_over: Counter[str] = Counter()
     paths = collect(inputs, patterns, passed_over)
+    if region is not None:
+        region.check_names(paths)
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     names = model.detector.column_names
     verdict = judge_batch(ranked, model.detector.scale_names, model.calibration, rule, model_path)
@@ -102,6 +108,7 @@ def rank(
     model: Model,
     device: torch.device,
     progress: Progress,
+    roi: Path | None = None,
     region_rule: RegionRule = DEFAULT_REGIONS,
 ) -> list[Row]:
     """Score files by a model on its device and rank them, as `score` does; nothing is written.
@@ -109,7 +116,9 @@ def rank(
     Raises:
         InputError: none of them can be read.
     """
-    measure = partial(measure_rows, scorer=Scorer(model, [device], with_quality=True, region_rule=region_rule))
+    region = choose_roi(model, roi)
+    scorer = Scorer(model, [device], roi=region, with_quality=True, region_rule=region_rule)
+    measure = partial(measure_rows, scorer=scorer)
     return flag_rows(mark_copies(score_files(paths, measure, progress)), DEFAULT_RULE)
 
 
@@ -118,6 +127,7 @@ def open_journal_of(
     model_path: Path,
     device: str,
     *,
+    roi: Path | None = None,
     with_quality: bool = True,
     engine: Engine = Engine.LOCAL,
     region_rule: RegionRule = DEFAULT_REGIONS,
@@ -133,6 +143,7 @@ def open_journal_of(
         "quality": str(with_quality),
         "regions": str(region_rule),
         "processor": processor() if local else f"{engine} cluster",
+        **({} if roi is None else {"roi": open_roi(roi).digest}),
         **library_versions(),
     }
     return open_journal(table, identity)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 from anomaly_cli.config import DEFAULT_REGIONS, RegionRule
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.detector.devices import choose_device
-from anomaly_cli.errors import InputError
+from anomaly_cli.errors import ConfigError, InputError, UnreadableImageError
 from anomaly_cli.files import os_errors_as_output_error
 from anomaly_cli.images.find import collect, find_images
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
-from anomaly_cli.scoring.measure import Scorer
+from anomaly_cli.scoring.measure import Scorer, choose_roi
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
 from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
@@ -44,6 +44,7 @@ def open_stream(
     *,
     threshold: float,
     patterns: PathPatterns = EVERY_FILE,
+    roi: Path | None = None,
     device: str = "auto",
     region_rule: RegionRule = DEFAULT_REGIONS,
 ) -> Stream:
@@ -53,8 +54,13 @@ def open_stream(
         InputError: an input does not exist; a missing file among the arriving ones gets a row.
     """
     chosen = choose_device(device)
-    scorer = Scorer(load_model(model_path, chosen), [chosen], region_rule=region_rule)
-    paths = chain(collect(inputs, patterns) if inputs else [], find_arriving(iter_paths, patterns))
+    model = load_model(model_path, chosen)
+    region = choose_roi(model, roi)
+    known = collect(inputs, patterns) if inputs else []
+    if region is not None:
+        region.check_names(known)
+    scorer = Scorer(model, [chosen], roi=region, region_rule=region_rule)
+    paths = chain(known, find_arriving(iter_paths, patterns))
     return Stream(stream_rows(paths, scorer, threshold), scorer.model.detector.column_names)
 
 
@@ -71,7 +77,11 @@ def stream_rows(paths: Iterable[Path], scorer: Scorer, threshold: float) -> Iter
     """
 
     def measure(path: Path) -> Row:
-        return make_row(path, scorer.measure_one(path), scorer.model.calibration, scorer.region_rule)
+        try:
+            measured = scorer.measure_one(path)
+        except ConfigError as error:  # no usable region of interest: it must not end the stream
+            measured = UnreadableImageError(str(error))
+        return make_row(path, measured, scorer.model.calibration, scorer.region_rule)
 
     for row in parallel_map(partial(retry_while_changing, measure), paths, worker_count()):
         yield replace(row, flagged=row.score is not None and row.score >= threshold)

@@ -12,6 +12,7 @@ from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.images.roi import open_roi
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.scoring.rows import RankedRows
 from anomaly_cli.tables.formats import TableFormat
@@ -35,6 +36,7 @@ def audit(
     config: DetectorConfig,
     *,
     weights: Path | None = None,
+    roi: Path | None = None,
     patterns: PathPatterns = EVERY_FILE,
     device: str = "auto",
     progress: Progress,
@@ -50,10 +52,13 @@ def audit(
     from anomaly_cli.training.cross_fitted_scores import score_normals
     from anomaly_cli.training.fit import train_detector
 
+    region = None if roi is None else open_roi(roi)
     passed_over: Counter[str] = Counter()
     chosen, paths = choose_device(device), collect(inputs, patterns, passed_over)
+    if region is not None:
+        region.check_names(paths)
     backbone = build_backbone(config.backbone, weights, config.seed)
-    run = TrainingContext(limit_image_size(config, paths, worker_count()), chosen, worker_count(), progress)
+    run = TrainingContext(limit_image_size(config, paths, worker_count()), chosen, worker_count(), progress, roi=region)
     trained = train_detector(paths, [], backbone, run, clean=False)
     check_variation(trained.calibration)
     rows = [

@@ -46,7 +46,9 @@ def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pi
     return _to_pixels((values - centre) * generator.uniform(0.6, 1.4) + centre * generator.uniform(0.6, 1.4) * tint)
 
 
-def synthetic_defect(pixels: Pixels, other: Pixels, generator: np.random.Generator) -> Pixels:
+def synthetic_defect(
+    pixels: Pixels, other: Pixels, generator: np.random.Generator, inspected: Mask | None = None
+) -> Pixels:
     """Paste a synthetic near-threshold defect into a normal image.
 
     A scar or a patch of 0.2 to 8 % of the image is blended with another normal image, a stain, blur or noise. Stronger
@@ -56,14 +58,17 @@ def synthetic_defect(pixels: Pixels, other: Pixels, generator: np.random.Generat
         pixels: (h, w, 3) uint8 normal image.
         other: (h2, w2, 3) uint8, another normal image to cut from.
         generator: source of every random number.
+        inspected: (h, w) the region of interest, outside of which nothing changes; None for all of it.
 
     Returns:
         (h, w, 3) uint8.
     """
     kind = int(generator.integers(len(_CHANGES)))
-    mask = _blob(pixels.shape[:2], generator)
+    mask = _blob(pixels.shape[:2], generator, inspected)
     changed = _CHANGES[kind](pixels.astype(np.float32), other, generator)
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * generator.uniform(*OPACITY)
+    if inspected is not None:
+        soft *= inspected[..., None]
     return _to_pixels(pixels * (1 - soft) + changed * soft)
 
 
@@ -72,16 +77,20 @@ def _to_pixels(values: NDArray[np.floating]) -> Pixels:
     return pixels
 
 
-def _blob(size: tuple[int, ...], generator: np.random.Generator) -> Mask:
-    """Mask of an irregular patch or a thin scar that covers 0.2 to 8 % of the image."""
+def _blob(size: tuple[int, ...], generator: np.random.Generator, inspected: Mask | None) -> Mask:
+    """Mask of an irregular patch or a thin scar of 0.2 to 8 % of the inspected part, in which its centre lies."""
     h, w = size[:2]
     noise = ndimage.gaussian_filter(generator.normal(size=(h, w)), generator.uniform(2, max(h, w) / 16))
     y, x = np.mgrid[:h, :w]
     cy, cx = generator.uniform(0.1, 0.9) * h, generator.uniform(0.1, 0.9) * w
+    share = 1.0
+    if inspected is not None:
+        cy, cx = generator.choice(np.argwhere(inspected)).tolist()
+        share = float(inspected.mean())
     angle = generator.uniform(0, np.pi)
     along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
     across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-    area = np.exp(generator.uniform(np.log(0.002), np.log(0.08))) * h * w
+    area = np.exp(generator.uniform(np.log(0.002), np.log(0.08))) * h * w * share
     stretch = np.exp(generator.uniform(0, 2.3))
     radius = np.sqrt(area * stretch / np.pi)
     distance = np.hypot(along / radius, across * stretch / radius)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from anomaly_cli.detector.inspected import inspected_cells
+
 
 class Origin(NamedTuple):
     """Where a prototype comes from: the index of its image, and of the cell in it (row-major)."""
@@ -80,8 +82,11 @@ class Reservoir:
         return Cells(values, sources, torch.cat([sample.places for _, sample in kept]))
 
 
-def random_cells(feature_map: Tensor, count: int, seed: int) -> Sample:
-    """Choose min(count, h*w) cells of one image's (1, D, h, w) map."""
+def random_cells(feature_map: Tensor, count: int, seed: int, inspected: Tensor | None = None) -> Sample:
+    """Choose at most `count` cells of one image's (1, D, h, w) map, of those in its (1, H, W) region of interest."""
     cells = feature_map[0].flatten(1).T  # (h*w, D)
-    chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))[:count]
-    return Sample(cells[chosen.to(cells.device)].cpu(), chosen.clone())  # else the whole permutation stays in memory
+    chosen = torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))
+    if inspected is not None:
+        chosen = chosen[inspected_cells(inspected, *feature_map.shape[2:]).flatten().cpu()[chosen]]
+    chosen = chosen[:count].clone()  # else the whole permutation stays in memory
+    return Sample(cells[chosen.to(cells.device)].cpu(), chosen)

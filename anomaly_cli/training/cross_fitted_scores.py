@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.measure import Measured, measure_batch
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.rows import make_row
@@ -34,7 +33,7 @@ def score_normals(trained: TrainedDetector, run: TrainingContext) -> Iterator[Ro
     def measure(item: tuple[int, Path]) -> Measured | UnreadableImageError:
         fold, path = item
         try:
-            image = load_image(path, run.config.image_size, window=run.config.window)
+            image = run.load(path)
         except UnreadableImageError as error:
             return error
         return measure_batch(trained.fold_detectors[fold], trained.calibration, trained.map_scale, [image])[0]

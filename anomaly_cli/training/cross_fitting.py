@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.scales import POOLED_SCALES
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.errors import InputError, UnreadableImageError
-from anomaly_cli.images.decode import LoadedImage, load_image
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.images.decode import LoadedImage
+from anomaly_cli.images.roi import inspected_part
+from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.augmentation import synthetic_defect
 from anomaly_cli.training.cell_samples import Cells
@@ -63,14 +64,19 @@ class CrossFit:
         return [i for i in range(len(self.held_out)) if i not in excluded]
 
 
-def load_held_out(item: HeldOutImage, run: TrainingContext) -> Tensor:
-    """Read one image, with a synthetic defect if it has a seed of one: (1, 3, h, w) in [0, 1]."""
+def load_held_out(item: HeldOutImage, run: TrainingContext) -> tuple[Tensor, Tensor | None]:
+    """Read one image, with a synthetic defect if it has a seed of one.
+
+    Returns:
+        (1, 3, h, w) in [0, 1], and its (1, h, w) bool region of interest, if it has one.
+    """
     image = load_again(item.path, run)
     if item.defect_seed is not None and item.other is not None:
         other = load_again(item.other, run)
-        changed = synthetic_defect(image.pixels, other.pixels, np.random.default_rng(item.defect_seed))
-        image = LoadedImage(changed, image.height, image.width)
-    return to_tensor(image).to(run.device)
+        generator = np.random.default_rng(item.defect_seed)
+        changed = synthetic_defect(image.pixels, inspected_part(other), generator, image.inspected)
+        image = replace(image, pixels=changed)
+    return to_tensor(image).to(run.device), inspected_tensor([image], run.device)
 
 
 def load_again(path: Path, run: TrainingContext) -> LoadedImage:
@@ -80,7 +86,7 @@ def load_again(path: Path, run: TrainingContext) -> LoadedImage:
         InputError: it was changed or removed since.
     """
     try:
-        return load_image(path, run.config.image_size, window=run.config.window)
+        return run.load(path)
     except UnreadableImageError as error:
         raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
 
@@ -98,7 +104,7 @@ def measure_held_out(
     """
 
     def measure(item: HeldOutImage) -> list[Tensor]:
-        return [m.cpu() for m in detectors[item.fold + 1].distance_maps(load_held_out(item, run))]
+        return [m.cpu() for m in detectors[item.fold + 1].distance_maps(*load_held_out(item, run))]
 
     return list(run.map_images(step, phase, measure, held_out))
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_labelled
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.images.decode import load_image
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, load_held_out
 from anomaly_cli.training.run import TrainingContext
 
@@ -41,10 +40,11 @@ def describe_anomalies(detector: AnomalyDetector, anomalies: list[Path], run: Tr
 
     def describe(path: Path) -> dict[str, Any]:
         try:
-            image = to_tensor(load_image(path, run.config.image_size, window=run.config.window)).to(run.device)
+            image = run.load(path)
         except UnreadableImageError as error:
             return {"unreadable": error.reason}
-        return {"descriptor": detector.descriptors(image).cpu()}
+        described = detector.descriptors(to_tensor(image).to(run.device), inspected_tensor([image], run.device))
+        return {"descriptor": described.cpu()}
 
     results = list(run.map_images("anomalies", "describing labelled anomalies", describe, anomalies))
     values = [each["descriptor"] for each in results if "descriptor" in each]
@@ -78,7 +78,7 @@ def fit_labelled_classifier(
         return torch.zeros(len(fitted.held_out), 0)
 
     def describe(item: HeldOutImage) -> Tensor:
-        return fitted.detectors[item.fold + 1].descriptors(load_held_out(item, run)).cpu()
+        return fitted.detectors[item.fold + 1].descriptors(*load_held_out(item, run)).cpu()
 
     described = run.map_images("known", "describing held-out normal images", describe, fitted.held_out)
     seen = torch.cat(list(described)).to(run.device)

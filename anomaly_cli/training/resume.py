@@ -66,6 +66,7 @@ def _identity(run: TrainingContext, images: Sequence[Sequence[Path]], backbone: 
     """Collect all that the steps of a run depend on."""
     return {
         "config": asdict(run.config),
+        "roi": None if run.roi is None else run.roi.digest,
         "images": [list(parallel_map(content_of, each, run.workers)) for each in images],
         "weights": hashlib.sha256(save(contiguous_state(backbone))).hexdigest(),
         "processes": run.processes.count,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from anomaly_cli.config import DetectorConfig
+from anomaly_cli.images.decode import LoadedImage, load_image
+from anomaly_cli.images.roi import Roi, restrict
 from anomaly_cli.scoring.parallel import Progress, parallel_map
 from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes
 from anomaly_cli.training.step_cache import Steps, deserialize, serialize
@@ -30,6 +33,7 @@ class TrainingContext:
         progress: called after every step.
         processes: that share the work.
         saved: cached steps of this run and of an interrupted one.
+        roi: region of interest of the images; None for all of them.
     """
 
     config: DetectorConfig
@@ -38,6 +42,17 @@ class TrainingContext:
     progress: Progress
     processes: Processes = SINGLE_PROCESS
     saved: Steps = field(default_factory=Steps)
+    roi: Roi | None = None
+
+    def load(self, path: Path, *, with_quality: bool = False) -> LoadedImage:
+        """Read an image as the settings say.
+
+        Raises:
+            UnreadableImageError: with the reason in a few words.
+            ConfigError: its region of interest cannot be used.
+        """
+        image = load_image(path, self.config.image_size, window=self.config.window, with_quality=with_quality)
+        return image if self.roi is None else restrict(image, self.roi.mask_of(path, image.height, image.width))
 
     def map_images(
         self, step: str, phase: str, function: Callable[[Item], Any], items: Sequence[Item]

@@ -15,7 +15,6 @@ from anomaly_cli.config import Effort
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.contrastive import Schedule, StageOne
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.augmentation import random_view
 from anomaly_cli.training.distributed import Processes, share_statistics
@@ -125,7 +124,7 @@ def learn_from_scratch(
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return load_image(path, run.config.image_size, window=run.config.window).pixels
+            return run.load(path).pixels
         except UnreadableImageError:
             return None  # named by `sample_cells`, which reads every image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.errors import InputError
 from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
+from anomaly_cli.images.roi import SharedRoi, open_roi
 from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.tables.formats import format_of
@@ -53,6 +54,7 @@ def train(
     *,
     anomalies: Sequence[Path] = (),
     weights: Path | None = None,
+    roi: Path | None = None,
     audit_normals: Path | None = None,
     patterns: PathPatterns = EVERY_FILE,
     thumbnails: bool = True,
@@ -62,13 +64,15 @@ def train(
 ) -> TrainReport:
     """Fit a detector to normal images and write the model file, and on request a table of these images.
 
-    `thumbnails` keeps pictures of its prototypes, `resume` finished steps. Of several processes the first one writes.
+    `roi` is a mask of what is inspected, or a folder with one mask a file name. `thumbnails` keeps pictures of the
+    prototypes, `resume` finished steps. Of several processes the first one writes.
     """
     from anomaly_cli.training.cross_fitted_scores import score_normals
     from anomaly_cli.training.fit import train_detector  # imports scikit-learn, which scoring does without
 
     outputs = [Output("--model", model_path, Kind.MODEL), Output("--audit-normals", audit_normals, Kind.TABLE)]
-    check_outputs(outputs, [*normal, *anomalies, weights])
+    check_outputs(outputs, [*normal, *anomalies, weights, roi])
+    region = None if roi is None else open_roi(roi)
     audit_format = None if audit_normals is None else format_of(audit_normals)
     passed_over = Counter[str]()
     paths = collect(normal, patterns, passed_over)
@@ -76,9 +80,12 @@ def train(
     with process_group() as processes:
         workers = max(1, worker_count() // processes.local_count)
         paths, anomalous = processes.broadcast((paths, anomalous))  # a folder may be filled at this moment
+        if region is not None:
+            region.check_names([*paths, *anomalous])
+            config = replace(config, roi=region.kind)
         config = choose_window(limit_image_size(config, paths, workers), paths, workers)
         config = processes.broadcast(config)
-        run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes)
+        run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes, roi=region)
         backbone = build_backbone(config.backbone, weights, config.seed)
         resuming = resumed(run, model_path, [paths, anomalous], backbone, resume) if resume else nullcontext(run)
         with resuming as run:
@@ -131,7 +138,8 @@ def _save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbna
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails and first else {}
-    model = Model(trained.detector, trained.calibration, trained.map_scale, run.config, provenance, patches)
+    mask = run.roi.mask if isinstance(run.roi, SharedRoi) else None
+    model = Model(trained.detector, trained.calibration, trained.map_scale, run.config, provenance, patches, mask)
     if first:
         save_model(model, path)
     return model

@@ -21,7 +21,7 @@ from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import load_image, read_deep_gray
 from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.images.quality import Quality
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
 from anomaly_cli.training.run import TrainingContext
@@ -137,16 +137,17 @@ def sample_cells(
     def sample(numbered: tuple[int, Path]) -> dict[str, Any]:
         number, path = numbered
         try:
-            image = load_image(path, run.config.image_size, window=run.config.window, with_quality=True)
+            image = run.load(path, with_quality=True)
         except UnreadableImageError as error:
             return {"unreadable": error.reason}
         quality = asdict(cast(Quality, image.quality))
         if not reservoir.wants(priorities[number]):
             return {"quality": quality}
         with torch.inference_mode():
-            features = scale_features(backbone, to_tensor(image).to(run.device), names)
+            inspected = inspected_tensor([image], run.device)
+            features = scale_features(backbone, to_tensor(image).to(run.device), names, inspected=inspected)
         seed = (run.config.seed * 1_000_003 + number) % 2**63
-        cells = {name: tuple(random_cells(features[name], per_image, seed)) for name in names}
+        cells = {name: tuple(random_cells(features[name], per_image, seed, inspected)) for name in names}
         return {"cells": cells, "quality": quality}
 
     readable: list[Path] = []

@@ -23,6 +23,7 @@ from anomaly_cli.detector.prototype_patches import Patches
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.find import collect
 from anomaly_cli.outputs import Kind, Output, check_outputs
+from anomaly_cli.scoring.measure import choose_roi
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.training.cell_samples import Cells
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, measure_held_out
@@ -49,6 +50,7 @@ def update(
     *,
     anomalies: Sequence[Path] = (),
     out: Path | None = None,
+    roi: Path | None = None,
     device: str = "auto",
     progress: Progress,
 ) -> UpdateReport:
@@ -58,7 +60,7 @@ def update(
     new normal images. These are scored cross-fitted, as in training, and added to the held-out normal images of the
     calibration; the old ones keep their deviations, which the larger memories could only lower, so p-values are
     conservative. With new labelled anomalies the new images alone calibrate, since the odds of the old ones are
-    unknown.
+    unknown. `roi` is for the new images, where it is not that of the model.
 
     Raises:
         ConfigError: nothing new is named.
@@ -67,14 +69,18 @@ def update(
     if not normal:
         raise ConfigError("name new normal images; with anomalous ones too, because they calibrate the updated model")
     target = out or model_path
-    check_outputs([Output("--out", target, Kind.MODEL)], [*normal, *anomalies])
+    check_outputs([Output("--out", target, Kind.MODEL)], [*normal, *anomalies, roi])
     chosen = choose_device(device)
     old = load_model(model_path, chosen)
-    run = TrainingContext(old.config, chosen, worker_count(), progress)
+    region = choose_roi(old, roi)
+    run = TrainingContext(old.config, chosen, worker_count(), progress, roi=region)
     labelled_paths = collect(anomalies) if anomalies else []
+    new = collect(normal)
+    if region is not None:
+        region.check_names([*new, *labelled_paths])
     names = old.detector.scale_names
     least = MIN_NORMALS if labelled_paths else 1
-    cells, normals = sample_cells(collect(normal), old.detector.backbone, names, run, at_least=least)
+    cells, normals = sample_cells(new, old.detector.backbone, names, run, at_least=least)
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
     held_out = [HeldOutImage(fold, path) for fold, path in zip(folds.tolist(), normals.paths, strict=True)]
