@@ -14,6 +14,7 @@ DEFAULT_FDR = 0.05  # share of the flagged images that may be normal
 MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for the calibration
 MIN_BATCH = 20  # readable images, and held-out normal ones: fewer are too few to judge a batch as a whole
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
+MIN_SMALLEST_DEFECT, MAX_SMALLEST_DEFECT = 4, 1000  # pixels of the files
 
 Name = TypeVar("Name", bound=StrEnum)
 
@@ -169,6 +170,7 @@ class DetectorConfig:
     effort: Effort = Effort.STANDARD
     seed: int = 0
     intensity_window: IntensityWindow = None  # values of deep grey images that become black and white
+    smallest_defect: int | None = None  # pixels of the files; None reads images at `image_size` only
     roi: RoiKind | None = None  # masks that say which part of an image is inspected; None for all of it
 
     @property
@@ -190,6 +192,10 @@ class DetectorConfig:
             raise ConfigError(f"prototypes must be from 8 to 100000, got {self.prototypes}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+        smallest, largest = MIN_SMALLEST_DEFECT, MAX_SMALLEST_DEFECT
+        if self.smallest_defect is not None and not smallest <= self.smallest_defect <= largest:
+            rule = f"from {smallest} to {largest} pixels"
+            raise ConfigError(f"smallest defect must be {rule}, got {self.smallest_defect}")
         if self.intensity_window not in (None, "auto"):
             low, high = map(float, self.intensity_window)
             if not -inf < low < high < inf:

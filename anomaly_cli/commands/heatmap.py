@@ -78,13 +78,12 @@ def heatmap(
     if scores == STDIN and files_from == "-":
         raise ConfigError("--scores - and --files-from - cannot both come from stdin")
     paths = read_inputs(inputs, files_from, null, required=scores is None)
-    patterns = patterns_of(include, exclude)
     region_rule = RegionRule(threshold=region_threshold, min_area=min_area)
     if masks is None and region_rule != DEFAULT_REGIONS:
         raise ConfigError("--region-threshold and --min-area choose the regions of --masks; overlays outline all")
-
     from anomaly_cli.review import heatmaps
 
+    patterns = patterns_of(include, exclude)
     drawn = heatmaps.Drawn(out, raw, masks, region_rule, side_by_side)
     with console.progress(quiet) as progress:
         report = heatmaps.heatmap(

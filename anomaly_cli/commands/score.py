@@ -155,14 +155,13 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Rank images by how far they deviate from normal and write the table."""
-    sources = Sources(inputs, files_from, null, patterns_of(include, exclude))
+    sources = Sources(inputs, files_from, null, patterns_of(include, exclude), roi)
     region_file, region_rule = _regions(regions, region_threshold, min_area, stream=stream)
     if stream:
         whole = {"--fdr": fdr, "--top": top, "--max-false-alarms": max_false_alarms, "--summary": summary}
         check_whole(whole | {"--fail-on": fail_on, "--resume": resume or None}, out, format, engine)
-        limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
         outputs = Outputs(None if out in (None, STDOUT) else out, regions)
-        stream_scores(sources, model, outputs, limit, region_rule=region_rule, roi=roi, device=device, quiet=quiet)
+        stream_scores(sources, model, outputs, threshold, region_rule=region_rule, device=device, quiet=quiet)
         return
     rules = {Rule.FDR: fdr, Rule.THRESHOLD: threshold, Rule.TOP: top, Rule.MAX_FALSE_ALARMS: max_false_alarms}
     options = _Options(
@@ -173,7 +172,6 @@ def score(
         regions=region_file,
         region_rule=region_rule,
         rule=FlagRule.choose(rules),
-        roi=roi,
         with_quality=not no_quality,
         resume=resume,
         engine=engine,
@@ -202,7 +200,6 @@ class _Options:
     regions: RegionFile | None
     region_rule: RegionRule
     rule: FlagRule
-    roi: Path | None
     with_quality: bool
     resume: bool
     engine: Engine
@@ -237,7 +234,7 @@ def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet
     from anomaly_cli.scoring.score import score as score_files
 
     parsed = [Gate.parse(text) for text in gates]
-    with _journal(options) as journal:
+    with _journal(options, sources.roi) as journal:
         with console.progress(quiet) as progress:
             report = score_files(
                 paths,
@@ -245,11 +242,12 @@ def _score_batch(sources: Sources, options: _Options, gates: list[str], *, quiet
                 rule=options.rule,
                 patterns=sources.patterns,
                 journal=journal,
-                roi=options.roi,
+                roi=sources.roi,
                 with_quality=options.with_quality,
                 device=options.device,
                 engine=options.engine,
                 region_rule=options.region_rule,
+                tell=None if quiet else print_stderr,
                 progress=progress,
             )
         _write(report, options, table_format)
@@ -280,7 +278,7 @@ def _write(report: ScoreReport, options: _Options, table_format: TableFormat) ->
 
 
 @contextmanager
-def _journal(options: _Options) -> Iterator[Journal | None]:
+def _journal(options: _Options, roi: Path | None) -> Iterator[Journal | None]:
     if not options.resume:
         yield None
         return
@@ -292,7 +290,7 @@ def _journal(options: _Options) -> Iterator[Journal | None]:
         options.target,
         options.model,
         options.device,
-        roi=options.roi,
+        roi=roi,
         with_quality=options.with_quality,
         engine=options.engine,
         region_rule=options.region_rule,

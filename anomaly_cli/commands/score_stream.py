@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from anomaly_cli.commands import console
 from anomaly_cli.commands.inputs import iter_paths, read_inputs
-from anomaly_cli.config import Engine, FlagRule, RegionRule
+from anomaly_cli.config import Engine, FlagRule, RegionRule, Rule
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.patterns import PathPatterns
 from anomaly_cli.outputs import Kind, Output, check_outputs
@@ -40,12 +40,13 @@ def check_whole(
 
 
 class Sources(NamedTuple):
-    """Where a stream takes its paths from."""
+    """Where a run takes its paths from, and the region of interest of these images."""
 
     inputs: list[str] | None
     files_from: str | None
     null: bool
     patterns: PathPatterns
+    roi: Path | None
 
     def files(self, model: Path) -> list[Path]:
         """Name the files that a run reads: the model, the list and what was typed."""
@@ -76,14 +77,14 @@ def stream_scores(
     sources: Sources,
     model: Path,
     outputs: Outputs,
-    limit: FlagRule,
+    threshold: float | None,
     *,
     region_rule: RegionRule,
-    roi: Path | None = None,
     device: str,
     quiet: bool,
 ) -> None:
     """Write one row per file as soon as it is known, its regions before it, then print the counts."""
+    limit = FlagRule(Rule.THRESHOLD, 1 if threshold is None else threshold)
     listed = sources.files_from is not None
     inputs = read_inputs(sources.inputs, None, sources.null and not listed, required=not listed)
     later = () if sources.files_from is None else iter_paths(sources.files_from, sources.null)
@@ -96,7 +97,7 @@ def stream_scores(
         model,
         threshold=limit.value,
         patterns=sources.patterns,
-        roi=roi,
+        roi=sources.roi,
         device=device,
         region_rule=region_rule,
     )

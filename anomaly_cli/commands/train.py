@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,7 @@ from anomaly_cli.commands.options import (
     Seed,
     Weights,
 )
-from anomaly_cli.config import DetectorConfig, parse_window
+from anomaly_cli.config import MAX_SMALLEST_DEFECT, MIN_SMALLEST_DEFECT, DetectorConfig, parse_window
 from anomaly_cli.images.find import check_named
 from anomaly_cli.paths import paths_of
 
@@ -58,6 +59,17 @@ Resume = Annotated[
     ),
 ]
 
+SmallestDefect = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        min=MIN_SMALLEST_DEFECT,
+        max=MAX_SMALLEST_DEFECT,
+        help="Read large pictures in tiles, so finely that a defect of so many pixels of the file spans two cells "
+        "of the finest map; the smaller, the slower.",
+    ),
+]
+
 IntensityWindowText = Annotated[
     str | None,
     typer.Option(
@@ -79,6 +91,7 @@ def train(
     effort: EffortLevel = DEFAULTS.effort,
     image_size: ImageSize = DEFAULTS.image_size,
     intensity_window: IntensityWindowText = None,
+    smallest_defect: SmallestDefect = None,
     prototypes: Prototypes = DEFAULTS.prototypes,
     roi: Roi = None,
     seed: Seed = DEFAULTS.seed,
@@ -90,14 +103,8 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Learn what normal looks like from a folder of normal images."""
-    config = DetectorConfig(
-        backbone=backbone,
-        image_size=image_size,
-        prototypes=prototypes,
-        effort=effort,
-        seed=seed,
-        intensity_window=parse_window(intensity_window),
-    )
+    config = DetectorConfig(backbone=backbone, effort=effort, seed=seed, prototypes=prototypes, image_size=image_size)
+    config = replace(config, smallest_defect=smallest_defect, intensity_window=parse_window(intensity_window))
     images, anomalous = _named_paths(normal, anomalies, local=resume)
     from anomaly_cli.training import distributed
     from anomaly_cli.training.train import train as train_model
@@ -115,6 +122,7 @@ def train(
             patterns=patterns_of(include, exclude),
             thumbnails=not no_thumbnails,
             resume=warn_discarded if resume else None,
+            tell=None if quiet else print_stderr,
             device=device,
             progress=progress,
         )

@@ -17,6 +17,7 @@ from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES, is_local
 from anomaly_cli.detector.whitening import Whitening
 
 TOP_CELL_FRACTION = 0.005  # of the cells of a map: its deviation is the mean of so many largest distances
+TOP_TILED_CELLS = 5  # of a map from tiles, however large: what that fraction is at 256 pixels
 TOP_COARSE_FRACTION = 0.05  # likewise of the coarse cells, each of which sees what many fine ones do
 DESCRIPTOR_CELL_FRACTION = 0.02  # of the cells of a map, those of largest distance: a descriptor holds their mean
 MIN_DEVIATION = 1e-4  # a copy of a training image has distance zero, and logarithms follow
@@ -77,6 +78,8 @@ class AnomalyDetector(nn.Module):
         backbone: Backbone,
         scales: dict[str, ScaleModel],
         known_anomalies: LabelledAnomalyClassifier | None = None,
+        *,
+        tiled: bool = False,
     ) -> None:
         """Assemble a detector.
 
@@ -84,10 +87,12 @@ class AnomalyDetector(nn.Module):
             backbone: in eval mode.
             scales: by name: the strides of the local scales, finest first, then those that are not local.
             known_anomalies: fitted on labelled anomalies; None without them.
+            tiled: whether the maps of local scales come from tiles of a large picture (`detector.tiles`).
         """
         super().__init__()
         self.backbone = backbone
         self.known_anomalies = known_anomalies
+        self.tiled = tiled
         self.scale_names = tuple(scales)
         self.scales = nn.ModuleDict({f"stride_{name}": scale for name, scale in scales.items()})
 
@@ -123,26 +128,33 @@ class AnomalyDetector(nn.Module):
             has one cell.
         """
         features = scale_features(self.backbone, images, self.scale_names, inspected=inspected)
-        return self._distance_maps(features, inspected)[0]
+        return self.compare(features, inspected)[0]
 
-    def _distance_maps(
+    def compare(
         self, features: dict[str, Tensor], inspected: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Compute the map of each scale, and `Detection.peak_cells`."""
-        maps, peak_cells = [], []
-        for name in self.scale_names:
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Compute for each of these scales its map as in `distance_maps`, and the (N, h, w) nearest prototypes."""
+        maps, prototypes = [], []
+        for name in features:
             N, D, h, w = features[name].shape
             cells = features[name].permute(0, 2, 3, 1).reshape(-1, D)  # (N*h*w, D)
             distances, nearest = self.scale(name).compare(cells)
             distances = distances.view(N, h * w)
+            prototypes.append(nearest.view(N, h, w))
             if inspected is not None and name not in POOLED_SCALES:
                 distances = distances.masked_fill(~inspected_cells(inspected, h, w).flatten(1), torch.nan)
             maps.append(distances.view(N, h, w))
+        return maps, prototypes
+
+    def _peak_cells(self, maps: list[Tensor], prototypes: list[Tensor]) -> Tensor:
+        """Find `Detection.peak_cells`."""
+        peaks = []
+        for name, distances, nearest in zip(self.scale_names, maps, prototypes, strict=True):
             if is_local(name):
-                found = distances if inspected is None else distances.nan_to_num(nan=-1.0)
-                cells = found.argmax(dim=1, keepdim=True)  # (N, 1)
-                peak_cells.append(torch.cat([cells, nearest.view(N, h * w).gather(1, cells)], dim=1))
-        return maps, torch.stack(peak_cells, dim=1)
+                found = distances.nan_to_num(nan=-1.0) if has_ignored([distances]) else distances
+                cells = found.flatten(1).argmax(dim=1, keepdim=True)  # (N, 1)
+                peaks.append(torch.cat([cells, nearest.flatten(1).gather(1, cells)], dim=1))
+        return torch.stack(peaks, dim=1)
 
     @property
     def descriptor_width(self) -> int:
@@ -158,7 +170,7 @@ class AnomalyDetector(nn.Module):
         cells of largest distance of each local scale what is anomalous. `inspected` as in `distance_maps`.
         """
         features = scale_features(self.backbone, images, self.scale_names, inspected=inspected)
-        return self._descriptors(features, self._distance_maps(features, inspected)[0])
+        return self._descriptors(features, self.compare(features, inspected)[0])
 
     def _descriptors(self, features: dict[str, Tensor], distance_maps: list[Tensor]) -> Tensor:
         if not has_ignored(distance_maps):
@@ -202,10 +214,11 @@ class AnomalyDetector(nn.Module):
         # What each scale adds over the mean of normal cells.
         excess = [weight * (each - 1) for each, weight in zip(enlarged, weights, strict=True)]
         top_scales = torch.stack(excess).argmax(dim=0).to(torch.uint8)
-        columns = [_top_cells_mean(fused, TOP_CELL_FRACTION)]
+        local_top = TOP_TILED_CELLS if self.tiled else TOP_CELL_FRACTION
+        columns = [_top_cells_mean(fused, local_top)]
         for name in self.scale_names:
-            fraction = TOP_COARSE_FRACTION if name == COARSE_SCALE else TOP_CELL_FRACTION
-            columns.append(_top_cells_mean(by_name[name], fraction))
+            top = TOP_COARSE_FRACTION if name == COARSE_SCALE else local_top
+            columns.append(_top_cells_mean(by_name[name], top))
         deviations = torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION)
         return Detection(fused, deviations, top_scales=top_scales)
 
@@ -217,21 +230,22 @@ class AnomalyDetector(nn.Module):
 
     def detect(self, features: dict[str, Tensor], inspected: Tensor | None = None) -> Detection:
         """Measure images by their `scale_features`; `export` translates this function to a graph."""
-        distance_maps, peak_cells = self._distance_maps(features, inspected)
+        distance_maps, prototypes = self.compare(features, inspected)
         anomaly_maps, deviations, _, top_scales = self.combine(distance_maps)
         if self.known_anomalies is not None:
             known = self.known_anomalies(self._descriptors(features, distance_maps))
             deviations = torch.cat([deviations, known], dim=1)
-        return Detection(anomaly_maps, deviations, peak_cells, top_scales)
+        return Detection(anomaly_maps, deviations, self._peak_cells(distance_maps, prototypes), top_scales)
 
 
-def _top_cells_mean(maps: Tensor, fraction: float) -> Tensor:
-    """Mean of the largest `fraction` of the inspected cells, at least one: (N, h, w) to (N,)."""
+def _top_cells_mean(maps: Tensor, top: float) -> Tensor:
+    """Mean of the largest inspected cells, a fraction of them or so many, at least one: (N, h, w) to (N,)."""
     if has_ignored([maps]):
         known = [only_inspected(each[None, None], each[None].isnan())[:, 0] for each in maps]
-        return torch.cat([_top_cells_mean(each, fraction) for each in known])
+        return torch.cat([_top_cells_mean(each, top) for each in known])
     cells = maps.flatten(1)
-    return cells.topk(_top_cell_count(cells.shape[1], fraction), dim=1).values.mean(dim=1)
+    count = min(int(top), cells.shape[1]) if top >= 1 else _top_cell_count(cells.shape[1], top)
+    return cells.topk(count, dim=1).values.mean(dim=1)
 
 
 def _top_cell_count(cells: int, fraction: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,9 +44,9 @@ def calibrate(
         weights: (E,) of the deviations in the image score.
         known: (images, 1) odds of `LabelledAnomalyClassifier`; None without labelled anomalies.
     """
-    detections = _combine(detector, measured)
-    peak_cells = np.array([float(detection.anomaly_maps.nan_to_num().max()) for detection in detections])
-    typical = float(np.median([float(detection.anomaly_maps.nanmedian()) for detection in detections]))
+    maps = (detection.anomaly_maps for detection in _combine(detector, measured))
+    peaks, medians = zip(*((float(each.nan_to_num().max()), float(each.nanmedian())) for each in maps), strict=True)
+    peak_cells, typical = np.array(peaks), float(np.median(medians))
     deviations = deviations_of(detector, measured, known)
     return Calibration.fit(deviations, weights), ScoreScale(typical, ScoreScale.fit(peak_cells).limit)
 
@@ -112,16 +114,16 @@ def append_labelled_weight(weights: Floats, detector: AnomalyDetector) -> Floats
     return np.append(weights, detector.known_anomalies.weight * weights.sum())
 
 
-def deviations_of(detector: AnomalyDetector, measured: list[list[Tensor]], known: Tensor | None = None) -> Floats:
+def deviations_of(detector: AnomalyDetector, measured: Sequence[list[Tensor]], known: Tensor | None = None) -> Floats:
     """Join the deviations of maps and scales with those from the labelled anomalies: (images, E)."""
     columns = torch.cat([detection.deviations for detection in _combine(detector, measured)]).cpu()
     joined: Floats = torch.cat([columns] if known is None else [columns, known], dim=1).double().numpy()
     return joined
 
 
-def _combine(detector: AnomalyDetector, measured: list[list[Tensor]]) -> list[Detection]:
+def _combine(detector: AnomalyDetector, measured: Sequence[list[Tensor]]) -> Iterator[Detection]:
     device = next(detector.buffers()).device
-    return [detector.combine([m.to(device) for m in maps]) for maps in measured]
+    return (detector.combine([m.to(device) for m in maps]) for maps in measured)
 
 
 def set_cell_means(detectors: list[AnomalyDetector], measured: list[list[Tensor]], seed: int) -> None:

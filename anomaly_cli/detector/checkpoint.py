@@ -252,7 +252,8 @@ def _assemble(config: DetectorConfig, names: list[str], state: dict[str, Tensor]
     if KNOWN + "looks" in state:
         tensors = ("normal", "looks", "look_weights", "look_offset")
         classifier = LabelledAnomalyClassifier(*(torch.zeros_like(state[KNOWN + name]) for name in tensors))
-    detector = AnomalyDetector(empty_backbone(config.backbone), scales, classifier)
+    tiled = config.smallest_defect is not None
+    detector = AnomalyDetector(empty_backbone(config.backbone), scales, classifier, tiled=tiled)
     if classifier is not None:
         widths = {classifier.normal.shape[1:], classifier.looks.shape[1:], classifier.look_weights.shape}
         if widths != {(detector.descriptor_width,)} or classifier.look_offset.shape:

@@ -259,6 +259,10 @@ def export(model_path: Path, out: Path | None = None) -> ExportReport:
     model = load_model(model_path)
     if model.config.roi is not None:
         raise ConfigError(f"{model_path} inspects a region of interest (--roi), which an ONNX file cannot: use score")
+    if model.config.smallest_defect is not None:
+        raise ConfigError(
+            f"{model_path} reads images in tiles (--smallest-defect), which an ONNX file cannot: use score"
+        )
     content = make_onnx(model).SerializeToString()
     with atomic_output(target) as file:
         file.write(content)

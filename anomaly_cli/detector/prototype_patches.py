@@ -25,7 +25,12 @@ ENCODING: dict[str, Any] = {"format": "WEBP", "quality": 75, "method": 0}  # hig
 def cut_patch(pixels: NDArray[np.uint8], scale: str, cell: int) -> bytes:
     """Cut the surroundings of a cell from an (h, w, 3) image at network size, as WebP; all of it for a pooled scale."""
     left, top, right, bottom = patch_box(pixels.shape[0], pixels.shape[1], scale, cell)
-    picture = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
+    return encode_patch(pixels[top:bottom, left:right], scale)
+
+
+def encode_patch(pixels: NDArray[np.uint8], scale: str) -> bytes:
+    """Reduce the (h, w, 3) surroundings of a cell to a small WebP."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     if scale in POOLED_SCALES:
         picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BOX)
     else:

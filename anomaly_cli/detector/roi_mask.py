@@ -28,9 +28,10 @@ def decode_mask(content: Tensor) -> Mask:
     """
     try:
         with Image.open(io.BytesIO(content.numpy().tobytes()), formats=["PNG"]) as image:
-            mask: Mask = np.array(image)
+            values = np.array(image)
     except (OSError, SyntaxError, TypeError) as error:
         raise ValueError("no region of interest") from error
-    if mask.dtype != bool or not mask.any():
+    if values.dtype != bool or not values.any():
         raise ValueError("no region of interest")
+    mask: Mask = values != 0  # Pillow's own true is a byte of 255
     return mask

@@ -28,6 +28,8 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode_limits import check_cost
 from anomaly_cli.images.gray_levels import flattened
 from anomaly_cli.images.network_size import landscape_sizes, network_size
+from anomaly_cli.images.picture import TURN_BY_ORIENTATION as TURN
+from anomaly_cli.images.picture import Picture, picture_size
 from anomaly_cli.images.pillow_faults import NOT_SUPPORTED, mended
 from anomaly_cli.images.quality import Quality, measure_quality
 from anomaly_cli.images.reasons import header_reason, reason_of
@@ -77,6 +79,7 @@ class LoadedImage:
         width: likewise.
         quality: where it was asked for.
         inspected: (h, w) pixels in the region of interest; None where all are.
+        picture: the same at the resolution of tiles, where it was asked for.
     """
 
     pixels: NDArray[np.uint8]
@@ -84,15 +87,22 @@ class LoadedImage:
     width: int
     quality: Quality | None = None
     inspected: NDArray[np.bool_] | None = None
+    picture: Picture | None = None
 
 
 def load_image(
-    path: Path, image_size: int, *, window: tuple[float, float] | None = None, with_quality: bool = False
+    path: Path,
+    image_size: int,
+    *,
+    window: tuple[float, float] | None = None,
+    with_quality: bool = False,
+    scale: float | None = None,
 ) -> LoadedImage:
     """Decode one image at network size; many threads may call this at the same time.
 
     A JPEG at least twice too large is scaled down while libjpeg decodes it, which halves the time and still
-    reads every byte. For modes, alpha and orientation see `read_pixels`.
+    reads every byte. For modes, alpha and orientation see `read_pixels`. With a `scale` the image also becomes a
+    `Picture` of so many pixels a pixel of the file.
 
     Raises:
         UnreadableImageError: with the reason in a few words.
@@ -101,20 +111,46 @@ def load_image(
     with _opened(path) as (image, stream):
         width, height = image.size
         rows, columns = network_size(height, width, image_size)
-        draft = image.draft(None, (columns, rows))
+        held = (0, 0) if scale is None else _held_size(height, width, scale)
+        draft = image.draft(None, (max(columns, held[1]), max(rows, held[0])))
         image.load()
         if draft is None:  # an ICO learns its size by decoding
             width, height = image.size
             rows, columns = network_size(height, width, image_size)
+            held = (0, 0) if scale is None else _held_size(height, width, scale)
         orientation = _orientation(image)
         box = None if draft is None else draft[1]  # the part that holds pixels, in fractions of a pixel
-        image = flattened(image, window).resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
-        pixels = _upright_pixels(image, orientation)
+        flat = flattened(image, window)
+        small = flat.resize((columns, rows), Image.Resampling.BICUBIC, box, REDUCING_GAP)
+        pixels = _upright_pixels(small, orientation)
+        large = None
+        if scale is not None:
+            if flat.size != held[::-1]:
+                flat = flat.resize(held[::-1], Image.Resampling.BICUBIC, box, REDUCING_GAP)
+            large = TURN.get(orientation, np.asarray)(np.asarray(flat))
         content_hash = _content_hash(stream) if with_quality else ""
     if orientation in SWAPS_SIDES:
         height, width = width, height
     quality = measure_quality(pixels, height, width, content_hash) if with_quality else None
-    return LoadedImage(pixels, height, width, quality)
+    picture = None if large is None or scale is None else Picture(large, *picture_size(height, width, scale))
+    return LoadedImage(pixels, height, width, quality, picture=picture)
+
+
+def _held_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Choose the size at which the pixels of a picture are held: that of the file, or a smaller one of its tiles."""
+    rows, columns = picture_size(height, width, scale)
+    return (rows, columns) if rows <= height and columns <= width else (height, width)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read (height, width) of an image in pixels, after its EXIF orientation, from its header.
+
+    Raises:
+        UnreadableImageError: with the reason in a few words.
+    """
+    with _opened(path) as (image, _):
+        width, height = image.size
+        return (width, height) if _orientation(image) in SWAPS_SIDES else (height, width)
 
 
 def _content_hash(stream: io.BytesIO | io.BufferedReader) -> str:

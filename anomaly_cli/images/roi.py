@@ -165,7 +165,11 @@ def restrict(image: LoadedImage, mask: Mask) -> LoadedImage:
     inspected = resize_mask(mask, *image.pixels.shape[:2])
     pixels = image.pixels.copy()
     pixels[~inspected] = np.rint(pixels[inspected].mean(axis=0)).astype(np.uint8)
-    return replace(image, pixels=pixels, inspected=inspected)
+    picture = image.picture
+    if picture is not None:
+        red, green, blue = pixels[~inspected][0].tolist() if not inspected.all() else (0, 0, 0)
+        picture = replace(picture, inspected=mask, fill=(red, green, blue))
+    return replace(image, pixels=pixels, inspected=inspected, picture=picture)
 
 
 def inspected_part(image: LoadedImage) -> NDArray[np.uint8]:

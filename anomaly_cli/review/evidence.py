@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anomaly_cli.detector.checkpoint import Model
-from anomaly_cli.detector.prototype_patches import cut_patch
+from anomaly_cli.detector.prototype_patches import cut_patch, encode_patch
 from anomaly_cli.scoring.measure import Measured
 
 
@@ -32,5 +32,10 @@ def find_evidence(model: Model, measured: Measured) -> Evidence | None:
     scores = model.calibration.scores(measured.deviations[None])[1][0]
     score_of = dict(zip(detector.deviation_names, scores.tolist(), strict=True))
     scale = max(detector.local_names, key=score_of.__getitem__)
-    cell, prototype = measured.peak_cells[detector.local_names.index(scale)].tolist()
-    return Evidence(cut_patch(measured.pixels, scale, cell), model.patches[scale][prototype], scale)
+    number = detector.local_names.index(scale)
+    cell, prototype = measured.peak_cells[number].tolist()
+    if measured.peak_pixels is None:
+        patch = cut_patch(measured.pixels, scale, cell)
+    else:
+        patch = encode_patch(measured.peak_pixels[number], scale)
+    return Evidence(patch, model.patches[scale][prototype], scale)

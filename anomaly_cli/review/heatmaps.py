@@ -117,10 +117,7 @@ def heatmap(
     mirror = Mirror.of(folders)
     check_pictures(picture for path in paths for picture in drawn.pictures(path, mirror))
     model = load_model(model_path, devices[0])
-    region = choose_roi(model, roi)
-    if region is not None:
-        region.check_names(paths)
-    scorer = Scorer(model, devices, roi=region)
+    scorer = Scorer(model, devices, roi=choose_roi(model, roi, paths))
     if scores is None:
         rows = flag_rows(score_files(paths, partial(measure_rows, scorer=scorer), progress), DEFAULT_RULE)
         ranking = [(path_of(row.path), row.score, row.flagged) for row in rows if row.score is not None]

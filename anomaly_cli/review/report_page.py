@@ -119,7 +119,7 @@ def write_report(
         files=len(table.readable) + len(table.unreadable),
         unreadable=len(table.unreadable),
         pictured=shown - len(pictures.missing),
-        left_out=max(0, len(table.readable) - top),
+        left_out=len(table.readable) - shown,
         missing=pictures.missing,
         changed=pictures.changed,
         has_model=model is not None,

@@ -68,9 +68,11 @@ def make_heat(anomaly_map: NDArray[np.floating[Any]]) -> Heat | None:
         return None
     h, w = anomaly_map.shape
     reduce = -(-max(h, w) // MAX_HEAT_SIDE)
-    cells = Image.fromarray(anomaly_map.astype(np.float32)).reduce(reduce)
-    inside = np.asarray(Image.fromarray((anomaly_map >= LIMIT).astype(np.float32)).reduce(reduce)) > 0
-    levels = np.rint(np.clip(np.asarray(cells) / FULL_SCALE, 0, 1) * LEVELS).astype(np.uint8)
-    # Neither the mean of several cells nor rounding may take a cell out of a region, or into one.
+    padded = np.pad(anomaly_map, ((0, -h % reduce), (0, -w % reduce)))
+    # The largest and not the mean: one hot cell of a large map must stay visible.
+    cells = padded.reshape(len(padded) // reduce, reduce, -1, reduce).max(axis=(1, 3))
+    levels = np.rint(np.clip(cells / FULL_SCALE, 0, 1) * LEVELS).astype(np.uint8)
+    # Rounding may not take a cell out of a region, or into one.
+    inside = cells >= LIMIT
     levels = np.where(inside, np.maximum(levels, LIMIT_LEVEL), np.minimum(levels, LIMIT_LEVEL - 1)).astype(np.uint8)
-    return Heat(levels.tobytes(), cells.height, cells.width)
+    return Heat(levels.tobytes(), *levels.shape)

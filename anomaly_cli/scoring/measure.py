@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from queue import Queue
@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_cli.config import DEFAULT_REGIONS, RegionRule, RoiKind
-from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, Detection
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.checkpoint import Model
+from anomaly_cli.detector.prototype_patches import patch_box
 from anomaly_cli.errors import ConfigError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.images.roi import Roi, SharedRoi, open_roi, restrict
 from anomaly_cli.scoring.explained_map import RegionSource, explain_map
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
+from anomaly_cli.scoring.tiled import scale_of, stitched_maps, whole_maps
 
 Item = TypeVar("Item")
 
@@ -48,6 +50,7 @@ class Measured:
         scale_names: of the detector.
         quality: where it was asked for.
         inspected: (h', w') pixels in the region of interest; None where all are.
+        peak_pixels: with tiles for each of the L local scales the surroundings of its peak cell, (c, c, 3).
     """
 
     anomaly_map: NDArray[np.float32]
@@ -61,6 +64,7 @@ class Measured:
     scale_names: tuple[str, ...]
     quality: Quality | None = None
     inspected: NDArray[np.bool_] | None = None
+    peak_pixels: list[NDArray[np.uint8]] | None = None
 
 
 Outcome = Measured | UnreadableImageError
@@ -88,11 +92,11 @@ def kept_roi(model: Model) -> Roi | None:
     return None if model.roi is None else SharedRoi(model.roi, "of the model")
 
 
-def choose_roi(model: Model, path: Path | None) -> Roi | None:
+def choose_roi(model: Model, path: Path | None, images: list[Path] | None = None) -> Roi | None:
     """Open the region of interest of `--roi`, or return that of the model where it is not given.
 
     Raises:
-        ConfigError: it cannot be used, or the model was trained on whole images.
+        ConfigError: it cannot be used, one of the images has no mask, or the model was trained on whole images.
     """
     if path is None:
         return kept_roi(model)
@@ -100,7 +104,9 @@ def choose_roi(model: Model, path: Path | None) -> Roi | None:
         raise ConfigError(
             "--roi: the model was trained on whole images, whose limit is not that of a part: train it with --roi"
         )
-    return open_roi(path)
+    roi = open_roi(path)
+    roi.check_names(images or [])
+    return roi
 
 
 @torch.inference_mode()
@@ -110,16 +116,44 @@ def measure_batch(
     """Measure images of one size together."""
     device = next(detector.buffers()).device
     batch = torch.cat([to_tensor(image) for image in images]).to(device)
-    inspected = inspected_tensor(images, device)
-    detection = detector(batch, inspected)
+    detection = detector(batch, inspected_tensor(images, device))
+    return _explained(detector, calibration, map_scale, detection, images)
+
+
+def measure_image(
+    detector: AnomalyDetector, calibration: Calibration, map_scale: ScoreScale, image: LoadedImage, *, workers: int
+) -> Measured:
+    """Measure one image, in tiles where it has a picture: with so many workers."""
+    if image.picture is None:
+        return measure_batch(detector, calibration, map_scale, [image])[0]
+    picture, device = image.picture, next(detector.buffers()).device
+    stitched = stitched_maps(detector, picture, workers)
+    detection = detector.combine([*(each.to(device) for each in stitched.maps), *whole_maps(detector, image)])
+    detection = detection._replace(peak_cells=stitched.peak_cells)
+    (measured,) = _explained(detector, calibration, map_scale, detection, [image])
+    cells = zip(detector.local_names, measured.peak_cells[:, 0].tolist(), strict=True)
+    boxes = [patch_box(picture.rows, picture.columns, name, cell) for name, cell in cells]
+    parts = [picture.read(top, left, bottom - top, right - left) for left, top, right, bottom in boxes]
+    return replace(measured, peak_pixels=parts)
+
+
+def _explained(
+    detector: AnomalyDetector,
+    calibration: Calibration,
+    map_scale: ScoreScale,
+    detection: Detection,
+    images: list[LoadedImage],
+) -> list[Measured]:
+    """Bring the detection of a batch into the unit of the limit of normal, with maps that explain the scores."""
+    device = next(detector.buffers()).device
     maps = np.nan_to_num(map_scale.apply(detection.anomaly_maps.cpu().numpy())).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
     peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
     top_scales = cast(Tensor, detection.top_scales).cpu().numpy()
     measured = []
     for i, image in enumerate(images):
-        part = None if inspected is None else inspected[i : i + 1]
-        explained, region_from = explain_map(detector, calibration, batch[i : i + 1], maps[i], deviations[i], part)
+        pixels, inspected = to_tensor(image).to(device), inspected_tensor([image], device)
+        explained, region_from = explain_map(detector, calibration, pixels, maps[i], deviations[i], inspected)
         if region_from is RegionSource.IMAGE:
             component = detector.deviation_names[calibration.largest_component(deviations[i])]
             top_scales[i, explained > maps[i]] = detector.scale_names.index(component)
@@ -182,6 +216,8 @@ class Scorer:
 
     def measure(self, paths: Iterable[Path]) -> Iterator[Outcome]:
         """Measure each file, in order; a file that cannot be read yields its error instead."""
+        if self.model.config.smallest_defect is not None:
+            return map(self.measure_one, paths)  # one picture in memory; its tiles are measured in parallel
         if not self._in_batches:
             return parallel_map(self.measure_one, paths, self._workers)
         batches = _batches(parallel_map(self._load, paths, self._workers))
@@ -192,12 +228,19 @@ class Scorer:
         loaded = self._load(path)
         if isinstance(loaded, UnreadableImageError):
             return loaded
-        return measure_batch(self.model.detector, self.model.calibration, self.model.map_scale, [loaded])[0]
+        model = self.model
+        return measure_image(model.detector, model.calibration, model.map_scale, loaded, workers=self._workers)
 
     def _load(self, path: Path) -> LoadedImage | UnreadableImageError:
         config, roi = self.model.config, self._roi
         try:
-            image = load_image(path, config.image_size, window=config.window, with_quality=self._with_quality)
+            image = load_image(
+                path,
+                config.image_size,
+                window=config.window,
+                with_quality=self._with_quality,
+                scale=scale_of(config),
+            )
         except UnreadableImageError as error:
             return error
         return image if roi is None else restrict(image, roi.mask_of(path, image.height, image.width))

@@ -23,8 +23,9 @@ from anomaly_cli.images.roi import open_roi
 from anomaly_cli.scoring.batch_verdict import Verdict, judge_batch
 from anomaly_cli.scoring.journal import Journal, open_journal
 from anomaly_cli.scoring.measure import Scorer, choose_roi
-from anomaly_cli.scoring.parallel import Progress
+from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.scoring.rows import RankedRows, flag_rows, mark_copies, measure_rows
+from anomaly_cli.scoring.tiled import tell_cost
 from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
 from anomaly_cli.tables.writer import Table
@@ -63,14 +64,18 @@ def score(
     device: str = "auto",
     engine: Engine = Engine.LOCAL,
     region_rule: RegionRule = DEFAULT_REGIONS,
+    tell: Callable[[str], None] | None = None,
     progress: Progress,
 ) -> ScoreReport:
     """Rank images by how far they deviate from normal; the table is written by `write_scores`.
+
+    `tell` is called with what reading images in tiles will cost.
 
     Raises:
         ClusterError: the machines of the engine cannot do it.
         AnomalyError: an input, the model or the device cannot be used.
     """
+    paths = collect(inputs, patterns, passed_over := Counter[str]())
     measure: _Measure
     if engine is Engine.RAY:
         from anomaly_cli.scoring import ray_cluster
@@ -85,22 +90,18 @@ def score(
             region_rule=region_rule,
         )
         model = load_model(model_path)
-        region = choose_roi(model, roi)
+        choose_roi(model, roi, paths)
     else:
         devices = choose_devices(device)
         model = load_model(model_path, devices[0])
-        region = choose_roi(model, roi)
+        region = choose_roi(model, roi, paths)
         scorer = Scorer(model, devices, roi=region, with_quality=with_quality, region_rule=region_rule)
         measure = partial(measure_rows, scorer=scorer)
-    passed_over: Counter[str] = Counter()
-    paths = collect(inputs, patterns, passed_over)
-    if region is not None:
-        region.check_names(paths)
+    tell_cost(tell, model.config, model.detector.backbone, paths, worker_count())
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
-    names = model.detector.column_names
     verdict = judge_batch(ranked, model.detector.scale_names, model.calibration, rule, model_path)
     verdict = replace(verdict, passed_over=by_count(passed_over))
-    return ScoreReport(ranked, names, rule, verdict, with_quality)
+    return ScoreReport(ranked, model.detector.column_names, rule, verdict, with_quality)
 
 
 def rank(

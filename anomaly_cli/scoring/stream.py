@@ -55,11 +55,8 @@ def open_stream(
     """
     chosen = choose_device(device)
     model = load_model(model_path, chosen)
-    region = choose_roi(model, roi)
     known = collect(inputs, patterns) if inputs else []
-    if region is not None:
-        region.check_names(known)
-    scorer = Scorer(model, [chosen], roi=region, region_rule=region_rule)
+    scorer = Scorer(model, [chosen], roi=choose_roi(model, roi, known), region_rule=region_rule)
     paths = chain(known, find_arriving(iter_paths, patterns))
     return Stream(stream_rows(paths, scorer, threshold), scorer.model.detector.column_names)
 
@@ -83,7 +80,9 @@ def stream_rows(paths: Iterable[Path], scorer: Scorer, threshold: float) -> Iter
             measured = UnreadableImageError(str(error))
         return make_row(path, measured, scorer.model.calibration, scorer.region_rule)
 
-    for row in parallel_map(partial(retry_while_changing, measure), paths, worker_count()):
+    # Tiles of one picture are measured in parallel; several pictures at a time would not fit in memory.
+    workers = worker_count() if scorer.model.config.smallest_defect is None else 1
+    for row in parallel_map(partial(retry_while_changing, measure), paths, workers):
         yield replace(row, flagged=row.score is not None and row.score >= threshold)
 
 

@@ -72,6 +72,28 @@ def synthetic_defect(
     return _to_pixels(pixels * (1 - soft) + changed * soft)
 
 
+def synthetic_speck(pixels: Pixels, centre: tuple[int, int], size: float, generator: np.random.Generator) -> Pixels:
+    """Draw one small near-threshold defect into a part of a large picture: a speck, a nick, a smear or a rough spot.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        centre: row and column.
+        size: of its longer side, in pixels.
+        generator: source of every random number.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    changed = _SMALL_CHANGES[int(generator.integers(len(_SMALL_CHANGES)))](pixels.astype(np.float32), pixels, generator)
+    y, x = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
+    angle = generator.uniform(0, np.pi)
+    along = (x - centre[1]) * np.cos(angle) + (y - centre[0]) * np.sin(angle)
+    across = (y - centre[0]) * np.cos(angle) - (x - centre[1]) * np.sin(angle)
+    mask = np.hypot(along, across * generator.uniform(1, 4)) < size / 2
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * generator.uniform(*OPACITY)
+    return _to_pixels(pixels * (1 - soft) + changed * soft)
+
+
 def _to_pixels(values: NDArray[np.floating]) -> Pixels:
     pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
     return pixels
@@ -129,4 +151,5 @@ def _noise(values: NDArray[np.float32], _other: Pixels, generator: np.random.Gen
 
 _Change = Callable[[NDArray[np.float32], Pixels, np.random.Generator], NDArray[np.generic]]
 
+_SMALL_CHANGES: tuple[_Change, ...] = (_stain, _blur, _noise)
 _CHANGES: tuple[_Change, ...] = (_cut_paste, _stain, _blur, _noise)

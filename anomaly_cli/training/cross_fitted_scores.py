@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.scoring.measure import Measured, measure_batch
+from anomaly_cli.scoring.measure import Measured, measure_image
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.rows import make_row
 from anomaly_cli.tables.row import Row
@@ -36,9 +36,10 @@ def score_normals(trained: TrainedDetector, run: TrainingContext) -> Iterator[Ro
             image = run.load(path)
         except UnreadableImageError as error:
             return error
-        return measure_batch(trained.fold_detectors[fold], trained.calibration, trained.map_scale, [image])[0]
+        detector = trained.fold_detectors[fold]
+        return measure_image(detector, trained.calibration, trained.map_scale, image, workers=run.workers)
 
-    results = parallel_map(measure, numbered, run.workers)
+    results = parallel_map(measure, numbered, run.workers if run.config.smallest_defect is None else 1)
     for done, ((_, path), result) in enumerate(zip(numbered, results, strict=True), start=1):
         row = make_row(path, result, trained.calibration)
         if isinstance(result, Measured):

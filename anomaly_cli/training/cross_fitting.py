@@ -21,6 +21,7 @@ from anomaly_cli.images.decode import LoadedImage
 from anomaly_cli.images.roi import inspected_part
 from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.tiled import tiled_distance_maps
 from anomaly_cli.training.augmentation import synthetic_defect
 from anomaly_cli.training.cell_samples import Cells
 from anomaly_cli.training.run import TrainingContext
@@ -104,7 +105,10 @@ def measure_held_out(
     """
 
     def measure(item: HeldOutImage) -> list[Tensor]:
-        return [m.cpu() for m in detectors[item.fold + 1].distance_maps(*load_held_out(item, run))]
+        detector = detectors[item.fold + 1]
+        if detector.tiled:
+            return tiled_distance_maps(detector, load_again(item.path, run), run.workers)
+        return [m.cpu() for m in detector.distance_maps(*load_held_out(item, run))]
 
     return list(run.map_images(step, phase, measure, held_out))
 
@@ -125,7 +129,8 @@ def fit_fold_detectors(
 ) -> CrossFit:
     """Fit a detector on all cells and one without each fold; measure every held-out image by that of its fold."""
     learned = learn_scales(cells, folds, run)
-    detectors = [AnomalyDetector(backbone, scales).to(run.device).eval() for scales in learned]
+    tiled = run.config.smallest_defect is not None
+    detectors = [AnomalyDetector(backbone, scales, tiled=tiled).to(run.device).eval() for scales in learned]
     measured = measure_held_out(detectors, held_out, run, step)
     set_cell_means(detectors, measured, run.config.seed)
     return CrossFit(detectors, held_out, measured)

@@ -21,7 +21,10 @@ from anomaly_cli.detector.anomaly_distance import (
 )
 from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, SMALL_SCALE, has_small_scale
+from anomaly_cli.detector.scales import COARSE_SCALE, FINEST_STEP, IMAGE_SCALE, SMALL_SCALE, has_small_scale
+from anomaly_cli.detector.tiles import picture_scale
+from anomaly_cli.images.decode import read_size
+from anomaly_cli.images.picture import picture_size
 from anomaly_cli.training.cell_samples import Origin
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, fit_fold_detectors
 from anomaly_cli.training.labelled_fit import LabelledDescriptors, describe_anomalies, fit_labelled_classifier
@@ -32,6 +35,9 @@ from anomaly_cli.training.training_set import NormalSet, sample_cells
 
 LOCAL_STRIDES = (4, 8, 16)  # a coarser one adds nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are held out
+HELD_OUT_CELLS = 2**28  # in the maps of large ones: 1 GB
+CELLS_A_PIXEL = 2.25 / FINEST_STEP**2  # of the local scales together
+SIZED_IMAGES = 20  # whose mean size is taken for that of all
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def train_detector(
         learn_from_scratch(backbone, names, paths, anomalies, run)
     cells, normals = sample_cells(paths, backbone, names, run)
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
-    numbers = range(0, len(normals.paths), max(1, -(-len(normals.paths) // CALIBRATION_IMAGES)))
+    numbers = range(0, len(normals.paths), -(-len(normals.paths) // calibration_images(normals.paths, run.config)))
     held_out = [HeldOutImage(int(folds[i]), normals.paths[i]) for i in numbers]
     fitted = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
     outliers = run.processes.broadcast(_find_outliers(fitted, normals.groups[numbers] > 0, run.config))
@@ -107,6 +113,16 @@ def train_detector(
         outliers=[held_out[i].path for i in outliers],
         origins={name: each.origins(fitted.final.scale(name).memory.chosen) for name, each in cells.items()},
     )
+
+
+def calibration_images(paths: list[Path], config: DetectorConfig) -> int:
+    """Limit the held-out images, so that the maps of large pictures fit in memory: of these readable files."""
+    if config.smallest_defect is None:
+        return CALIBRATION_IMAGES
+    scale = picture_scale(config.smallest_defect)
+    sides = [picture_size(*read_size(path), scale) for path in paths[:: -(-len(paths) // SIZED_IMAGES)]]
+    cells = sum(rows * columns for rows, columns in sides) / len(sides) * CELLS_A_PIXEL
+    return max(MIN_NORMALS, min(CALIBRATION_IMAGES, int(HELD_OUT_CELLS / cells)))
 
 
 def _find_outliers(fitted: CrossFit, copies: NDArray[np.bool_], config: DetectorConfig) -> list[int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anomaly_cli.detector.prototype_patches import Patches, cut_patch
+from anomaly_cli.detector.prototype_patches import Patches, cut_patch, encode_patch, patch_box
+from anomaly_cli.detector.scales import is_local
+from anomaly_cli.images.decode import LoadedImage
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.cell_samples import Origin
 from anomaly_cli.training.cross_fitting import load_again
@@ -29,12 +31,20 @@ def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: Traini
     images = sorted(wanted)
 
     def cut(image: int) -> list[bytes]:
-        pixels = load_again(paths[image], run).pixels
-        return [cut_patch(pixels, name, cell) for name, _, cell in wanted[image]]
+        loaded = load_again(paths[image], run)
+        return [_cut(loaded, name, cell) for name, _, cell in wanted[image]]
 
     patches = {name: [b""] * len(places) for name, places in origins.items()}
-    for done, (image, pictures) in enumerate(zip(images, parallel_map(cut, images, run.workers), strict=True), start=1):
+    workers = run.workers if run.config.smallest_defect is None else 1
+    for done, (image, pictures) in enumerate(zip(images, parallel_map(cut, images, workers), strict=True), start=1):
         for (name, i, _), picture in zip(wanted[image], pictures, strict=True):
             patches[name][i] = picture
         run.progress("keeping thumbnails", done, len(images))
     return patches
+
+
+def _cut(image: LoadedImage, name: str, cell: int) -> bytes:
+    if image.picture is None or not is_local(name):
+        return cut_patch(image.pixels, name, cell)
+    left, top, right, bottom = patch_box(image.picture.rows, image.picture.columns, name, cell)
+    return encode_patch(image.picture.read(top, left, bottom - top, right - left), name)

@@ -14,6 +14,7 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.images.decode import LoadedImage, load_image
 from anomaly_cli.images.roi import Roi, restrict
 from anomaly_cli.scoring.parallel import Progress, parallel_map
+from anomaly_cli.scoring.tiled import scale_of
 from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes
 from anomaly_cli.training.step_cache import Steps, deserialize, serialize
 
@@ -51,7 +52,10 @@ class TrainingContext:
             UnreadableImageError: with the reason in a few words.
             ConfigError: its region of interest cannot be used.
         """
-        image = load_image(path, self.config.image_size, window=self.config.window, with_quality=with_quality)
+        config = self.config
+        image = load_image(
+            path, config.image_size, window=config.window, with_quality=with_quality, scale=scale_of(config)
+        )
         return image if self.roi is None else restrict(image, self.roi.mask_of(path, image.height, image.width))
 
     def map_images(
@@ -81,7 +85,9 @@ class TrainingContext:
         missing = [block for number, block in blocks if saved[number] is None]
         total, done = sum(len(block) for _, block in blocks), 0
         self.saved.note_reuse(phase, sum(len(each) for each in saved.values() if each is not None), total)
-        fresh = parallel_map(function, chain.from_iterable(missing), self.workers)
+        # A large picture at a time, whose tiles are measured in parallel.
+        workers = self.workers if self.config.smallest_defect is None else 1
+        fresh = parallel_map(function, chain.from_iterable(missing), workers)
         for number, block in blocks:
             results = saved.pop(number)
             if results is None:

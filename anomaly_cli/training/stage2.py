@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from anomaly_cli.detector.anomaly_distance import Floats, deviations_of, scale_weights, sensitivities
 from anomaly_cli.detector.scales import COARSE_SCALE
 from anomaly_cli.training.cross_fitting import CrossFit, measure_held_out
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.tiled_defects import plant
 
 SYNTHETIC_DEFECTS = 128
 
@@ -28,7 +31,11 @@ def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> tuple[float, fl
         replace(held_out[number], defect_seed=run.config.seed + i, other=held_out[numbers[(i + 1) % len(numbers)]].path)
         for i, number in enumerate(planted_in)
     ]
-    defective = measure_held_out(fitted.detectors, items, run, "planted", "planting defects (stage 2)")
+    defective: Sequence[list[Tensor]]
+    if fitted.final.tiled:
+        defective = plant(fitted, items, planted_in, run)
+    else:
+        defective = measure_held_out(fitted.detectors, items, run, "planted", "planting defects (stage 2)")
 
     def logs(*names: str) -> tuple[Floats, Floats]:
         """Logarithms of the deviations of these names: of normal images, and with defects."""

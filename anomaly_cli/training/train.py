@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,12 +15,13 @@ from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.checkpoint import Model, Provenance, library_versions, save_model
 from anomaly_cli.detector.devices import choose_device
-from anomaly_cli.errors import InputError
+from anomaly_cli.errors import ConfigError, InputError
 from anomaly_cli.images.find import by_count, collect
 from anomaly_cli.images.patterns import EVERY_FILE, PathPatterns
 from anomaly_cli.images.roi import SharedRoi, open_roi
 from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.scoring.parallel import Progress, worker_count
+from anomaly_cli.scoring.tiled import tell_cost
 from anomaly_cli.tables.formats import format_of
 from anomaly_cli.tables.writer import Table
 from anomaly_cli.training.distributed import local_device, process_group
@@ -59,34 +60,36 @@ def train(
     patterns: PathPatterns = EVERY_FILE,
     thumbnails: bool = True,
     resume: Announce | None = None,
+    tell: Callable[[str], None] | None = None,
     device: str = "auto",
     progress: Progress,
 ) -> TrainReport:
     """Fit a detector to normal images and write the model file, and on request a table of these images.
 
     `roi` is a mask of what is inspected, or a folder with one mask a file name. `thumbnails` keeps pictures of the
-    prototypes, `resume` finished steps. Of several processes the first one writes.
+    prototypes, `resume` finished steps. `tell` is called with what reading images in tiles will cost. Of several
+    processes the first one writes.
     """
     from anomaly_cli.training.cross_fitted_scores import score_normals
     from anomaly_cli.training.fit import train_detector  # imports scikit-learn, which scoring does without
 
+    check_labels(config, anomalies)
     outputs = [Output("--model", model_path, Kind.MODEL), Output("--audit-normals", audit_normals, Kind.TABLE)]
     check_outputs(outputs, [*normal, *anomalies, weights, roi])
     region = None if roi is None else open_roi(roi)
     audit_format = None if audit_normals is None else format_of(audit_normals)
-    passed_over = Counter[str]()
-    paths = collect(normal, patterns, passed_over)
+    paths = collect(normal, patterns, passed_over := Counter[str]())
     anomalous = collect(anomalies, patterns, passed_over) if anomalies else []
     with process_group() as processes:
         workers = max(1, worker_count() // processes.local_count)
         paths, anomalous = processes.broadcast((paths, anomalous))  # a folder may be filled at this moment
         if region is not None:
             region.check_names([*paths, *anomalous])
-            config = replace(config, roi=region.kind)
         config = choose_window(limit_image_size(config, paths, workers), paths, workers)
-        config = processes.broadcast(config)
+        config = processes.broadcast(replace(config, roi=None if region is None else region.kind))
         run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes, roi=region)
         backbone = build_backbone(config.backbone, weights, config.seed)
+        tell_cost(tell, config, backbone, paths, workers)
         resuming = resumed(run, model_path, [paths, anomalous], backbone, resume) if resume else nullcontext(run)
         with resuming as run:
             trained = train_detector(paths, anomalous, backbone, run)
@@ -110,6 +113,18 @@ def _report(
         reused=reused,
         passed_over=passed_over,
     )
+
+
+def check_labels(config: DetectorConfig, anomalies: Sequence[Path]) -> None:
+    """Refuse labelled anomalies where images are read in tiles.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if anomalies and config.smallest_defect is not None:
+        raise ConfigError(
+            "--anomalies does not go with --smallest-defect: labelled anomalies are described by whole images"
+        )
 
 
 def check_variation(calibration: Calibration) -> None:

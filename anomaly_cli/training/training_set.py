@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import SMALL_SIDE
+from anomaly_cli.detector.scales import SMALL_SIDE, is_local
 from anomaly_cli.errors import InputError, UnreadableImageError
-from anomaly_cli.images.decode import load_image, read_deep_gray
+from anomaly_cli.images.decode import LoadedImage, load_image, read_deep_gray
 from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.tiled_samples import sample_tiles
 
 CANDIDATE_CELLS = 40_000  # of each scale, among which prototypes are chosen; of more images so many give one each
 WINDOW_PERCENTILES = (0.1, 99.9)
@@ -143,12 +144,9 @@ def sample_cells(
         quality = asdict(cast(Quality, image.quality))
         if not reservoir.wants(priorities[number]):
             return {"quality": quality}
-        with torch.inference_mode():
-            inspected = inspected_tensor([image], run.device)
-            features = scale_features(backbone, to_tensor(image).to(run.device), names, inspected=inspected)
         seed = (run.config.seed * 1_000_003 + number) % 2**63
-        cells = {name: tuple(random_cells(features[name], per_image, seed, inspected)) for name in names}
-        return {"cells": cells, "quality": quality}
+        cells = _sample_image(image, backbone, names, per_image, seed, run)
+        return {"cells": {name: tuple(cells[name]) for name in names}, "quality": quality}
 
     readable: list[Path] = []
     unreadable: list[tuple[Path, str]] = []
@@ -166,6 +164,21 @@ def sample_cells(
     if len(readable) < at_least:
         raise InputError(_too_few(readable, unreadable, at_least))
     return {name: reservoir.cells(name) for name in names}, NormalSet.of(readable, unreadable, qualities)
+
+
+def _sample_image(
+    image: LoadedImage, backbone: Backbone, names: tuple[str, ...], count: int, seed: int, run: TrainingContext
+) -> dict[str, Sample]:
+    """Choose random cells of each scale of one image; those of local scales from its tiles, if it has a picture."""
+    whole = names if image.picture is None else tuple(name for name in names if not is_local(name))
+    with torch.inference_mode():
+        inspected = inspected_tensor([image], run.device)
+        features = scale_features(backbone, to_tensor(image).to(run.device), whole, inspected=inspected)
+    cells = {name: random_cells(features[name], count, seed, inspected) for name in whole}
+    if image.picture is not None:
+        local = tuple(name for name in names if is_local(name))
+        cells |= sample_tiles(backbone, image.picture, local, count, seed, run)
+    return cells
 
 
 def _separable(groups: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -30,6 +30,7 @@ from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_fo
 from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.prototype_patches import cut_patches
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.train import check_labels
 from anomaly_cli.training.training_set import NormalSet, sample_cells
 
 
@@ -72,14 +73,11 @@ def update(
     check_outputs([Output("--out", target, Kind.MODEL)], [*normal, *anomalies, roi])
     chosen = choose_device(device)
     old = load_model(model_path, chosen)
-    region = choose_roi(old, roi)
+    check_labels(old.config, anomalies)
+    new, labelled_paths = collect(normal), collect(anomalies) if anomalies else []
+    region = choose_roi(old, roi, [*new, *labelled_paths])
     run = TrainingContext(old.config, chosen, worker_count(), progress, roi=region)
-    labelled_paths = collect(anomalies) if anomalies else []
-    new = collect(normal)
-    if region is not None:
-        region.check_names([*new, *labelled_paths])
-    names = old.detector.scale_names
-    least = MIN_NORMALS if labelled_paths else 1
+    names, least = old.detector.scale_names, MIN_NORMALS if labelled_paths else 1
     cells, normals = sample_cells(new, old.detector.backbone, names, run, at_least=least)
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     detectors = [_grown(old.detector, cells, folds != fold, run) for fold in range(-1, int(folds.max()) + 1)]
@@ -128,7 +126,7 @@ def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Tra
         generator = torch.Generator().manual_seed(run.config.seed)
         count = max(run.config.prototypes, len(scale.memory.prototypes))
         scales[name] = _with_memory(scale, PrototypeMemory.choose(candidates, count, generator))
-    return AnomalyDetector(old.backbone, scales, old.known_anomalies).eval()
+    return AnomalyDetector(old.backbone, scales, old.known_anomalies, tiled=old.tiled).eval()
 
 
 def _with_memory(scale: ScaleModel, memory: PrototypeMemory) -> ScaleModel:

@@ -1,0 +1,118 @@
+"""Measure large pictures tile by tile: one picture at a time, its tiles in parallel, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anomaly_cli.config import DetectorConfig
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.scales import cell_step, is_local
+from anomaly_cli.detector.tiles import (
+    TILE,
+    StitchedMaps,
+    Tile,
+    TileMaps,
+    measure_tile,
+    picture_scale,
+    stitch,
+    tiles_of,
+)
+from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.images.decode import LoadedImage, read_size
+from anomaly_cli.images.picture import Picture, picture_size
+from anomaly_cli.scoring.parallel import parallel_map
+
+
+def scale_of(config: DetectorConfig) -> float | None:
+    """Pixels of the network a pixel of a file, where images are read in tiles; None where they are not."""
+    return None if config.smallest_defect is None else picture_scale(config.smallest_defect)
+
+
+def to_pixels(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Convert (h, w, 3) to a (1, 3, h, w) float tensor in [0, 1]."""
+    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float().div_(255)
+
+
+def stitched_maps(detector: AnomalyDetector, picture: Picture, workers: int) -> StitchedMaps:
+    """Measure all tiles of a picture and join their maps of the local scales."""
+    device = next(detector.buffers()).device
+
+    def measure(tile: Tile) -> TileMaps:
+        return measure_tile(detector, to_pixels(picture.read(*tile[:4]), device), tile)
+
+    tiles = tiles_of(picture.rows, picture.columns)
+    names = detector.local_names
+    return stitch(
+        names, (picture.rows, picture.columns), parallel_map(measure, tiles, workers), cells_of(picture, names)
+    )
+
+
+def cells_of(picture: Picture, names: tuple[str, ...]) -> dict[str, NDArray[np.bool_]] | None:
+    """Find the inspected cells of local scales in the whole picture; None for all."""
+    masks = {name: picture.inspected_cells(cell_step(name, picture.rows, picture.columns)) for name in names}
+    return {name: mask for name, mask in masks.items() if mask is not None} or None
+
+
+@torch.inference_mode()
+def whole_maps(detector: AnomalyDetector, image: LoadedImage) -> list[Tensor]:
+    """Measure the scales of the whole image, at network size: (1, h, w) maps in the order of their names."""
+    device = next(detector.buffers()).device
+    names = tuple(name for name in detector.scale_names if not is_local(name))
+    inspected = None if image.inspected is None else torch.from_numpy(image.inspected)[None].to(device)
+    pixels = to_pixels(image.pixels, device)
+    return detector.compare(scale_features(detector.backbone, pixels, names, inspected=inspected), inspected)[0]
+
+
+def tiled_distance_maps(detector: AnomalyDetector, image: LoadedImage, workers: int) -> list[Tensor]:
+    """Measure every scale of an image with a picture, as `AnomalyDetector.distance_maps`: on the CPU."""
+    assert image.picture is not None
+    local = stitched_maps(detector, image.picture, workers).maps
+    return [*local, *(each.cpu() for each in whole_maps(detector, image))]
+
+
+class Cost:
+    """What tiles will cost on this machine, measured on one."""
+
+    def __init__(self, backbone: Backbone, workers: int) -> None:
+        """Time the network on a tile, twice: the first time its weights are laid out."""
+        device = next(backbone.buffers()).device
+        tile = torch.rand(1, 3, TILE, TILE, generator=torch.Generator().manual_seed(0)).to(device)
+        with torch.inference_mode():
+            for _ in range(2):
+                start = time.perf_counter()
+                float(backbone(tile)[-1].sum())
+                self._tile_s = (time.perf_counter() - start) / workers
+
+    def describe(self, config: DetectorConfig, paths: list[Path]) -> str | None:
+        """Say in one line how many tiles the first readable image has, and how long they take; None if none is."""
+        assert config.smallest_defect is not None
+        for path in paths:
+            try:
+                height, width = read_size(path)
+            except UnreadableImageError:
+                continue
+            rows, columns = picture_size(height, width, picture_scale(config.smallest_defect))
+            tiles = tiles_of(rows, columns)
+            seconds = self._tile_s * sum(each.height * each.width for each in tiles) / TILE**2
+            count = f"{len(tiles)} tile{'s' * (len(tiles) != 1)}"
+            return f"{width} x {height} px: {count} an image, about {seconds:.2g} s each on this machine"
+        return None
+
+
+def tell_cost(
+    tell: Callable[[str], None] | None, config: DetectorConfig, backbone: Backbone, paths: list[Path], workers: int
+) -> None:
+    """Call `tell` with one line on what reading images in tiles will cost, where they are."""
+    if tell is not None and config.smallest_defect is not None:
+        line = Cost(backbone, workers).describe(config, paths)
+        if line is not None:
+            tell(line)
