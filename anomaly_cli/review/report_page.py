@@ -105,8 +105,7 @@ def write_report(
     check_outputs([Output("--out", out, Kind.PAGE)], [table_path, model_path])
     table = ReportTable.read(table_path)
     model = load_model(model_path, choose_device(device)) if table.p_values else None
-    scorer = None if model is None else Scorer(model, [choose_device(device)], roi=choose_roi(model, roi))
-    pictures = _Pictures(scorer, region_rule)
+    pictures = _Pictures(model and Scorer(model, [choose_device(device)], roi=choose_roi(model, roi)), region_rule)
     # To a temporary file first: the page lists the missing files before the thumbnails, which need not fit in memory.
     shown = min(top, len(table.readable))
     with os_errors_as_output_error(str(out)), tempfile.TemporaryFile("w+", encoding="ascii") as spooled:

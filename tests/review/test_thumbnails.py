@@ -58,7 +58,7 @@ def test_a_cell_just_below_the_limit_is_in_no_region() -> None:
     assert list(heat.levels) == [84, 85]
 
 
-def test_a_large_map_is_reduced_to_means_and_keeps_its_regions() -> None:
+def test_a_large_map_is_reduced_to_the_largest_of_its_cells_and_keeps_its_regions() -> None:
     anomaly_map = np.zeros((2 * MAX_HEAT_SIDE, 40), np.float32)
     anomaly_map[0, 0] = FULL_SCALE
     anomaly_map[0, 2] = 0.8
@@ -68,6 +68,6 @@ def test_a_large_map_is_reduced_to_means_and_keeps_its_regions() -> None:
 
     assert heat is not None
     assert (heat.height, heat.width) == (MAX_HEAT_SIDE, 20)
-    assert heat.levels[0] == 85  # a quarter of 255 is less than the limit
-    assert heat.levels[1] == round(255 * 0.8 / FULL_SCALE / 4)
+    assert heat.levels[0] == 255
+    assert heat.levels[1] == round(255 * 0.8 / FULL_SCALE)
     assert heat.levels[-1] == 255
