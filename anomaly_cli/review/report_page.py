@@ -105,7 +105,7 @@ def write_report(
     check_outputs([Output("--out", out, Kind.PAGE)], [table_path, model_path])
     table = ReportTable.read(table_path)
     model = load_model(model_path, choose_device(device)) if table.p_values else None
-    pictures = _Pictures(model and Scorer(model, [choose_device(device)], roi=choose_roi(model, roi)), region_rule)
+    pictures = _Pictures(_scorer(model, device, roi), region_rule)
     # To a temporary file first: the page lists the missing files before the thumbnails, which need not fit in memory.
     shown = min(top, len(table.readable))
     with os_errors_as_output_error(str(out)), tempfile.TemporaryFile("w+", encoding="ascii") as spooled:
@@ -124,6 +124,10 @@ def write_report(
         has_model=model is not None,
         size=size,
     )
+
+
+def _scorer(model: Model | None, device: str, roi: Path | None) -> Scorer | None:
+    return None if model is None else Scorer(model, [choose_device(device)], roi=choose_roi(model, roi))
 
 
 def _base(table: ReportTable) -> Path:
