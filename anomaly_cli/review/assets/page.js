@@ -122,7 +122,7 @@ function showNotes() {
   document.title = `anomaly report: ${data.table}`;
 }
 
-const LABEL = 52; // half the width of the threshold label, pixels
+const LABEL = 62; // half the width of the threshold label, pixels
 const chart = { width: 0, height: 196, base: 122, top: 34, bottom: 164 };
 
 /** Position of a score on the logarithmic axis, in pixels. */
