@@ -97,7 +97,7 @@ def score(
         region = choose_roi(model, roi, paths)
         scorer = Scorer(model, devices, roi=region, with_quality=with_quality, region_rule=region_rule)
         measure = partial(measure_rows, scorer=scorer)
-    tell_cost(tell, model.config, model.detector.backbone, paths, worker_count())
+    tell_cost(tell, model.config, model.detector.backbone, model.detector.local_names, paths, worker_count())
     ranked = flag_rows(mark_copies(score_files(paths, measure, progress, journal)), rule)
     verdict = judge_batch(ranked, model.detector.scale_names, model.calibration, rule, model_path)
     verdict = replace(verdict, passed_over=by_count(passed_over))

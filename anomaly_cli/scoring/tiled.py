@@ -15,6 +15,7 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.nearest_prototype import nearest_prototype
 from anomaly_cli.detector.scales import cell_step, is_local
 from anomaly_cli.detector.tiles import (
     TILE,
@@ -79,40 +80,52 @@ def tiled_distance_maps(detector: AnomalyDetector, image: LoadedImage, workers: 
     return [*local, *(each.cpu() for each in whole_maps(detector, image))]
 
 
-class Cost:
-    """What tiles will cost on this machine, measured on one."""
-
-    def __init__(self, backbone: Backbone, workers: int) -> None:
-        """Time the network on a tile, twice: the first time its weights are laid out."""
-        device = next(backbone.buffers()).device
-        tile = torch.rand(1, 3, TILE, TILE, generator=torch.Generator().manual_seed(0)).to(device)
-        with torch.inference_mode():
-            for _ in range(2):
-                start = time.perf_counter()
-                float(backbone(tile)[-1].sum())
-                self._tile_s = (time.perf_counter() - start) / workers
-
-    def describe(self, config: DetectorConfig, paths: list[Path]) -> str | None:
-        """Say in one line how many tiles the first readable image has, and how long they take; None if none is."""
-        assert config.smallest_defect is not None
-        for path in paths:
-            try:
-                height, width = read_size(path)
-            except UnreadableImageError:
-                continue
-            rows, columns = picture_size(height, width, picture_scale(config.smallest_defect))
-            tiles = tiles_of(rows, columns)
-            seconds = self._tile_s * sum(each.height * each.width for each in tiles) / TILE**2
-            count = f"{len(tiles)} tile{'s' * (len(tiles) != 1)}"
-            return f"{width} x {height} px: {count} an image, about {seconds:.2g} s each on this machine"
-        return None
-
-
 def tell_cost(
-    tell: Callable[[str], None] | None, config: DetectorConfig, backbone: Backbone, paths: list[Path], workers: int
+    tell: Callable[[str], None] | None,
+    config: DetectorConfig,
+    backbone: Backbone,
+    names: tuple[str, ...],
+    paths: list[Path],
+    workers: int,
 ) -> None:
-    """Call `tell` with one line on what reading images in tiles will cost, where they are."""
-    if tell is not None and config.smallest_defect is not None:
-        line = Cost(backbone, workers).describe(config, paths)
-        if line is not None:
-            tell(line)
+    """Call `tell` with one line on what reading images in tiles will cost, where they are.
+
+    Args:
+        tell: takes the line; None for nobody.
+        config: settings.
+        backbone: ready for inference.
+        names: of the local scales.
+        paths: of the images; the first readable one stands for all.
+        workers: threads that measure tiles.
+    """
+    if tell is None or config.smallest_defect is None:
+        return
+    for path in paths:
+        try:
+            height, width = read_size(path)
+        except UnreadableImageError:
+            continue
+        tiles = tiles_of(*picture_size(height, width, picture_scale(config.smallest_defect)))
+        share = sum(each.height * each.width for each in tiles) / TILE**2
+        seconds = _time_of_tile(backbone, names, config.prototypes) * share / min(workers, len(tiles))
+        count = f"{len(tiles)} tile{'s' * (len(tiles) != 1)}"
+        tell(f"{width} x {height} px: {count} an image, about {seconds:.2g} s each on this machine")
+        return
+
+
+@torch.inference_mode()
+def _time_of_tile(backbone: Backbone, names: tuple[str, ...], prototypes: int) -> float:
+    """Measure how many seconds a tile takes one thread: network, and search among so many random prototypes."""
+    device = next(backbone.buffers()).device
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.rand(1, 3, TILE, TILE, generator=generator).to(device)
+
+    def run(_: int) -> float:
+        start = time.perf_counter()
+        for cells in scale_features(backbone, tile, names).values():
+            queries = cells[0].flatten(1).T.contiguous()
+            nearest_prototype(queries, torch.rand(prototypes, queries.shape[1], generator=generator).to(device))
+        return time.perf_counter() - start
+
+    # In one thread, as tiles are measured; the first time the weights are laid out for the size.
+    return list(parallel_map(run, range(2), 1))[-1]

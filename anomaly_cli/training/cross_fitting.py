@@ -80,14 +80,14 @@ def load_held_out(item: HeldOutImage, run: TrainingContext) -> tuple[Tensor, Ten
     return to_tensor(image).to(run.device), inspected_tensor([image], run.device)
 
 
-def load_again(path: Path, run: TrainingContext) -> LoadedImage:
-    """Read an image that was readable before.
+def load_again(path: Path, run: TrainingContext, *, tiled: bool = True) -> LoadedImage:
+    """Read an image that was readable before, as `TrainingContext.load`.
 
     Raises:
         InputError: it was changed or removed since.
     """
     try:
-        return run.load(path)
+        return run.load(path, tiled=tiled)
     except UnreadableImageError as error:
         raise InputError(f"{path} was changed or removed during training: {error.reason}") from error
 

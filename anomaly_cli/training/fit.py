@@ -145,7 +145,12 @@ def _without_outliers(fitted: CrossFit, seed: int) -> CrossFit:
     return CrossFit(fitted.detectors, held_out, measured)
 
 
-def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
+def local_scales(backbone: Backbone) -> tuple[str, ...]:
+    """Name the local scales of a backbone, finest first."""
     strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
+    return tuple(map(str, strides))
+
+
+def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
     small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
-    return (*map(str, strides), IMAGE_SCALE, *small, COARSE_SCALE)
+    return (*local_scales(backbone), IMAGE_SCALE, *small, COARSE_SCALE)

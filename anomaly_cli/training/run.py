@@ -45,17 +45,16 @@ class TrainingContext:
     saved: Steps = field(default_factory=Steps)
     roi: Roi | None = None
 
-    def load(self, path: Path, *, with_quality: bool = False) -> LoadedImage:
-        """Read an image as the settings say.
+    def load(self, path: Path, *, with_quality: bool = False, tiled: bool = True) -> LoadedImage:
+        """Read an image as the settings say; not `tiled`, at network size only.
 
         Raises:
             UnreadableImageError: with the reason in a few words.
             ConfigError: its region of interest cannot be used.
         """
         config = self.config
-        image = load_image(
-            path, config.image_size, window=config.window, with_quality=with_quality, scale=scale_of(config)
-        )
+        scale = scale_of(config) if tiled else None
+        image = load_image(path, config.image_size, window=config.window, with_quality=with_quality, scale=scale)
         return image if self.roi is None else restrict(image, self.roi.mask_of(path, image.height, image.width))
 
     def map_images(

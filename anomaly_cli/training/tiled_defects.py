@@ -74,21 +74,40 @@ class ChangedMaps(Sequence[list[Tensor]]):
 
 
 def plant(fitted: CrossFit, items: list[HeldOutImage], planted_in: list[int], run: TrainingContext) -> ChangedMaps:
-    """Plant a defect in each item, and measure what it changes by the detector of its fold."""
+    """Plant a defect in each item, and measure what it changes by the detector of its fold.
 
-    def change(item: HeldOutImage) -> dict[str, Any]:
-        image, detector = load_again(item.path, run), fitted.detectors[item.fold + 1]
-        picture, generator = image.picture, np.random.default_rng(item.defect_seed)
-        assert picture is not None
+    Args:
+        fitted: whose held-out images the items are.
+        items: with seeds.
+        planted_in: index of the held-out image of each item.
+        run: settings and machine.
+    """
+    of_image: dict[int, list[HeldOutImage]] = {}
+    for number, item in zip(planted_in, items, strict=True):
+        of_image.setdefault(number, []).append(item)
+
+    def change(planted: list[HeldOutImage]) -> list[dict[str, Any]]:
+        return _changes(fitted.detectors[planted[0].fold + 1], planted, run)
+
+    results = run.map_images("planted", "planting defects (stage 2)", change, list(of_image.values()))
+    found = {number: iter(changes) for number, changes in zip(of_image, results, strict=True)}
+    return ChangedMaps(fitted, [Change(number, **next(found[number])) for number in planted_in])
+
+
+def _changes(detector: AnomalyDetector, planted: list[HeldOutImage], run: TrainingContext) -> list[dict[str, Any]]:
+    """Plant defects in the same image, which is read once; one after another, each in the unchanged image."""
+    image = load_again(planted[0].path, run)
+    picture, changes = image.picture, []
+    assert picture is not None
+    for item in planted:
         assert item.other is not None
+        generator = np.random.default_rng(item.defect_seed)
         place, local = _measure_around(detector, picture, generator, run)
-        other = inspected_part(load_again(item.other, run))
+        other = inspected_part(load_again(item.other, run, tiled=False))
         pixels = synthetic_defect(image.pixels, other, generator, image.inspected)
         whole = [each.cpu() for each in whole_maps(detector, replace(image, pixels=pixels))]
-        return {"place": place, "local": local, "whole": whole}
-
-    changes = run.map_images("planted", "planting defects (stage 2)", change, items)
-    return ChangedMaps(fitted, [Change(n, **each) for n, each in zip(planted_in, changes, strict=True)])
+        changes.append({"place": place, "local": local, "whole": whole})
+    return changes
 
 
 def _measure_around(

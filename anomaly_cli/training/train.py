@@ -66,12 +66,12 @@ def train(
 ) -> TrainReport:
     """Fit a detector to normal images and write the model file, and on request a table of these images.
 
-    `roi` is a mask of what is inspected, or a folder with one mask a file name. `thumbnails` keeps pictures of the
-    prototypes, `resume` finished steps. `tell` is called with what reading images in tiles will cost. Of several
-    processes the first one writes.
+    `roi` is a mask of what is inspected, or a folder of one a file. `thumbnails` keeps pictures of the prototypes,
+    `resume` finished steps. `tell` takes what tiles will cost. Of several processes the first one writes.
     """
+    # Here, since it imports scikit-learn, which scoring does without.
     from anomaly_cli.training.cross_fitted_scores import score_normals
-    from anomaly_cli.training.fit import train_detector  # imports scikit-learn, which scoring does without
+    from anomaly_cli.training.fit import local_scales, train_detector
 
     check_labels(config, anomalies)
     outputs = [Output("--model", model_path, Kind.MODEL), Output("--audit-normals", audit_normals, Kind.TABLE)]
@@ -89,7 +89,7 @@ def train(
         config = processes.broadcast(replace(config, roi=None if region is None else region.kind))
         run = TrainingContext(config, choose_device(local_device(device)), workers, progress, processes, roi=region)
         backbone = build_backbone(config.backbone, weights, config.seed)
-        tell_cost(tell, config, backbone, paths, workers)
+        tell_cost(tell, config, backbone, local_scales(backbone), paths, workers)
         resuming = resumed(run, model_path, [paths, anomalous], backbone, resume) if resume else nullcontext(run)
         with resuming as run:
             trained = train_detector(paths, anomalous, backbone, run)

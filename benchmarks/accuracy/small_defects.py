@@ -41,14 +41,23 @@ class Job:
     tested: int
 
 
+def draw(job: Job, folder: Path) -> list[list[Path]]:
+    """Draw pictures to train on, and normal and anomalous ones to test, in a process whose memory does not count."""
+    parts = [("normal", job.normal, 0, 0), ("good", job.tested, 1, 0), ("bad", job.tested, 1 + job.size, job.size)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        drawn = [
+            pool.submit(write_pictures, folder / name, job.kind, count, job.side, seed, size)
+            for name, count, seed, size in parts
+        ]
+        return [each.result() for each in drawn]
+
+
 def measure(job: Job) -> Row:
-    """Draw the pictures, train, and score normal and anomalous ones."""
+    """Train, and score normal and anomalous pictures."""
     config = DetectorConfig(smallest_defect=job.size if job.told else None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        normal = write_pictures(folder / "normal", job.kind, job.normal, job.side, seed=0)
-        good = write_pictures(folder / "good", job.kind, job.tested, job.side, seed=1)
-        bad = write_pictures(folder / "bad", job.kind, job.tested, job.side, seed=1 + job.size, size=job.size)
+        normal, good, bad = draw(job, folder)
         start = time.perf_counter()
         training.train(normal, folder / "m.safetensors", config, progress=lambda *_: None)
         trained = time.perf_counter()
