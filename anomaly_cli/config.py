@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,7 @@ MIN_NORMALS = 8  # readable normal images; fewer leave nothing to hold out for t
 MIN_BATCH = 20  # readable images, and held-out normal ones: fewer are too few to judge a batch as a whole
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, IMAGE_SIZE_STEP = 64, 1024, 32  # pixels
 MIN_SMALLEST_DEFECT, MAX_SMALLEST_DEFECT = 4, 1000  # pixels of the files
+BACKBONE_ALIASES = {"dinov2": "vit_small_patch14_dinov2.lvd142m", "dinov3": "vit_small_patch16_dinov3.lvd1689m"}
 
 Name = TypeVar("Name", bound=StrEnum)
 
@@ -164,7 +166,7 @@ def parse_window(text: str | None) -> IntensityWindow:
 class DetectorConfig:
     """What a detector is: changing any field needs a new training run."""
 
-    backbone: str = "embedded"  # `embedded`, `scratch` or a torchvision model name
+    backbone: str = "embedded"  # `embedded`, `scratch`, or a model name of torchvision or timm
     image_size: int = 256  # pixels; images are resized to about this many pixels squared, aspect kept
     prototypes: int = 2000  # upper limit per scale
     effort: Effort = Effort.STANDARD
@@ -178,15 +180,24 @@ class DetectorConfig:
         """The intensity window as numbers, once `train` has read the images for "auto"."""
         return None if self.intensity_window == "auto" else self.intensity_window
 
+    @property
+    def size_step(self) -> int:
+        """Sides of images at network size are multiples of it, pixels; a transformer has its patch in its name."""
+        patch = re.search(r"patch(\d+)", self.backbone)
+        return int(patch[1]) if patch and int(patch[1]) and IMAGE_SIZE_STEP % int(patch[1]) else IMAGE_SIZE_STEP
+
     def __post_init__(self) -> None:
-        """Check every range.
+        """Resolve the alias of a backbone, round the image size to its patches, and check every range.
 
         Raises:
             ConfigError: a value is out of its range.
         """
+        object.__setattr__(self, "backbone", BACKBONE_ALIASES.get(self.backbone, self.backbone))
+        if self.size_step != IMAGE_SIZE_STEP:
+            object.__setattr__(self, "image_size", round(self.image_size / self.size_step) * self.size_step)
         size = self.image_size
-        if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE or size % IMAGE_SIZE_STEP:
-            rule = f"a multiple of {IMAGE_SIZE_STEP} from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}"
+        if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE or size % self.size_step:
+            rule = f"a multiple of {self.size_step} from {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE}"
             raise ConfigError(f"image size must be {rule}, got {size}")
         if not 8 <= self.prototypes <= 100_000:
             raise ConfigError(f"prototypes must be from 8 to 100000, got {self.prototypes}")

@@ -9,6 +9,7 @@ AnomalyError                exit 1
 ├── ProcessError            another process of the same run ended
 ├── ClusterError            the machines of `--engine ray` cannot be reached or cannot do the work
 └── ConfigError             exit 2: an option or setting is out of its range
+    └── MissingExtraError   an optional library that it needs is not installed
 """
 
 from __future__ import annotations
@@ -60,3 +61,7 @@ class ConfigError(AnomalyError):
     """An option or setting is out of its range."""
 
     exit_code = 2
+
+
+class MissingExtraError(ConfigError):
+    """An option or setting needs a library that is not installed; the message says how to install it."""

@@ -22,7 +22,8 @@ def export(
     """Write a model for programs without torch: pixels in, image score and anomaly map out, 1 = limit of normal.
 
     The file takes any number of images of one size at a time: float RGB in [0, 1] as (N, 3, H, W). H and W are free,
-    multiples of 32, as the aspect ratio wants: the file lists them, and what else a program must know (docs/export.md).
+    multiples of 32 (of 14 for patches of 14), as the aspect ratio wants: the file lists them, and what else a program
+    must know (docs/export.md).
     Opset 18. Needs pip install 'anomaly-cli[onnx]'.
     """
     from anomaly_cli.detector.onnx_export import export as export_model

@@ -18,6 +18,7 @@ def describe_model(path: Path, header: dict[str, Any]) -> Iterator[str]:
     """Describe a model file in lines of text, one per property."""
     provenance, config, normals = header["provenance"], header["config"], header["normal_scores"]
     yield f"model         {path}, format {header['format']}"
+    yield f"size          {path.stat().st_size / 1e6:.1f} MB, network included"
     yield f"trained       {provenance['created']}"
     known = f"{provenance['anomalies']} labelled anomalous"
     yield f"on            {plural(provenance['images'], 'normal image')}, {known}"

@@ -45,11 +45,18 @@ Format = Annotated[
 ]
 
 BackboneName = Annotated[
-    str, typer.Option("--backbone", metavar="NAME", help="embedded, scratch, or a torchvision model such as resnet18.")
+    str,
+    typer.Option(
+        "--backbone",
+        metavar="NAME",
+        help="embedded, scratch, a torchvision model such as resnet18, or one of timm such as dinov2 "
+        "(pip install 'anomaly-cli[backbones]').",
+    ),
 ]
 
 Weights = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Weights of a torchvision backbone, instead of a download.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights of a backbone of torchvision or timm, instead of a download."),
 ]
 
 EffortLevel = Annotated[Effort, typer.Option("--effort", help="How long `scratch` learns its features.")]
@@ -58,7 +65,8 @@ ImageSize = Annotated[
     int,
     typer.Option(
         metavar="PIXELS",
-        help="Pixels squared to shrink images to, aspect kept; files below 128 are enlarged to 128.",
+        help="Pixels squared to shrink images to, aspect kept; files below 128 are enlarged to 128. A multiple of 32; "
+        "for a transformer rounded to its patches.",
     ),
 ]
 

@@ -167,7 +167,8 @@ def summarise_training(report: TrainReport, audited: Path | None) -> None:
         f"held-out normal images score {normals[0]:.2f} to {normals[-1]:.2f}, median {normals[len(normals) // 2]:.2f}; "
         "1 is the limit of normal (99 %)"
     )
-    print_stderr(f"saved {report.model_path}; next: anomaly score DIR --out scores.csv")
+    megabytes = f" ({report.model_path.stat().st_size / 1e6:.0f} MB)" if detector.backbone.libraries else ""
+    print_stderr(f"saved {report.model_path}{megabytes}; next: anomaly score DIR --out scores.csv")
 
 
 def _warn_copies(report: TrainReport) -> None:

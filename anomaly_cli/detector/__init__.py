@@ -3,7 +3,7 @@
 Read in this order:
 
 1. `scales`: names and grids. Local scales have a map, pooled scales one cell an image.
-2. `backbones`: images to feature maps.
+2. `backbones`: images to feature maps, at several strides or, of a transformer, at several depths.
 3. `features`: feature maps to the embeddings of each scale.
 4. `whitening`: mean and shrunk covariance of normal embeddings.
 5. `coreset`, `memory`, `nearest_prototype`: prototypes, Hopfield retrieval, and its limit β → ∞, which scores.

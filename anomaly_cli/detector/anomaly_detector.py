@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_cli.detector.backbones.backbone import Backbone
-from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.features import cells_step, scale_features
 from anomaly_cli.detector.inspected import fuse_inspected, has_ignored, inspected_cells, only_inspected
 from anomaly_cli.detector.labelled_anomalies import LABELLED_NAME, LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
@@ -85,7 +85,7 @@ class AnomalyDetector(nn.Module):
 
         Args:
             backbone: in eval mode.
-            scales: by name: the strides of the local scales, finest first, then those that are not local.
+            scales: by name: the local scales, finest first, then those that are not local.
             known_anomalies: fitted on labelled anomalies; None without them.
             tiled: whether the maps of local scales come from tiles of a large picture (`detector.tiles`).
         """
@@ -114,6 +114,10 @@ class AnomalyDetector(nn.Module):
     def column_names(self) -> tuple[str, ...]:
         """Names of the columns of the table beside the score: all deviations except the fused map."""
         return self.deviation_names[1:]
+
+    def cell_step(self, name: str, height: int, width: int) -> int | None:
+        """Return the distance of neighbouring cells of a scale in pixels of such an image; None for a pooled scale."""
+        return cells_step(self.backbone, name, height, width)
 
     @torch.inference_mode()
     def distance_maps(self, images: Tensor, inspected: Tensor | None = None) -> list[Tensor]:
@@ -200,12 +204,13 @@ class AnomalyDetector(nn.Module):
     def combine(self, distance_maps: list[Tensor]) -> Detection:
         """Fuse the distance maps of a batch, one for each scale: anomaly maps, and deviations of map and scales."""
         by_name = dict(zip(self.scale_names, distance_maps, strict=True))
-        grid = by_name[min(self.local_names, key=int)].shape[-2:]
+        finest = by_name[min(self.local_names, key=self.backbone.stride_of.__getitem__)]
+        grid = finest.shape[-2:]
         relative = [by_name[name] / self.scale(name).cell_mean for name in self.local_names]
         weights = [self.scale(name).weight for name in self.local_names]
         enlarged = [F.interpolate(each.nan_to_num()[:, None], size=grid, mode="bilinear")[:, 0] for each in relative]
         if has_ignored(distance_maps):
-            fused = fuse_inspected(relative, weights, by_name[min(self.local_names, key=int)])
+            fused = fuse_inspected(relative, weights, finest)
         else:
             fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
             for each, weight in zip(enlarged, weights, strict=True):

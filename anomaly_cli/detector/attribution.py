@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import ScaleModel
-from anomaly_cli.detector.features import pooled_embedding, pooled_maps
+from anomaly_cli.detector.features import class_token, pooled_embedding, pooled_maps
 from anomaly_cli.detector.inspected import inspected_cells
 
 MIN_DEVIATION = 1e-6  # of a channel; its share is zero where it is constant
 
 
-def pooled_attribution(maps: dict[int, Tensor], scale: ScaleModel, inspected: Tensor | None = None) -> Tensor:
+def pooled_attribution(maps: dict[str, Tensor], scale: ScaleModel, inspected: Tensor | None = None) -> Tensor:
     """Divide the distance of a pooled scale among the cells of one image.
 
     Args:
-        maps: (1, D_s, h_s, w_s) feature maps by stride.
+        maps: (1, D_s, h_s, w_s) feature maps by name; a class token is shared by all cells alike.
         scale: the pooled scale.
         inspected: (1, H, W) bool, region of interest, whose cells were pooled; None for all.
 
@@ -48,7 +48,8 @@ def pooled_attribution(maps: dict[int, Tensor], scale: ScaleModel, inspected: Te
     spread = (finest - mean).square() / deviation.clamp(min=MIN_DEVIATION)
     shares = torch.zeros(finest.shape[1:], dtype=torch.float64, device=finest.device)
     start = 0
-    for each in [*(m[0].double() for m in coarse), spread]:
+    tokens = [token[0].double() for token in class_token(maps)] if inspected is None else []
+    for each in [*(m[0].double() for m in coarse), *tokens, spread]:
         part = slice(start, start + len(each))
         share = torch.einsum("d,dhw->hw", direction[part], each - prototype[part, None, None])
         shares += F.interpolate(share[None, None], size=shares.shape, mode="bilinear")[0, 0]

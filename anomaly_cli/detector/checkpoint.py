@@ -25,7 +25,7 @@ from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.prototype_patches import Patches, decode_patches, encode_patches
 from anomaly_cli.detector.roi_mask import Mask, decode_mask, encode_mask
 from anomaly_cli.detector.whitening import Whitening
-from anomaly_cli.errors import AnomalyError, CheckpointError
+from anomaly_cli.errors import AnomalyError, CheckpointError, MissingExtraError
 from anomaly_cli.files import atomic_output
 
 FORMAT = 6
@@ -46,7 +46,7 @@ class Provenance:
         unreadable: files of the normal folder that could not be read.
         suspects: outliers among the normal images, left out of every memory.
         training_set: SHA-256 over the contents of the normal images.
-        versions: of Python, torch, torchvision and this package.
+        versions: of Python, torch, torchvision, this package, and timm where the backbone is one of its networks.
         created: ISO 8601, UTC.
     """
 
@@ -111,9 +111,9 @@ def contiguous_state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(*further: str) -> dict[str, str]:
     """Name the versions that a model or a score may depend on."""
-    names = ("anomaly-cli", "torch", "torchvision", "pillow")
+    names = ("anomaly-cli", "torch", "torchvision", "pillow", *further)
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
@@ -122,6 +122,7 @@ def load_model(path: Path, device: torch.device | None = None) -> Model:
 
     Raises:
         CheckpointError: it is missing, no model of ours, of another format, cut, edited or damaged.
+        MissingExtraError: its backbone is one of timm, which is not installed.
     """
     return parse_model(read_content(path), path, device)
 
@@ -131,6 +132,7 @@ def parse_model(content: bytes, path: Path, device: torch.device | None = None) 
 
     Raises:
         CheckpointError: as `load_model`.
+        MissingExtraError: likewise.
     """
     header, state = _parse(content, path)
     try:
@@ -141,6 +143,8 @@ def parse_model(content: bytes, path: Path, device: torch.device | None = None) 
         calibration = _calibration_from_json(header["calibration"], len(detector.deviation_names))
         map_scale = _unit_from_json(header["map_unit"])
         provenance = _provenance_from_json(header["provenance"])
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{path} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError, AnomalyError) as error:
         raise CheckpointError(f"{path} {DAMAGED}") from error
     detector = detector.to(device or torch.device("cpu"))

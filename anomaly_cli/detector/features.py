@@ -6,14 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.backbones.backbone import CLASS_TOKEN, Backbone
 from anomaly_cli.detector.inspected import pool_inspected
 from anomaly_cli.detector.scales import (
+    BLOCK,
     COARSE_SCALE,
     COARSE_STRIDE,
     FINEST_STEP,
     IMAGE_SCALE,
+    POOLED_SCALES,
     SMALL_SCALE,
+    cell_step,
     reduction,
 )
 
@@ -30,13 +33,14 @@ def scale_features(
     """Compute the raw cells of the named scales.
 
     Local scales are put on a grid by `to_scale_grid` and L2-normalised, so that contrast has no effect. A pooled scale
-    concatenates the means of the coarse maps and the standard deviation of the first: content and style.
+    concatenates the means of the coarse maps and the standard deviation of the first: content and style; of a
+    transformer those of its last map, and its class token.
     Without the small scale the image is its own small copy.
 
     Args:
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
-        names: strides, and some of `IMAGE_SCALE`, `SMALL_SCALE` and `COARSE_SCALE`.
+        names: strides or blocks, and some of `IMAGE_SCALE`, `SMALL_SCALE` and `COARSE_SCALE`.
         small: (N, 3, h', w') small copies; made here if None.
         inspected: (N, H, W) bool, the pixels whose cells the pooled scales pool; None for all.
 
@@ -51,20 +55,20 @@ def scale_features(
         elif name == SMALL_SCALE:
             features[name] = pooled_embedding(small_maps, inspected)
         elif name == COARSE_SCALE:
-            features[name] = F.normalize(small_maps[min(COARSE_STRIDE, max(small_maps))], dim=1)
+            features[name] = F.normalize(small_maps[coarse_map(backbone)], dim=1)
         else:
-            features[name] = F.normalize(to_scale_grid(maps[int(name)], int(name)), dim=1)
+            features[name] = F.normalize(to_scale_grid(maps[name], backbone.stride_of[name]), dim=1)
     return features
 
 
 def feature_maps(
     backbone: Backbone, images: Tensor, has_small: bool, small: Tensor | None = None
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Compute the maps of (N, 3, H, W) images and of their small copies, by stride; both the same without copies."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Compute the maps of (N, 3, H, W) images and of their small copies, by name; both the same without copies."""
     batches = [images]
     if has_small:
         batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
-    by_batch = [dict(zip(backbone.strides, each, strict=True)) for each in backbone.forward_batches(batches)]
+    by_batch = [dict(zip(backbone.names, each, strict=True)) for each in backbone.forward_batches(batches)]
     return by_batch[0], by_batch[-1]
 
 
@@ -85,17 +89,40 @@ def smooth_3x3(feature_map: Tensor) -> Tensor:
     return 0.5 * (feature_map + F.avg_pool2d(feature_map, 3, 1, 1, count_include_pad=False))
 
 
-def pooled_maps(maps: dict[int, Tensor]) -> list[Tensor]:
-    """Choose the maps that the pooled scales pool, finest first."""
-    return [maps[stride] for stride in POOLED_STRIDES if stride in maps] or [maps[max(maps)]]
+def coarse_map(backbone: Backbone) -> str:
+    """Name the map of the copy whose cells are the coarse ones: the coarsest up to `COARSE_STRIDE`, the last block."""
+    names = [name for name, stride in backbone.stride_of.items() if stride <= COARSE_STRIDE]
+    return names[-1] if names else backbone.names[0]
 
 
-def pooled_embedding(maps: dict[int, Tensor], inspected: Tensor | None = None) -> Tensor:
-    """Pool (N, D_s, h_s, w_s) maps of the strides into one cell of each image, (N, D, 1, 1), or its inspected part."""
+def cells_step(backbone: Backbone, name: str, height: int, width: int) -> int | None:
+    """Compute `cell_step` of a scale of this backbone; None for a pooled scale."""
+    if name in POOLED_SCALES:
+        return None
+    return cell_step(name, height, width, backbone.stride_of[coarse_map(backbone) if name == COARSE_SCALE else name])
+
+
+def pooled_maps(maps: dict[str, Tensor]) -> list[Tensor]:
+    """Choose the maps that the pooled scales pool, finest first; of a transformer the last."""
+    names = [name for name in maps if name != CLASS_TOKEN]
+    coarse = [] if names[-1].startswith(BLOCK) else [name for name in names if int(name) in POOLED_STRIDES]
+    return [maps[name] for name in coarse or names[-1:]]
+
+
+def pooled_embedding(maps: dict[str, Tensor], inspected: Tensor | None = None) -> Tensor:
+    """Pool (N, D_s, h_s, w_s) maps by name into one cell of each image, (N, D, 1, 1), or its inspected part.
+
+    A region of interest goes without the class token, which sees the whole image.
+    """
     coarse = pooled_maps(maps)
     if inspected is not None:
         return torch.cat(pool_inspected(coarse, inspected), dim=1)
     means = [m.mean(dim=(2, 3), keepdim=True) for m in coarse]
     # Not `Tensor.std`, which takes seven times as long here.
     spread = (coarse[0] - means[0]).square().mean(dim=(2, 3), keepdim=True).sqrt()
-    return torch.cat([*means, spread], dim=1)
+    return torch.cat([*means, *class_token(maps), spread], dim=1)
+
+
+def class_token(maps: dict[str, Tensor]) -> list[Tensor]:
+    """Take the (N, D, 1, 1) class token of a transformer, where there is one."""
+    return [maps[CLASS_TOKEN]] if CLASS_TOKEN in maps else []

@@ -18,7 +18,7 @@ from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import SHORTEST_SIDE, SMALL_SCALE, SMALL_SIDE
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import atomic_output
-from anomaly_cli.images.network_size import SIZE_STEP, landscape_sizes
+from anomaly_cli.images.network_size import landscape_sizes
 from anomaly_cli.outputs import CREATOR, Kind, Output, check_outputs
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEY = "anomaly"  # of the JSON document among the file's metadata
 OUTPUTS = ("anomaly_map", "score")
 OPSET = 18  # what torch's exporter writes without converting; runtimes know it since 2023
-EXAMPLE_SIZE, EXAMPLE_SMALL_SIZE = (128, 192), (40, 56)  # pixels; all sides differ, so that none is confused
+EXAMPLE_STEPS, EXAMPLE_SMALL_SIZE = (4, 6), (72, 104)  # steps, pixels; all sides differ, so that none is confused
 # Average pooling by a factor that depends on the size of the image is no ONNX operator. Here each side is multiplied by
 # the matrix that averages: row i holds 1 / factor where column // factor is i. The factor is that of `reduction`.
 SMALL_COPY = f"""
@@ -97,7 +97,7 @@ class CalibratedDetector(nn.Module):
         """Measure images.
 
         Args:
-            images: (N, 3, H, W) float RGB in [0, 1], H and W multiples of `SIZE_STEP`.
+            images: (N, 3, H, W) float RGB in [0, 1], H and W multiples of `DetectorConfig.size_step`.
             small: (N, 3, h', w') their small copies, made here if not given.
 
         Returns:
@@ -139,11 +139,12 @@ def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
     """Run torch's exporter for any number of images of any size; the small copies are a second input."""
     N = torch.export.Dim("N", min=1, max=65535)
     rows, columns = (torch.export.Dim(name, min=1, max=1024) for name in ("rows", "columns"))
-    shapes: dict[str, Any] = {"images": {0: N, 2: SIZE_STEP * rows, 3: SIZE_STEP * columns}}
-    examples = [torch.zeros(2, 3, *EXAMPLE_SIZE)]
+    step = model.config.size_step
+    shapes: dict[str, Any] = {"images": {0: N, 2: step * rows, 3: step * columns}}
+    examples = [torch.zeros(2, 3, *(step * steps for steps in EXAMPLE_STEPS))]
     if has_small:
         small_rows, small_columns = (
-            torch.export.Dim(f"small_{name}", min=SHORTEST_SIDE + 1, max=1024) for name in ("rows", "columns")
+            torch.export.Dim(f"small_{name}", min=2 * SHORTEST_SIDE, max=1024) for name in ("rows", "columns")
         )
         shapes["small"] = {0: N, 2: small_rows, 3: small_columns}
         examples.append(torch.zeros(2, 3, *EXAMPLE_SMALL_SIZE))
@@ -197,8 +198,8 @@ def _describe(graph: onnx.ModelProto, model: Model) -> None:
 
 def describe(model: Model) -> dict[str, Any]:
     """Describe the model in the file: inputs, outputs, settings, provenance."""
-    size = model.config.image_size
-    landscape = sorted(landscape_sizes(size), key=lambda each: abs(each[0] * each[1] - size**2))
+    size, step = model.config.image_size, model.config.size_step
+    landscape = sorted(landscape_sizes(size, step), key=lambda each: abs(each[0] * each[1] - size**2))
     return {
         "version": version("anomaly-cli"),
         "usage": "Feed RGB pixels / 255 as float32 (N, 3, H, W), each image resized to the one of `sizes` whose aspect "
@@ -211,7 +212,7 @@ def describe(model: Model) -> dict[str, Any]:
             "resize": "bicubic, antialiased, as of Pillow, aspect ratio kept as nearly as the sizes allow",
             "transparency": "laid on white",
             "orientation": "EXIF applied",
-            "multiple_of": SIZE_STEP,
+            "multiple_of": step,
             "sizes": [*landscape, *((width, height) for height, width in landscape if height != width)],
         },
         "outputs": {

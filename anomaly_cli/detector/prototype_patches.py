@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from anomaly_cli.detector.scales import POOLED_SCALES, cell_step
-
 Patches = dict[str, list[bytes]]  # scale: one WebP for each prototype
 
 CONTEXT = 6  # cells, side of a patch: the main receptive field of a cell, and enough for a person to place it
@@ -22,16 +20,22 @@ IMAGE_SIDE = 64  # pixels of the longer side of a whole image
 ENCODING: dict[str, Any] = {"format": "WEBP", "quality": 75, "method": 0}  # higher methods take twice as long for 10 %
 
 
-def cut_patch(pixels: NDArray[np.uint8], scale: str, cell: int) -> bytes:
-    """Cut the surroundings of a cell from an (h, w, 3) image at network size, as WebP; all of it for a pooled scale."""
-    left, top, right, bottom = patch_box(pixels.shape[0], pixels.shape[1], scale, cell)
-    return encode_patch(pixels[top:bottom, left:right], scale)
+def cut_patch(pixels: NDArray[np.uint8], step: int | None, cell: int) -> bytes:
+    """Cut the surroundings of a cell from an (h, w, 3) image at network size, as WebP.
+
+    Args:
+        pixels: of the image.
+        step: from one cell to the next, pixels; None for a pooled scale, whose cell is the image.
+        cell: its index, row-major.
+    """
+    left, top, right, bottom = patch_box(pixels.shape[0], pixels.shape[1], step, cell)
+    return encode_patch(pixels[top:bottom, left:right], whole=step is None)
 
 
-def encode_patch(pixels: NDArray[np.uint8], scale: str) -> bytes:
-    """Reduce the (h, w, 3) surroundings of a cell to a small WebP."""
+def encode_patch(pixels: NDArray[np.uint8], *, whole: bool = False) -> bytes:
+    """Reduce the (h, w, 3) surroundings of a cell, or a whole image, to a small WebP."""
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if scale in POOLED_SCALES:
+    if whole:
         picture.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BOX)
     else:
         picture = picture.reduce(-(-max(picture.size) // PATCH_SIDE))  # by an integer: twice as fast as to any size
@@ -40,22 +44,21 @@ def encode_patch(pixels: NDArray[np.uint8], scale: str) -> bytes:
     return stream.getvalue()
 
 
-def patch_box(height: int, width: int, scale: str, cell: int) -> tuple[int, int, int, int]:
+def patch_box(height: int, width: int, step: int | None, cell: int) -> tuple[int, int, int, int]:
     """Place the surroundings of a cell in an image at network size.
 
     Args:
-        height: of the image, pixels, a multiple of the stride.
+        height: of the image, pixels.
         width: likewise.
-        scale: its name.
+        step: as `cut_patch` takes it.
         cell: its index, row-major.
 
     Returns:
         Left, top, right and bottom of a square of `CONTEXT` cells around the cell, shifted into the image at its
         borders, and clipped where the image is smaller.
     """
-    if scale in POOLED_SCALES:
+    if step is None:
         return 0, 0, width, height
-    step = cell_step(scale, height, width)
     row, column = divmod(cell, -(-width // step))
     left, right = _span(column, step, width)
     top, bottom = _span(row, step, height)

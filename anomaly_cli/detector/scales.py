@@ -1,4 +1,8 @@
-"""Names and grids of the scales: local scales are named by their stride, three more see it coarsely or as a whole."""
+"""Names and grids of the scales.
+
+Local scales are named by their stride, those of a transformer by the block that they come from, since all have one
+stride. Three more see an image coarsely or as a whole.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ SMALL_SIDE = 128  # pixels
 COARSE_STRIDE = 16  # pixels of the copy
 FINEST_STEP = 8  # pixels from one cell of a map to the next; a finer stride's cells are averaged to such a step
 SHORTEST_SIDE = 32  # pixels; a copy is not made smaller, for the coarsest maps to have a cell
+BLOCK = "block_"  # with a number, the local scale of a block of a transformer
 
 
 def reduction(height: int, width: int) -> int:
@@ -29,12 +34,22 @@ def is_local(name: str) -> bool:
     return name not in (*POOLED_SCALES, COARSE_SCALE)
 
 
-def cell_step(name: str, height: int, width: int) -> int:
-    """Return the distance of neighbouring cells of a scale that is not pooled, in pixels of an image of this size."""
-    return COARSE_STRIDE * reduction(height, width) if name == COARSE_SCALE else max(int(name), FINEST_STEP)
+def cell_step(name: str, height: int, width: int, stride: int | None = None) -> int:
+    """Return the distance of neighbouring cells of a scale that is not pooled.
+
+    Args:
+        name: of the scale.
+        height: of the image, pixels.
+        width: likewise.
+        stride: of the map that the cells come from, pixels of the image, or for the coarse cells of the copy; None
+            where it names the scale, or is `COARSE_STRIDE`.
+    """
+    if stride is None:
+        stride = COARSE_STRIDE if name == COARSE_SCALE else int(name)
+    return stride * reduction(height, width) if name == COARSE_SCALE else max(stride, FINEST_STEP)
 
 
 def scale_title(name: str) -> str:
     """Name a scale for people."""
     titles = {IMAGE_SCALE: "image level", SMALL_SCALE: "small copy", COARSE_SCALE: "coarse cells"}
-    return titles.get(name, f"stride {name}")
+    return titles.get(name) or (name.replace("_", " ") if name.startswith(BLOCK) else f"stride {name}")

@@ -27,7 +27,7 @@ from PIL import ExifTags, Image, ImageFile
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode_limits import check_cost
 from anomaly_cli.images.gray_levels import flattened
-from anomaly_cli.images.network_size import landscape_sizes, network_size
+from anomaly_cli.images.network_size import SIZE_STEP, landscape_sizes, network_size
 from anomaly_cli.images.picture import TURN_BY_ORIENTATION as TURN
 from anomaly_cli.images.picture import Picture, picture_size
 from anomaly_cli.images.pillow_faults import NOT_SUPPORTED, mended
@@ -94,6 +94,7 @@ def load_image(
     path: Path,
     image_size: int,
     *,
+    step: int = SIZE_STEP,
     window: tuple[float, float] | None = None,
     with_quality: bool = False,
     scale: float | None = None,
@@ -107,16 +108,16 @@ def load_image(
     Raises:
         UnreadableImageError: with the reason in a few words.
     """
-    landscape_sizes(image_size)  # a wrong argument must not pass for an unreadable image
+    landscape_sizes(image_size, step)  # a wrong argument must not pass for an unreadable image
     with _opened(path) as (image, stream):
         width, height = image.size
-        rows, columns = network_size(height, width, image_size)
+        rows, columns = network_size(height, width, image_size, step)
         held = (0, 0) if scale is None else _held_size(height, width, scale)
         draft = image.draft(None, (max(columns, held[1]), max(rows, held[0])))
         image.load()
         if draft is None:  # an ICO learns its size by decoding
             width, height = image.size
-            rows, columns = network_size(height, width, image_size)
+            rows, columns = network_size(height, width, image_size, step)
             held = (0, 0) if scale is None else _held_size(height, width, scale)
         orientation = _orientation(image)
         box = None if draft is None else draft[1]  # the part that holds pixels, in fractions of a pixel

@@ -35,7 +35,7 @@ def find_evidence(model: Model, measured: Measured) -> Evidence | None:
     number = detector.local_names.index(scale)
     cell, prototype = measured.peak_cells[number].tolist()
     if measured.peak_pixels is None:
-        patch = cut_patch(measured.pixels, scale, cell)
+        patch = cut_patch(measured.pixels, detector.cell_step(scale, *measured.pixels.shape[:2]), cell)
     else:
-        patch = encode_patch(measured.peak_pixels[number], scale)
+        patch = encode_patch(measured.peak_pixels[number])
     return Evidence(patch, model.patches[scale][prototype], scale)

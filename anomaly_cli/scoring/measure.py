@@ -132,7 +132,8 @@ def measure_image(
     detection = detection._replace(peak_cells=stitched.peak_cells)
     (measured,) = _explained(detector, calibration, map_scale, detection, [image])
     cells = zip(detector.local_names, measured.peak_cells[:, 0].tolist(), strict=True)
-    boxes = [patch_box(picture.rows, picture.columns, name, cell) for name, cell in cells]
+    size = picture.rows, picture.columns
+    boxes = [patch_box(*size, detector.cell_step(name, *size), cell) for name, cell in cells]
     parts = [picture.read(top, left, bottom - top, right - left) for left, top, right, bottom in boxes]
     return replace(measured, peak_pixels=parts)
 
@@ -237,6 +238,7 @@ class Scorer:
             image = load_image(
                 path,
                 config.image_size,
+                step=config.size_step,
                 window=config.window,
                 with_quality=self._with_quality,
                 scale=scale_of(config),

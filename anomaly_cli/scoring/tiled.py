@@ -16,7 +16,7 @@ from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.nearest_prototype import nearest_prototype
-from anomaly_cli.detector.scales import cell_step, is_local
+from anomaly_cli.detector.scales import BLOCK, cell_step, is_local
 from anomaly_cli.detector.tiles import (
     TILE,
     StitchedMaps,
@@ -27,7 +27,7 @@ from anomaly_cli.detector.tiles import (
     stitch,
     tiles_of,
 )
-from anomaly_cli.errors import UnreadableImageError
+from anomaly_cli.errors import ConfigError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, read_size
 from anomaly_cli.images.picture import Picture, picture_size
 from anomaly_cli.scoring.parallel import parallel_map
@@ -97,7 +97,15 @@ def tell_cost(
         names: of the local scales.
         paths: of the images; the first readable one stands for all.
         workers: threads that measure tiles.
+
+    Raises:
+        ConfigError: the backbone is a transformer.
     """
+    if config.smallest_defect is not None and backbone.names[0].startswith(BLOCK):
+        raise ConfigError(
+            f"--smallest-defect does not go with {config.backbone}: "
+            "each cell of a transformer depends on all of its tile"
+        )
     if tell is None or config.smallest_defect is None:
         return
     for path in paths:

@@ -21,7 +21,7 @@ from anomaly_cli.detector.anomaly_distance import (
 )
 from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import COARSE_SCALE, FINEST_STEP, IMAGE_SCALE, SMALL_SCALE, has_small_scale
+from anomaly_cli.detector.scales import BLOCK, COARSE_SCALE, FINEST_STEP, IMAGE_SCALE, SMALL_SCALE, has_small_scale
 from anomaly_cli.detector.tiles import picture_scale
 from anomaly_cli.images.decode import read_size
 from anomaly_cli.images.picture import picture_size
@@ -146,9 +146,10 @@ def _without_outliers(fitted: CrossFit, seed: int) -> CrossFit:
 
 
 def local_scales(backbone: Backbone) -> tuple[str, ...]:
-    """Name the local scales of a backbone, finest first."""
-    strides = [stride for stride in backbone.strides if stride in LOCAL_STRIDES] or [backbone.strides[-1]]
-    return tuple(map(str, strides))
+    """Name the local scales of a backbone, finest or shallowest first."""
+    strides = backbone.stride_of
+    local = [name for name, stride in strides.items() if name.startswith(BLOCK) or stride in LOCAL_STRIDES]
+    return tuple(local or [*strides][-1:])
 
 
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.prototype_patches import Patches, cut_patch, encode_patch, patch_box
 from anomaly_cli.detector.scales import is_local
 from anomaly_cli.images.decode import LoadedImage
@@ -13,10 +14,13 @@ from anomaly_cli.training.cross_fitting import load_again
 from anomaly_cli.training.run import TrainingContext
 
 
-def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: TrainingContext) -> Patches:
+def cut_patches(
+    detector: AnomalyDetector, origins: dict[str, list[Origin]], paths: list[Path], run: TrainingContext
+) -> Patches:
     """Cut a patch around every origin.
 
     Args:
+        detector: whose prototypes they are.
         origins: by scale; their image indices are those of `paths`.
         paths: of the images; those with an origin are read once more.
         run: size of the images, and progress.
@@ -32,7 +36,7 @@ def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: Traini
 
     def cut(image: int) -> list[bytes]:
         loaded = load_again(paths[image], run)
-        return [_cut(loaded, name, cell) for name, _, cell in wanted[image]]
+        return [_cut(detector, loaded, name, cell) for name, _, cell in wanted[image]]
 
     patches = {name: [b""] * len(places) for name, places in origins.items()}
     workers = run.workers if run.config.smallest_defect is None else 1
@@ -43,8 +47,9 @@ def cut_patches(origins: dict[str, list[Origin]], paths: list[Path], run: Traini
     return patches
 
 
-def _cut(image: LoadedImage, name: str, cell: int) -> bytes:
+def _cut(detector: AnomalyDetector, image: LoadedImage, name: str, cell: int) -> bytes:
     if image.picture is None or not is_local(name):
-        return cut_patch(image.pixels, name, cell)
-    left, top, right, bottom = patch_box(image.picture.rows, image.picture.columns, name, cell)
-    return encode_patch(image.picture.read(top, left, bottom - top, right - left), name)
+        return cut_patch(image.pixels, detector.cell_step(name, *image.pixels.shape[:2]), cell)
+    rows, columns = image.picture.rows, image.picture.columns
+    left, top, right, bottom = patch_box(rows, columns, detector.cell_step(name, rows, columns), cell)
+    return encode_patch(image.picture.read(top, left, bottom - top, right - left))

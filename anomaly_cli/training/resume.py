@@ -72,5 +72,5 @@ def _identity(run: TrainingContext, images: Sequence[Sequence[Path]], backbone: 
         "processes": run.processes.count,
         "device": str(run.device),
         "processor": processor(),
-        **library_versions(),
+        **library_versions(*backbone.libraries),
     }

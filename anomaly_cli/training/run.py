@@ -53,8 +53,14 @@ class TrainingContext:
             ConfigError: its region of interest cannot be used.
         """
         config = self.config
-        scale = scale_of(config) if tiled else None
-        image = load_image(path, config.image_size, window=config.window, with_quality=with_quality, scale=scale)
+        image = load_image(
+            path,
+            config.image_size,
+            step=config.size_step,
+            window=config.window,
+            with_quality=with_quality,
+            scale=scale_of(config) if tiled else None,
+        )
         return image if self.roi is None else restrict(image, self.roi.mask_of(path, image.height, image.width))
 
     def map_images(

@@ -149,10 +149,10 @@ def _save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbna
         unreadable=len(trained.normals.unreadable),
         suspects=len(trained.outliers),
         training_set=trained.normals.digest,
-        versions=library_versions(),
+        versions=library_versions(*trained.detector.backbone.libraries),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    patches = cut_patches(trained.origins, trained.normals.paths, run) if thumbnails and first else {}
+    patches = cut_patches(trained.detector, trained.origins, trained.normals.paths, run) if thumbnails and first else {}
     mask = run.roi.mask if isinstance(run.roi, SharedRoi) else None
     model = Model(trained.detector, trained.calibration, trained.map_scale, run.config, provenance, patches, mask)
     if first:

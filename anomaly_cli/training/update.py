@@ -146,7 +146,7 @@ def _patches(
     origins = {
         name: cells[name].origins(each[each >= old_counts[name]] - old_counts[name]) for name, each in chosen.items()
     }
-    cut = {name: iter(pictures) for name, pictures in cut_patches(origins, paths, run).items()}
+    cut = {name: iter(pictures) for name, pictures in cut_patches(grown, origins, paths, run).items()}
     return {
         name: [old.patches[name][i] if i < old_counts[name] else next(cut[name]) for i in each.tolist()]
         for name, each in chosen.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,20 @@ def test_a_false_discovery_rate_outside_0_and_1_is_wrong_usage(here: Path, rate:
         ("--prototypes=7", "prototypes must be from 8 to 100000, got 7"),
         ("--seed=-1", "seed must be from 0 to 2^63 - 1, got -1"),
         (
-            "--backbone=resnet17",
-            "unknown backbone resnet17: use embedded, scratch or a torchvision classification model such as resnet18",
+            "--weights=w.pth",
+            "the embedded backbone takes no weights file; name a model of torchvision or timm with --backbone",
         ),
-        ("--weights=w.pth", "the embedded backbone takes no weights file; name a torchvision model with --backbone"),
     ],
 )
 def test_a_setting_out_of_its_range_is_wrong_usage(here: Path, option: str, message: str) -> None:
     assert_error(anomaly("train", "normal", option), message, 2)
+
+
+def test_an_unknown_backbone_is_wrong_usage(here: Path) -> None:
+    result = anomaly("train", "normal", "--backbone=resnet17")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.fullmatch(r"error: unknown backbone resnet17: use embedded, scratch.* such as dinov2.*\n", result.stderr)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mtia"])

@@ -12,6 +12,7 @@ import torch
 from networks import normalised, random_compact_resnet, random_images, shapes
 from torch import Tensor, nn
 
+from anomaly_cli.detector.backbones import timm_networks
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.backbones.build import build_backbone, empty_backbone
 from anomaly_cli.detector.backbones.compact_resnet import DEPTHS, STRIDES, WIDTHS, CompactResNet, ConvNorm
@@ -141,9 +142,16 @@ def test_our_own_kinds_take_no_weights_file(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet19", "", "Embedded", "maskrcnn_resnet50_fpn"])
 @pytest.mark.parametrize("build", [build_backbone, empty_backbone])
-def test_an_unknown_name_is_refused(build: Any, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"unknown backbone {name}: use embedded, scratch or a torchvision"):
+def test_an_unknown_name_is_refused(build: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_networks, "find_spec", lambda _: None)  # with timm: test_timm_networks
+
+    with pytest.raises(ConfigError) as raised:
         build(name)
+
+    assert str(raised.value) == (
+        f"unknown backbone {name}: use embedded, scratch or a torchvision classification model such as resnet18; "
+        "for models of timm such as dinov2: pip install 'anomaly-cli[backbones]'"
+    )
 
 
 def test_a_network_without_feature_maps_is_refused() -> None:

@@ -47,7 +47,8 @@ def nearest_patches(model: Model, paths: list[Path], name: str) -> list[bytes]:
         distances = torch.stack([(each - prototype).norm(dim=1).min() for each in cells])
         number = int(distances.argmin())
         cell = int((cells[number] - prototype).norm(dim=1).argmin())
-        patches.append(cut_patch(images[number].pixels, name, cell))
+        pixels = images[number].pixels
+        patches.append(cut_patch(pixels, model.detector.cell_step(name, *pixels.shape[:2]), cell))
     return patches
 
 
@@ -70,7 +71,7 @@ def test_the_same_training_cuts_the_same_thumbnails(trained_again: training.Trai
 @pytest.mark.parametrize("stride", [8, 16])
 def test_the_box_is_the_square_in_the_image_that_is_centred_best(height: int, width: int, stride: int) -> None:
     for cell in range((height // stride) * (width // stride)):
-        left, top, right, bottom = patch_box(height, width, str(stride), cell)
+        left, top, right, bottom = patch_box(height, width, stride, cell)
 
         row, column = cell // (width // stride), cell % (width // stride)
         for start, end, place, length in ((left, right, column, width), (top, bottom, row, height)):
@@ -84,7 +85,7 @@ def test_the_box_is_the_square_in_the_image_that_is_centred_best(height: int, wi
 def test_at_image_level_all_of_the_image_is_shown_at_its_aspect() -> None:
     pixels = texture(np.random.default_rng(0), 96, 192)
 
-    patch = Image.open(io.BytesIO(cut_patch(pixels, IMAGE_SCALE, 0)))
+    patch = Image.open(io.BytesIO(cut_patch(pixels, None, 0)))
 
     assert (patch.format, patch.size) == ("WEBP", (IMAGE_SIDE, IMAGE_SIDE // 2))
     small = np.asarray(Image.fromarray(pixels).reduce(3), np.float64)
@@ -94,17 +95,17 @@ def test_at_image_level_all_of_the_image_is_shown_at_its_aspect() -> None:
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_a_patch_shows_the_pixels_of_its_box_at_one_size(stride: int) -> None:
     pixels, cell = np.zeros((256, 256, 3), np.uint8), 256 // stride * 5 + 3
-    left, top, right, bottom = patch_box(256, 256, str(stride), cell)
+    left, top, right, bottom = patch_box(256, 256, stride, cell)
     pixels[top:bottom, left:right] = (0, 200, 0)
 
-    patch = np.asarray(Image.open(io.BytesIO(cut_patch(pixels, str(stride), cell))).convert("RGB"))
+    patch = np.asarray(Image.open(io.BytesIO(cut_patch(pixels, stride, cell))).convert("RGB"))
 
     assert patch.shape == (PATCH_SIDE, PATCH_SIDE, 3)
     assert np.abs(patch.astype(int) - (0, 200, 0)).max() < 8
 
 
 def test_a_patch_of_an_image_that_is_smaller_than_it_is_reduced_too() -> None:
-    patch = Image.open(io.BytesIO(cut_patch(texture(np.random.default_rng(0), 64, 160), "16", 9)))
+    patch = Image.open(io.BytesIO(cut_patch(texture(np.random.default_rng(0), 64, 160), 16, 9)))
 
     assert patch.size == (48, 32)
 
@@ -129,11 +130,11 @@ def test_a_pack_that_does_not_fit_is_refused(ends: list[int], count: int) -> Non
         decode_patches(content, torch.tensor(ends), count)
 
 
-def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_named(loaded: Model) -> None:
     run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
 
     with pytest.raises(InputError, match=r"^gone\.png was changed or removed during training: no such file$"):
-        cut_patches({"8": [Origin(0, 3)]}, [Path("gone.png")], run)
+        cut_patches(loaded.detector, {"8": [Origin(0, 3)]}, [Path("gone.png")], run)
 
 
 def test_private_images_leave_no_thumbnail_and_the_model_scores_the_same(here: Path) -> None:

@@ -44,8 +44,9 @@ def test_an_image_that_is_small_itself_has_no_small_scale(image_size: int, has: 
 
 
 def test_scales_are_named_for_people() -> None:
-    assert [scale_title(name) for name in ("8", "image", "small", "coarse")] == [
+    assert [scale_title(name) for name in ("8", "block_4", "image", "small", "coarse")] == [
         "stride 8",
+        "block 4",
         "image level",
         "small copy",
         "coarse cells",
@@ -56,6 +57,8 @@ def test_the_anomaly_map_is_fused_from_strides_alone() -> None:
     assert [name for name in ("4", "8", "16", "image", "small", "coarse") if is_local(name)] == ["4", "8", "16"]
 
 
-@pytest.mark.parametrize(("name", "step"), [("4", 8), ("8", 8), ("16", 16), ("coarse", 32)])
-def test_a_coarse_cell_lies_a_stride_of_the_small_copy_from_the_next(name: str, step: int) -> None:
-    assert cell_step(name, 256, 256) == step
+@pytest.mark.parametrize(
+    ("name", "stride", "step"), [("4", 4, 8), ("8", 8, 8), ("16", 16, 16), ("block_4", 14, 14), ("coarse", 16, 32)]
+)
+def test_a_coarse_cell_lies_a_stride_of_the_small_copy_from_the_next(name: str, stride: int, step: int) -> None:
+    assert cell_step(name, 256, 256, stride) == step

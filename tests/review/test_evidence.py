@@ -71,7 +71,7 @@ def test_the_evidence_is_of_the_scale_of_highest_score(loaded: Model, measured: 
         assert evidence is not None
         assert evidence.scale == max(("4", "8", "16"), key=score_of.__getitem__)
         cell, prototype = each.peak_cells[["4", "8", "16"].index(evidence.scale)].tolist()
-        assert evidence.anomalous == cut_patch(each.pixels, evidence.scale, cell)
+        assert evidence.anomalous == cut_patch(each.pixels, loaded.detector.cell_step(evidence.scale, 64, 64), cell)
         assert evidence.normal == loaded.patches[evidence.scale][prototype]
         scales.add(evidence.scale)
     assert len(scales) > 1
@@ -79,13 +79,13 @@ def test_the_evidence_is_of_the_scale_of_highest_score(loaded: Model, measured: 
 
 @pytest.mark.parametrize("name", ["bad0.jpg", "bad1.jpg", "bad2.jpg"])
 def test_the_most_anomalous_cell_of_a_defective_image_is_at_the_coloured_patch(
-    measured: dict[str, Measured], name: str
+    loaded: Model, measured: dict[str, Measured], name: str
 ) -> None:
     pixels = measured[name].pixels.astype(float)
     colourful = np.argwhere(np.ptp(pixels, axis=2) > 100)  # normal images are gray, but for the noise
 
     for scale, (cell, _) in zip(("4", "8", "16"), measured[name].peak_cells.tolist(), strict=True):
-        left, top, right, bottom = patch_box(64, 64, scale, cell)
+        left, top, right, bottom = patch_box(64, 64, loaded.detector.cell_step(scale, 64, 64), cell)
         y, x = colourful.mean(axis=0)
         assert left <= x < right
         assert top <= y < bottom

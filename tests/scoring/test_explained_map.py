@@ -27,7 +27,7 @@ def loaded(trained: Trained) -> Model:
     return load_model(trained.model)
 
 
-def pooled_scale(maps: list[dict[int, Tensor]]) -> ScaleModel:
+def pooled_scale(maps: list[dict[str, Tensor]]) -> ScaleModel:
     """Fit a pooled scale on the maps of some images; its prototypes are their embeddings."""
     cells = torch.cat([pooled_embedding(each).flatten(1) for each in maps])
     scale = ScaleModel(Whitening.fit(cells))
@@ -35,18 +35,18 @@ def pooled_scale(maps: list[dict[int, Tensor]]) -> ScaleModel:
     return scale
 
 
-def random_maps(seed: int, side: int = 4) -> dict[int, Tensor]:
+def random_maps(seed: int, side: int = 4) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        16: torch.randn(1, 3, 2 * side, 2 * side, generator=generator),
-        32: torch.randn(1, 5, side, side, generator=generator),
+        "16": torch.randn(1, 3, 2 * side, 2 * side, generator=generator),
+        "32": torch.randn(1, 5, side, side, generator=generator),
     }
 
 
 def test_the_shares_of_cells_of_two_grids_average_nearly_to_the_pooled_distance() -> None:
     scale = pooled_scale([random_maps(seed) for seed in range(20)])
     odd = random_maps(99)
-    odd[16][:, :, 1:3, 5:7] += 4
+    odd["16"][:, :, 1:3, 5:7] += 4
 
     shares = pooled_attribution(odd, scale)
 
@@ -56,8 +56,8 @@ def test_the_shares_of_cells_of_two_grids_average_nearly_to_the_pooled_distance(
 
 
 def test_the_shares_of_cells_of_one_grid_average_exactly_to_the_pooled_distance() -> None:
-    scale = pooled_scale([{16: random_maps(seed)[16]} for seed in range(20)])
-    odd = {16: random_maps(99)[16]}
+    scale = pooled_scale([{"16": random_maps(seed)["16"]} for seed in range(20)])
+    odd = {"16": random_maps(99)["16"]}
 
     shares = pooled_attribution(odd, scale)
 
@@ -65,11 +65,25 @@ def test_the_shares_of_cells_of_one_grid_average_exactly_to_the_pooled_distance(
     assert float(shares.mean()) == pytest.approx(float(distance), rel=1e-4)
 
 
+def test_the_share_of_a_class_token_is_the_same_everywhere() -> None:
+    with_token = [
+        {"block_4": random_maps(seed)["16"], "class": random_maps(seed + 50)["32"][:, :, :1, :1]} for seed in range(20)
+    ]
+    scale = pooled_scale(with_token)
+    odd = {**with_token[3], "class": with_token[3]["class"] + 5}
+
+    shares = pooled_attribution(odd, scale)
+
+    distance, _ = scale.compare(pooled_embedding(odd).flatten(1))
+    assert float(shares.mean()) == pytest.approx(float(distance), rel=1e-4)
+    assert float(shares.std()) < 0.2 * float(shares.mean())
+
+
 def test_a_changed_part_of_the_image_has_the_largest_shares() -> None:
     scale = pooled_scale([random_maps(seed) for seed in range(20)])
     odd = random_maps(3)  # one of the images the memory knows
-    odd[16] = odd[16].clone()
-    odd[16][:, :, 6, 2] += 9
+    odd["16"] = odd["16"].clone()
+    odd["16"][:, :, 6, 2] += 9
 
     shares = pooled_attribution(odd, scale)
 

@@ -1,7 +1,7 @@
-"""Backbones: image batch in, feature maps at several strides out; three kinds behind one class.
+"""Backbones: image batch in, feature maps at several strides or depths out; all kinds behind one class.
 
-`embedded` reads the weights shipped in this package, `scratch` starts from random weights, any other name is a
-torchvision model with its pretrained weights from a file, torch's cache or the network.
+`embedded` reads the weights shipped in this package, `scratch` starts from random weights, any other name is a model
+of torchvision or timm with its pretrained weights from a file, a cache or the network.
 """
 
 from __future__ import annotations
@@ -20,31 +20,63 @@ SCRATCH = "scratch"
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as every torchvision backbone expects
 STD = (0.229, 0.224, 0.225)
+CLASS_TOKEN = "class"  # name of the output that is no map: one cell for the whole image
 
 
 class Backbone(nn.Module):
-    """Network that computes one feature map for each stride."""
+    """Network that computes one feature map for each stride, or for each of several depths of one stride.
+
+    Attributes:
+        name: as `build_backbone` takes it.
+        strides: of the maps, pixels.
+        names: of what `forward` returns: strides or depths, the class token of a transformer last.
+        libraries: that the network comes from, beside torchvision.
+    """
+
+    libraries: tuple[str, ...] = ()
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, network: nn.Module, strides: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        strides: tuple[int, ...],
+        names: tuple[str, ...] = (),
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (MEAN, STD),
+    ) -> None:
+        """Wrap a network.
+
+        Args:
+            name: of the backbone.
+            network: (N, 3, H, W) normalised pixels to its outputs, in a list or in a dictionary.
+            strides: of its maps.
+            names: of its outputs; the strides if not given.
+            normalisation: mean and standard deviation of the pixels of each channel.
+        """
         super().__init__()
         self.name = name
         self.network = network
         self.strides = strides
+        self.names = names or tuple(map(str, strides))
         self._packed: PrepackedResNet | None = None
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(normalisation[0]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation[1]).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def stride_of(self) -> dict[str, int]:
+        """Stride of each map, finest and shallowest first; without the class token."""
+        return dict(zip(self.names, self.strides, strict=False))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the feature map of every stride.
+        """Compute the feature map of every name.
 
         Args:
             images: (N, 3, H, W) float RGB in [0, 1].
 
         Returns:
-            For each stride one (N, D_s, h_s, w_s) map, finest first.
+            For each name one (N, D_s, h_s, w_s) map, finest first; the class token is one cell.
         """
         return self.forward_batches([images])[0]
 

@@ -1,4 +1,4 @@
-"""Build a backbone by its name: `embedded`, `scratch` or a torchvision network."""
+"""Build a backbone by its name: `embedded`, `scratch`, or a network of torchvision or timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from safetensors.torch import load
 
 from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, Backbone
 from anomaly_cli.detector.backbones.compact_resnet import STRIDES, CompactResNet
-from anomaly_cli.detector.backbones.torchvision_networks import torchvision_backbone, torchvision_network, with_taps
+from anomaly_cli.detector.backbones.timm_networks import timm_backbone, timm_network, with_outputs
+from anomaly_cli.detector.backbones.torchvision_networks import (
+    is_torchvision,
+    torchvision_backbone,
+    torchvision_network,
+    with_taps,
+)
 from anomaly_cli.errors import ConfigError, WeightsError
 
 
@@ -19,21 +25,25 @@ def build_backbone(name: str, weights: Path | None = None, seed: int = 0) -> Bac
     """Build a backbone in eval mode with its starting weights.
 
     Args:
-        name: `embedded`, `scratch` or a torchvision model name.
-        weights: file with the pretrained weights of a torchvision model (safetensors, or a state dict of torch).
+        name: `embedded`, `scratch`, or a model name of torchvision or timm.
+        weights: file with the pretrained weights of such a model (safetensors, or a state dict of torch).
         seed: of the random weights of `scratch`.
 
     Raises:
         ConfigError: the name is unknown, or weights are given to a kind that takes none.
+        MissingExtraError: only timm may know the name, and it is not installed.
         WeightsError: the weights cannot be found, read or do not fit.
     """
     if name in (EMBEDDED, SCRATCH):
         if weights is not None:
-            raise ConfigError(f"the {name} backbone takes no weights file; name a torchvision model with --backbone")
+            raise ConfigError(
+                f"the {name} backbone takes no weights file; name a model of torchvision or timm with --backbone"
+            )
         network = _scratch_network(seed) if name == SCRATCH else _embedded_network()
         backbone = Backbone(name, network, STRIDES)
     else:
-        backbone = torchvision_backbone(name, weights)
+        build = torchvision_backbone if is_torchvision(name) else timm_backbone
+        backbone = build(name, weights)
     backbone = backbone.to(memory_format=torch.channels_last).eval()
     return backbone if name == SCRATCH else backbone.prepare_for_inference()
 
@@ -43,11 +53,14 @@ def empty_backbone(name: str) -> Backbone:
 
     Raises:
         ConfigError: the name is unknown.
+        MissingExtraError: only timm may know the name, and it is not installed.
     """
     if name in (EMBEDDED, SCRATCH):
         backbone = Backbone(name, CompactResNet().eval().fuse(), STRIDES)
-    else:
+    elif is_torchvision(name):
         backbone = with_taps(name, torchvision_network(name))
+    else:
+        backbone = with_outputs(name, timm_network(name))
     return backbone.to(memory_format=torch.channels_last).eval()
 
 

@@ -8,27 +8,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, Backbone
+from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.backbones.compact_resnet import STRIDES
-from anomaly_cli.detector.backbones.pretrained_weights import cached_or_downloaded, read_weights
-from anomaly_cli.errors import ConfigError, WeightsError
+from anomaly_cli.detector.backbones.pretrained_weights import cached_or_downloaded, load_into, read_weights
+from anomaly_cli.errors import ConfigError
 
 PROBE_SIZE = 128  # pixels; side of the empty image that finds where a torchvision network halves its maps
 WARNING_NETWORKS = {"googlenet", "inception_v3"}  # warn about slow initial weights unless told to skip them
 CLASSIFIER_PARTS = {"avgpool", "classifier", "fc", "head", "heads", "flatten"}
 
 
-def torchvision_network(name: str) -> nn.Module:
-    """Build a torchvision network with random weights.
-
-    Raises:
-        ConfigError: torchvision has no classification model of that name.
-    """
+def is_torchvision(name: str) -> bool:
+    """Whether torchvision has a classification model of that name."""
     import torchvision  # here, because it takes about as long to import as torch, and the default does without
 
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        known = f"{EMBEDDED}, {SCRATCH} or a torchvision classification model such as resnet18"
-        raise ConfigError(f"unknown backbone {name}: use {known}")
+    return name in torchvision.models.list_models(module=torchvision.models)
+
+
+def torchvision_network(name: str) -> nn.Module:
+    """Build a torchvision network, one of `is_torchvision`, with random weights."""
+    import torchvision
+
     settings = {"init_weights": False} if name in WARNING_NETWORKS else {}
     network: nn.Module = torchvision.models.get_model(name, weights=None, **settings)
     return network.eval()
@@ -73,7 +73,7 @@ def torchvision_backbone(name: str, weights: Path | None) -> Backbone:
         weights: file of its weights; `None` takes torchvision's own, from the cache or the network.
 
     Raises:
-        ConfigError: no such model.
+        ConfigError: the network gives no feature maps.
         WeightsError: the weights cannot be had or do not fit.
     """
     import torchvision
@@ -81,13 +81,6 @@ def torchvision_backbone(name: str, weights: Path | None) -> Backbone:
     network = torchvision_network(name)
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     state = read_weights(weights) if weights is not None else cached_or_downloaded(name, url)
-    try:
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise WeightsError(f"{weights or url} does not fit {name}: a tensor has another shape") from error
     # The classifier is not used here, and feature-only files leave it out.
-    missing = [key for key in missing if not key.startswith(("classifier.", "fc.", "head.", "heads."))]
-    if missing or unexpected:
-        key = (missing or unexpected)[0]
-        raise WeightsError(f"{weights or url} does not fit {name}: {key} is {'missing' if missing else 'unknown'}")
+    load_into(network, state, str(weights or url), name, classifier=("classifier.", "fc.", "head.", "heads."))
     return with_taps(name, network)
