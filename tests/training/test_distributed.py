@@ -28,7 +28,7 @@ from anomaly_cli.detector.checkpoint import read_header
 from anomaly_cli.detector.contrastive import Schedule, StageOne
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.statistics.image_metrics import image_metrics
-from anomaly_cli.training import run, stage1
+from anomaly_cli.training import stage1, training_set
 from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes, local_device, process_group, share_statistics
 from anomaly_cli.training.stage1 import draw_batch
 from benchmarks.speed import processes as benchmark
@@ -219,7 +219,8 @@ def wait_while_reading(rank: int, port: int) -> None:
         REACHED.touch()
         signal.pause()
 
-    pytest.MonkeyPatch().setattr(run, "load_image", wait)
+    # Every process reads sizes; of the few images that are learned from, the first process takes all.
+    pytest.MonkeyPatch().setattr(training_set, "load_image", wait)
 
 
 def start_two(folder: Path, hooks: tuple[Hook, Hook], *options: str) -> tuple[Running, Running]:
