@@ -134,7 +134,7 @@ def test_workers_that_are_killed_lose_nothing(big: Path, address: str) -> None:
     report = scoring.score([Path("big")], model, engine=Engine.RAY, device="cpu", progress=kill_both)
     scoring.write_scores(report, TABLE, TableFormat.CSV)
 
-    assert len(killed) == 2
+    assert len(killed) >= 2  # a worker of an earlier run may not have ended yet
     assert later  # others took their place, so there was work left when they died
     total = 9 + BIG + 1
     assert progress == [("scoring", done, total) for done in range(1, total + 1)]
