@@ -28,7 +28,6 @@ from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode_limits import check_cost
 from anomaly_cli.images.gray_levels import flattened
 from anomaly_cli.images.network_size import SIZE_STEP, landscape_sizes, network_size
-from anomaly_cli.images.picture import TURN_BY_ORIENTATION as TURN
 from anomaly_cli.images.picture import Picture, picture_size
 from anomaly_cli.images.pillow_faults import NOT_SUPPORTED, mended
 from anomaly_cli.images.quality import Quality, measure_quality
@@ -128,7 +127,7 @@ def load_image(
         if scale is not None:
             if flat.size != held[::-1]:
                 flat = flat.resize(held[::-1], Image.Resampling.BICUBIC, box, REDUCING_GAP)
-            large = TURN.get(orientation, np.asarray)(np.asarray(flat))
+            large = np.asarray(_upright(flat, orientation))
         content_hash = _content_hash(stream) if with_quality else ""
     if orientation in SWAPS_SIDES:
         height, width = width, height
@@ -283,6 +282,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_pixels(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
-    if orientation in TURN_BY_ORIENTATION:
-        image = image.transpose(TURN_BY_ORIENTATION[orientation])
+    image = _upright(image, orientation)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.uint8)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = TURN_BY_ORIENTATION.get(orientation)
+    return image if turn is None else image.transpose(turn)

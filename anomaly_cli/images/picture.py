@@ -12,15 +12,6 @@ from PIL import Image
 from anomaly_cli.images.network_size import SIZE_STEP
 
 Pixels = NDArray[np.uint8]
-TURN_BY_ORIENTATION = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
 
 
 def picture_size(height: int, width: int, scale: float) -> tuple[int, int]:
