@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.attribution import pooled_attribution
@@ -20,6 +19,8 @@ from anomaly_cli.detector.calibration import Calibration
 from anomaly_cli.detector.features import feature_maps
 from anomaly_cli.detector.inspected import inspected_cells
 from anomaly_cli.detector.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE
+from anomaly_cli.images.decode import LoadedImage
+from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 
 SHARPNESS = 16  # power of the relative map that a raise is distributed by: cells below nine tenths of the peak stay
 
@@ -36,11 +37,10 @@ class RegionSource(StrEnum):
 def explain_map(
     detector: AnomalyDetector,
     calibration: Calibration,
-    image: Tensor,
+    image: LoadedImage,
     anomaly_map: Map,
     deviations: NDArray[np.float64],
-    inspected: Tensor | None = None,
-) -> tuple[Map, RegionSource]:
+) -> tuple[Map, str | None]:
     """Raise an anomaly map to the score of its image where it is lower everywhere.
 
     If a pooled scale contributes most to the score, the map is joined by the attribution of its distance to the cells;
@@ -49,33 +49,32 @@ def explain_map(
     Args:
         detector: that measured the image.
         calibration: of its deviations.
-        image: (1, 3, H, W) float RGB in [0, 1].
+        image: at network size; its pixels are needed for an attribution only.
         anomaly_map: (h, w) in units of the limit of normal.
         deviations: (E,) > 0.
-        inspected: (1, H, W) bool, region of interest; None for all of it.
 
     Returns:
-        (h, w) map whose largest value is at least the score, and what places its peak.
+        (h, w) map whose largest value is at least the score, and the pooled scale that places its peak, if one does.
     """
     score = float(calibration.scores(deviations[None])[0][0])
     peak = float(anomaly_map.max())
     if peak >= score:
-        return anomaly_map, RegionSource.MAP
+        return anomaly_map, None
     component = detector.deviation_names[calibration.largest_component(deviations)]
     if component in POOLED_SCALES:
-        shares = _attribution(detector, image, component, anomaly_map.shape, inspected)
+        shares = _attribution(detector, image, component, anomaly_map.shape)
         if shares.max() > 0:
-            return np.maximum(anomaly_map, shares * np.float32(score / shares.max())), RegionSource.IMAGE
+            return np.maximum(anomaly_map, shares * np.float32(score / shares.max())), component
     raised: Map = anomaly_map + np.float32(score - peak) * (anomaly_map / np.float32(peak)) ** SHARPNESS
-    return raised, RegionSource.MAP
+    return raised, None
 
 
 @torch.inference_mode()
-def _attribution(
-    detector: AnomalyDetector, image: Tensor, name: str, grid: tuple[int, ...], inspected: Tensor | None
-) -> Map:
+def _attribution(detector: AnomalyDetector, image: LoadedImage, name: str, grid: tuple[int, ...]) -> Map:
     """Resize the positive part of the attribution of a pooled scale to the (h, w) grid of the map."""
-    own, small = feature_maps(detector.backbone, image, SMALL_SCALE in detector.scale_names)
+    device = next(detector.buffers()).device
+    pixels, inspected = to_tensor(image).to(device), inspected_tensor([image], device)
+    own, small = feature_maps(detector.backbone, pixels, SMALL_SCALE in detector.scale_names)
     maps = own if name == IMAGE_SCALE else small
     shares = pooled_attribution(maps, detector.scale(name), inspected).clamp(min=0)
     resized = F.interpolate(shares[None, None], size=grid, mode="bilinear")[0, 0]

@@ -21,12 +21,13 @@ from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.prototype_patches import patch_box
 from anomaly_cli.errors import ConfigError, UnreadableImageError
-from anomaly_cli.images.decode import LoadedImage, load_image
+from anomaly_cli.images.decode import LoadedImage
 from anomaly_cli.images.quality import Quality
-from anomaly_cli.images.roi import Roi, SharedRoi, open_roi, restrict
+from anomaly_cli.images.roi import Roi, SharedRoi, open_roi
 from anomaly_cli.scoring.explained_map import RegionSource, explain_map
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
-from anomaly_cli.scoring.tiled import scale_of, stitched_maps, whole_maps
+from anomaly_cli.scoring.pixels import inspected_tensor, read_image, to_tensor
+from anomaly_cli.scoring.tiled import stitched_maps, whole_maps
 
 Item = TypeVar("Item")
 
@@ -68,17 +69,6 @@ class Measured:
 
 
 Outcome = Measured | UnreadableImageError
-
-
-def inspected_tensor(images: Sequence[LoadedImage], device: torch.device) -> Tensor | None:
-    """Stack the regions of interest of images of one size: (N, h, w) bool; None if they have none."""
-    masks = [torch.from_numpy(image.inspected) for image in images if image.inspected is not None]
-    return torch.stack(masks).to(device) if masks else None
-
-
-def to_tensor(image: LoadedImage) -> Tensor:
-    """Convert to a (1, 3, h, w) float tensor in [0, 1]."""
-    return torch.from_numpy(image.pixels).permute(2, 0, 1)[None].float().div_(255)
 
 
 def kept_roi(model: Model) -> Roi | None:
@@ -146,18 +136,15 @@ def _explained(
     images: list[LoadedImage],
 ) -> list[Measured]:
     """Bring the detection of a batch into the unit of the limit of normal, with maps that explain the scores."""
-    device = next(detector.buffers()).device
     maps = np.nan_to_num(map_scale.apply(detection.anomaly_maps.cpu().numpy())).astype(np.float32)
     deviations = detection.deviations.cpu().double().numpy()
     peak_cells = cast(Tensor, detection.peak_cells).cpu().numpy()
     top_scales = cast(Tensor, detection.top_scales).cpu().numpy()
     measured = []
     for i, image in enumerate(images):
-        pixels, inspected = to_tensor(image).to(device), inspected_tensor([image], device)
-        explained, region_from = explain_map(detector, calibration, pixels, maps[i], deviations[i], inspected)
-        if region_from is RegionSource.IMAGE:
-            component = detector.deviation_names[calibration.largest_component(deviations[i])]
-            top_scales[i, explained > maps[i]] = detector.scale_names.index(component)
+        explained, pooled = explain_map(detector, calibration, image, maps[i], deviations[i])
+        if pooled is not None:
+            top_scales[i, explained > maps[i]] = detector.scale_names.index(pooled)
         measured.append(
             Measured(
                 anomaly_map=explained,
@@ -166,7 +153,7 @@ def _explained(
                 width=image.width,
                 pixels=image.pixels,
                 peak_cells=peak_cells[i],
-                region_from=region_from,
+                region_from=RegionSource.MAP if pooled is None else RegionSource.IMAGE,
                 top_scales=top_scales[i],
                 scale_names=detector.scale_names,
                 quality=image.quality,
@@ -233,19 +220,10 @@ class Scorer:
         return measure_image(model.detector, model.calibration, model.map_scale, loaded, workers=self._workers)
 
     def _load(self, path: Path) -> LoadedImage | UnreadableImageError:
-        config, roi = self.model.config, self._roi
         try:
-            image = load_image(
-                path,
-                config.image_size,
-                step=config.size_step,
-                window=config.window,
-                with_quality=self._with_quality,
-                scale=scale_of(config),
-            )
+            return read_image(path, self.model.config, self._roi, with_quality=self._with_quality)
         except UnreadableImageError as error:
             return error
-        return image if roi is None else restrict(image, roi.mask_of(path, image.height, image.width))
 
     def _measure_batch(self, batch: list[LoadedImage | UnreadableImageError]) -> list[Outcome]:
         """Measure a batch on a free device, images of one size together, in the order given."""

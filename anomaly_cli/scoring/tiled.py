@@ -31,16 +31,7 @@ from anomaly_cli.errors import ConfigError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, read_size
 from anomaly_cli.images.picture import Picture, picture_size
 from anomaly_cli.scoring.parallel import parallel_map
-
-
-def scale_of(config: DetectorConfig) -> float | None:
-    """Pixels of the network a pixel of a file, where images are read in tiles; None where they are not."""
-    return None if config.smallest_defect is None else picture_scale(config.smallest_defect)
-
-
-def to_pixels(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Convert (h, w, 3) to a (1, 3, h, w) float tensor in [0, 1]."""
-    return torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float().div_(255)
+from anomaly_cli.scoring.pixels import inspected_tensor, pixels_to_tensor
 
 
 def stitched_maps(detector: AnomalyDetector, picture: Picture, workers: int) -> StitchedMaps:
@@ -48,7 +39,7 @@ def stitched_maps(detector: AnomalyDetector, picture: Picture, workers: int) -> 
     device = next(detector.buffers()).device
 
     def measure(tile: Tile) -> TileMaps:
-        return measure_tile(detector, to_pixels(picture.read(*tile[:4]), device), tile)
+        return measure_tile(detector, pixels_to_tensor(picture.read(*tile[:4]), device), tile)
 
     tiles = tiles_of(picture.rows, picture.columns)
     names = detector.local_names
@@ -68,8 +59,8 @@ def whole_maps(detector: AnomalyDetector, image: LoadedImage) -> list[Tensor]:
     """Measure the scales of the whole image, at network size: (1, h, w) maps in the order of their names."""
     device = next(detector.buffers()).device
     names = tuple(name for name in detector.scale_names if not is_local(name))
-    inspected = None if image.inspected is None else torch.from_numpy(image.inspected)[None].to(device)
-    pixels = to_pixels(image.pixels, device)
+    inspected = inspected_tensor([image], device)
+    pixels = pixels_to_tensor(image.pixels, device)
     return detector.compare(scale_features(detector.backbone, pixels, names, inspected=inspected), inspected)[0]
 
 

@@ -19,8 +19,8 @@ from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage
 from anomaly_cli.images.roi import inspected_part
-from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 from anomaly_cli.scoring.tiled import tiled_distance_maps
 from anomaly_cli.training.augmentation import synthetic_defect
 from anomaly_cli.training.cell_samples import Cells

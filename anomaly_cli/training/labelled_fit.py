@@ -12,7 +12,7 @@ from torch import Tensor
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_labelled
 from anomaly_cli.errors import UnreadableImageError
-from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
+from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, load_held_out
 from anomaly_cli.training.run import TrainingContext
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.images.decode import LoadedImage, load_image
-from anomaly_cli.images.roi import Roi, restrict
+from anomaly_cli.images.decode import LoadedImage
+from anomaly_cli.images.roi import Roi
 from anomaly_cli.scoring.parallel import Progress, parallel_map
-from anomaly_cli.scoring.tiled import scale_of
+from anomaly_cli.scoring.pixels import read_image
 from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes
 from anomaly_cli.training.step_cache import Steps, deserialize, serialize
 
@@ -52,16 +52,7 @@ class TrainingContext:
             UnreadableImageError: with the reason in a few words.
             ConfigError: its region of interest cannot be used.
         """
-        config = self.config
-        image = load_image(
-            path,
-            config.image_size,
-            step=config.size_step,
-            window=config.window,
-            with_quality=with_quality,
-            scale=scale_of(config) if tiled else None,
-        )
-        return image if self.roi is None else restrict(image, self.roi.mask_of(path, image.height, image.width))
+        return read_image(path, self.config, self.roi, with_quality=with_quality, tiled=tiled)
 
     def map_images(
         self, step: str, phase: str, function: Callable[[Item], Any], items: Sequence[Item]

@@ -16,7 +16,8 @@ from anomaly_cli.detector.tiles import CELLS_ACROSS, FINEST_CELL, MARGIN, Tile, 
 from anomaly_cli.images.network_size import SIZE_STEP
 from anomaly_cli.images.picture import Picture
 from anomaly_cli.images.roi import inspected_part
-from anomaly_cli.scoring.tiled import to_pixels, whole_maps
+from anomaly_cli.scoring.pixels import pixels_to_tensor
+from anomaly_cli.scoring.tiled import whole_maps
 from anomaly_cli.training.augmentation import synthetic_defect, synthetic_speck
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, load_again
 from anomaly_cli.training.run import TrainingContext
@@ -130,7 +131,7 @@ def _measure_around(
         for start, end, length in ((top, bottom, picture.rows), (left, right, picture.columns))
     )
     tile = Tile(top, left, bottom - top, right - left, core[0][0], core[1][0], core[0][1], core[1][1])
-    return (core[0][0], core[1][0]), measure_tile(detector, to_pixels(changed, run.device), tile).distances
+    return (core[0][0], core[1][0]), measure_tile(detector, pixels_to_tensor(changed, run.device), tile).distances
 
 
 def _random_place(picture: Picture, generator: np.random.Generator) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from anomaly_cli.detector.scales import cell_step
 from anomaly_cli.detector.tiles import Tile, core_of, tiles_of
 from anomaly_cli.images.picture import Picture
 from anomaly_cli.scoring.parallel import parallel_map
-from anomaly_cli.scoring.tiled import cells_of, to_pixels
+from anomaly_cli.scoring.pixels import pixels_to_tensor
+from anomaly_cli.scoring.tiled import cells_of
 from anomaly_cli.training.cell_samples import Sample
 from anomaly_cli.training.run import TrainingContext
 
@@ -37,7 +38,7 @@ def sample_tiles(
     def sample(numbered: tuple[int, Tile]) -> dict[str, Sample]:
         number, tile = numbered
         with torch.inference_mode():
-            pixels = to_pixels(picture.read(*tile[:4]), run.device)
+            pixels = pixels_to_tensor(picture.read(*tile[:4]), run.device)
             features = scale_features(backbone, pixels, names)
         found = {}
         for name in names:

@@ -21,8 +21,8 @@ from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image, read_deep_gray
 from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.images.quality import Quality
-from anomaly_cli.scoring.measure import inspected_tensor, to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.tiled_samples import sample_tiles

@@ -37,8 +37,9 @@ from anomaly_cli.detector.scales import FINEST_STEP, IMAGE_SCALE
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image
-from anomaly_cli.scoring.measure import Scorer, to_tensor
+from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
+from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.statistics.pixel_metrics import Map
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.quality import quiet

@@ -29,8 +29,8 @@ from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import IMAGE_SCALE
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import to_tensor
 from anomaly_cli.scoring.parallel import parallel_map, worker_count
+from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.statistics.image_metrics import image_metrics
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.datasets import AnomalySet, TestImage, subsample

@@ -34,8 +34,8 @@ from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.devices import FLOAT32_VARIABLE
 from anomaly_cli.detector.onnx_export import CalibratedDetector, export
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.scoring.measure import to_tensor
 from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.datasets import AnomalySet, read_mvtec
 from benchmarks.accuracy.quality import quiet

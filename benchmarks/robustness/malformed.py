@@ -29,15 +29,15 @@ COMMAND = [sys.executable, "-c", "from anomaly_cli.cli import app; app()"]
 TIMED = """
 import json, os, time
 from anomaly_cli.cli import app
-from anomaly_cli.scoring import measure
-load, took = measure.load_image, {}
+from anomaly_cli.scoring import pixels
+load, took = pixels.load_image, {}
 def timed(path, *arguments, **options):
     started = time.perf_counter()
     try:
         return load(path, *arguments, **options)
     finally:
         took[path.name] = time.perf_counter() - started
-measure.load_image = timed
+pixels.load_image = timed
 try:
     app()
 finally:

@@ -14,7 +14,7 @@ from PIL import Image
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.training import train as training
 from benchmarks.accuracy import anomalib_methods, methods, peers
 from benchmarks.accuracy.datasets import AnomalySet, read_mvtec

@@ -32,7 +32,7 @@ from anomaly_cli.detector.scales import reduction
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.images.network_size import landscape_sizes, network_size
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.pixels import to_tensor
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 SIDE = 192  # pixels; the smallest size that has a small copy

@@ -27,7 +27,7 @@ from anomaly_cli.detector.prototype_patches import (
 from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE
 from anomaly_cli.errors import InputError
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.training import train as training
 from anomaly_cli.training.cell_samples import Origin
 from anomaly_cli.training.prototype_patches import cut_patches

@@ -17,7 +17,7 @@ from command_line import anomaly, start
 
 from anomaly_cli.images import decode
 from anomaly_cli.images.decode import LoadedImage
-from anomaly_cli.scoring import measure
+from anomaly_cli.scoring import pixels
 from anomaly_cli.scoring.journal import Journal
 from anomaly_cli.tables.row import Row
 
@@ -83,7 +83,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return load(path, image_size, **options)
 
-    monkeypatch.setattr(measure, "load_image", counted)
+    monkeypatch.setattr(pixels, "load_image", counted)
     return names
 
 

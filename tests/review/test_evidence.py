@@ -23,7 +23,8 @@ from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.prototype_patches import cut_patch, patch_box
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.review.evidence import find_evidence
-from anomaly_cli.scoring.measure import Measured, Scorer, to_tensor
+from anomaly_cli.scoring.measure import Measured, Scorer
+from anomaly_cli.scoring.pixels import to_tensor
 
 
 @pytest.fixture(scope="module")

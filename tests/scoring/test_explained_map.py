@@ -18,7 +18,8 @@ from anomaly_cli.detector.features import pooled_embedding
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.scales import IMAGE_SCALE
 from anomaly_cli.detector.whitening import Whitening
-from anomaly_cli.scoring.explained_map import RegionSource, explain_map
+from anomaly_cli.images.decode import LoadedImage
+from anomaly_cli.scoring.explained_map import explain_map
 from anomaly_cli.scoring.measure import Measured, Scorer
 
 
@@ -98,6 +99,9 @@ def test_an_image_has_a_map_at_least_as_high_as_its_score(loaded: Model, trained
         assert result.anomaly_map.max() >= score - 1e-5
 
 
+NOTHING = LoadedImage(np.zeros((0, 0, 3), np.uint8), 0, 0)  # of which no pixel may be read
+
+
 class NoBackbone(nn.Module):
     """Stands for a detector that must not look at the image again."""
 
@@ -113,10 +117,10 @@ def test_a_map_that_shows_the_score_is_left_alone() -> None:
     calm = np.array([[0.4, 0.6], [0.5, 0.9]], np.float32)
     detector = cast(AnomalyDetector, NoBackbone())
 
-    explained, source = explain_map(detector, calibration_of((1, 1)), torch.zeros(1), calm, np.array([1.0, 1.0]))
+    explained, pooled = explain_map(detector, calibration_of((1, 1)), NOTHING, calm, np.array([1.0, 1.0]))
 
     assert explained is calm
-    assert source is RegionSource.MAP
+    assert pooled is None
 
 
 def test_the_highest_cells_are_raised_to_the_score_where_the_map_contributes_most() -> None:
@@ -125,11 +129,11 @@ def test_the_highest_cells_are_raised_to_the_score_where_the_map_contributes_mos
     deviations = np.array([np.exp(6.0), 1.0])
     detector = cast(AnomalyDetector, NoBackbone())
 
-    explained, source = explain_map(detector, calibration, torch.zeros(1), low, deviations)
+    explained, pooled = explain_map(detector, calibration, NOTHING, low, deviations)
 
     score = calibration.scores(deviations[None])[0][0]
     assert explained.max() == pytest.approx(score)
-    assert source is RegionSource.MAP
+    assert pooled is None
     assert explained[0, 1] == pytest.approx(0.4 + (score - 0.8) / 2**16)
 
 
@@ -141,12 +145,12 @@ def test_the_attribution_places_the_region_where_a_pooled_scale_contributes_most
     assert isinstance(result, Measured)
     deviations = result.deviations.copy()
     deviations[loaded.detector.deviation_names.index(IMAGE_SCALE)] *= 1e3
-    image = torch.from_numpy(result.pixels).permute(2, 0, 1)[None].float() / 255
+    image = LoadedImage(result.pixels, result.height, result.width)
     calm = np.full_like(result.anomaly_map, 0.3)
 
-    explained, source = explain_map(loaded.detector, loaded.calibration, image, calm, deviations)
+    explained, pooled = explain_map(loaded.detector, loaded.calibration, image, calm, deviations)
 
-    assert source is RegionSource.IMAGE
+    assert pooled == IMAGE_SCALE
     assert explained.max() == pytest.approx(loaded.calibration.scores(deviations[None])[0][0], rel=1e-5)
     assert explained.min() < explained.max() / 2
 

@@ -15,7 +15,7 @@ from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.labelled_anomalies import fit_labelled
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage
 from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.run import TrainingContext

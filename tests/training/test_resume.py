@@ -23,7 +23,8 @@ from shared_run import SETTINGS, Trained
 from anomaly_cli.config import Effort
 from anomaly_cli.images import decode
 from anomaly_cli.images.decode import LoadedImage
-from anomaly_cli.training import run, stage1
+from anomaly_cli.scoring import pixels
+from anomaly_cli.training import stage1
 from anomaly_cli.training.step_cache import SavedSteps, deserialize, serialize
 
 MODEL = Path("mine.safetensors")
@@ -82,7 +83,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(path.name)
         return load(path, image_size, **options)
 
-    monkeypatch.setattr(run, "load_image", counted)
+    monkeypatch.setattr(pixels, "load_image", counted)
     return names
 
 
@@ -285,7 +286,7 @@ def test_a_run_that_finishes_no_step_leaves_nothing(mine: Path, monkeypatch: pyt
     def interrupted(*_: object, **__: object) -> LoadedImage:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load_image", interrupted)
+    monkeypatch.setattr(pixels, "load_image", interrupted)
 
     assert anomaly(*EMBEDDED, "--resume", "-q").exit_code == 130
 

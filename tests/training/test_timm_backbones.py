@@ -19,7 +19,7 @@ from timm_models import CONVNEXT, VIT, weights_of
 
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.images.decode import load_image
-from anomaly_cli.scoring.measure import to_tensor
+from anomaly_cli.scoring.pixels import to_tensor
 
 # Pixels, as asked for and as rounded to patches; 196 has a small copy, 128 has none, for its export takes long.
 SIZES = {VIT: (192, 196), CONVNEXT: (128, 128)}
