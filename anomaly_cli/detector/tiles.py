@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import FINEST_STEP, cell_step
+from anomaly_cli.detector.scales import cell_step
 
 TILE = 768  # pixels of a side; of the same size, for the weights are laid out for each
 # Pixels at each inner side of a tile that only serve its neighbourhood: half the receptive field of stride 16 is 91.
@@ -38,6 +38,14 @@ class Tile(NamedTuple):
     core_left: int
     core_bottom: int
     core_right: int
+
+    def core_cells(self, step: int, *, in_tile: bool = False) -> tuple[slice, slice]:
+        """Find the cells of the core in a map of cells of `step` pixels: that of the whole, or that of the tile."""
+        top, left = (self.top, self.left) if in_tile else (0, 0)
+        return (
+            slice((self.core_top - top) // step, (self.core_bottom - top) // step),
+            slice((self.core_left - left) // step, (self.core_right - left) // step),
+        )
 
 
 def tiles_of(rows: int, columns: int) -> list[Tile]:
@@ -77,20 +85,12 @@ def measure_tile(detector: AnomalyDetector, pixels: Tensor, tile: Tile) -> TileM
     """
     features = scale_features(detector.backbone, pixels, detector.local_names)
     distances, nearest = detector.compare(features)
-    cores = [core_of(tile, name) for name in detector.local_names]
+    steps = [cell_step(name, tile.height, tile.width) for name in detector.local_names]
+    cores = [tile.core_cells(step, in_tile=True) for step in steps]
     return TileMaps(
         tile,
         [each[0][core].cpu() for each, core in zip(distances, cores, strict=True)],
         [each[0][core].int().cpu() for each, core in zip(nearest, cores, strict=True)],
-    )
-
-
-def core_of(tile: Tile, name: str) -> tuple[slice, slice]:
-    """Find the cells of the core in the map of a tile."""
-    step = cell_step(name, tile.height, tile.width)
-    return (
-        slice((tile.core_top - tile.top) // step, (tile.core_bottom - tile.top) // step),
-        slice((tile.core_left - tile.left) // step, (tile.core_right - tile.left) // step),
     )
 
 
@@ -121,15 +121,12 @@ def stitch(
         measured: every tile of it.
         inspected: for each scale the (h, w) cells that are inspected; None for all.
     """
-    steps = [max(int(name), FINEST_STEP) for name in names]
+    steps = [cell_step(name, *size) for name in names]
     maps = [torch.empty(size[0] // step, size[1] // step) for step in steps]
     nearest = [torch.empty(each.shape, dtype=torch.int32) for each in maps]
     for tile, distances, prototypes in measured:
         for i, step in enumerate(steps):
-            core = (
-                slice(tile.core_top // step, tile.core_bottom // step),
-                slice(tile.core_left // step, tile.core_right // step),
-            )
+            core = tile.core_cells(step)
             maps[i][core], nearest[i][core] = distances[i], prototypes[i]
     peaks = []
     for name, each, indices in zip(names, maps, nearest, strict=True):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import cell_step
-from anomaly_cli.detector.tiles import Tile, core_of, tiles_of
+from anomaly_cli.detector.tiles import Tile, tiles_of
 from anomaly_cli.images.picture import Picture
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.pixels import pixels_to_tensor
@@ -30,7 +30,7 @@ def sample_tiles(
     """
     tiles, cells = tiles_of(picture.rows, picture.columns), cells_of(picture, names)
     if cells is not None:  # only tiles in whose core each scale inspects a cell
-        tiles = [tile for tile in tiles if all(_part(cells[name], tile, name).any() for name in names)] or tiles
+        tiles = [tile for tile in tiles if all(_core(cells[name], tile, name).any() for name in names)] or tiles
     generator = torch.Generator().manual_seed(seed)
     chosen = [tiles[i] for i in sorted(torch.randperm(len(tiles), generator=generator)[:TILES].tolist())]
     each = -(-count // len(chosen))
@@ -43,11 +43,11 @@ def sample_tiles(
         found = {}
         for name in names:
             step = cell_step(name, tile.height, tile.width)
-            core = features[name][0][:, *core_of(tile, name)]  # (D, h, w)
+            core = features[name][0][:, *tile.core_cells(step, in_tile=True)]  # (D, h, w)
             D, _, w = core.shape
             order = torch.randperm(core[0].numel(), generator=torch.Generator().manual_seed(seed + number))
             if cells is not None:
-                order = order[torch.from_numpy(_part(cells[name], tile, name)).flatten()[order]]
+                order = order[torch.from_numpy(_core(cells[name], tile, name)).flatten()[order]]
             order = order[:each]
             rows, columns = tile.core_top // step + order // w, tile.core_left // step + order % w
             values = core.reshape(D, -1).T[order.to(core.device)].cpu()
@@ -61,7 +61,6 @@ def sample_tiles(
     }
 
 
-def _part(cells: NDArray[np.bool_], tile: Tile, name: str) -> NDArray[np.bool_]:
+def _core(cells: NDArray[np.bool_], tile: Tile, name: str) -> NDArray[np.bool_]:
     """Cut the cells of the core of a tile out of those of the picture."""
-    step = cell_step(name, tile.height, tile.width)
-    return cells[tile.core_top // step : tile.core_bottom // step, tile.core_left // step : tile.core_right // step]
+    return cells[tile.core_cells(cell_step(name, tile.height, tile.width))]
