@@ -208,8 +208,10 @@ class AnomalyDetector(nn.Module):
         grid = finest.shape[-2:]
         relative = [by_name[name] / self.scale(name).cell_mean for name in self.local_names]
         weights = [self.scale(name).weight for name in self.local_names]
-        enlarged = [F.interpolate(each.nan_to_num()[:, None], size=grid, mode="bilinear")[:, 0] for each in relative]
-        if has_ignored(distance_maps):
+        ignored = has_ignored(distance_maps)
+        known = [each.nan_to_num() for each in relative] if ignored else relative
+        enlarged = [F.interpolate(each[:, None], size=grid, mode="bilinear")[:, 0] for each in known]
+        if ignored:
             fused = fuse_inspected(relative, weights, finest)
         else:
             fused = torch.zeros((distance_maps[0].shape[0], *grid), device=distance_maps[0].device)
@@ -220,10 +222,10 @@ class AnomalyDetector(nn.Module):
         excess = [weight * (each - 1) for each, weight in zip(enlarged, weights, strict=True)]
         top_scales = torch.stack(excess).argmax(dim=0).to(torch.uint8)
         local_top = TOP_TILED_CELLS if self.tiled else TOP_CELL_FRACTION
-        columns = [_top_cells_mean(fused, local_top)]
+        columns = [_top_cells_mean(fused, local_top, ignored=ignored)]
         for name in self.scale_names:
             top = TOP_COARSE_FRACTION if name == COARSE_SCALE else local_top
-            columns.append(_top_cells_mean(by_name[name], top))
+            columns.append(_top_cells_mean(by_name[name], top, ignored=ignored))
         deviations = torch.stack(columns, dim=1).clamp(min=MIN_DEVIATION)
         return Detection(fused, deviations, top_scales=top_scales)
 
@@ -243,11 +245,11 @@ class AnomalyDetector(nn.Module):
         return Detection(anomaly_maps, deviations, self._peak_cells(distance_maps, prototypes), top_scales)
 
 
-def _top_cells_mean(maps: Tensor, top: float) -> Tensor:
+def _top_cells_mean(maps: Tensor, top: float, *, ignored: bool) -> Tensor:
     """Mean of the largest inspected cells, a fraction of them or so many, at least one: (N, h, w) to (N,)."""
-    if has_ignored([maps]):
+    if ignored:
         known = [only_inspected(each[None, None], each[None].isnan())[:, 0] for each in maps]
-        return torch.cat([_top_cells_mean(each, top) for each in known])
+        return torch.cat([_top_cells_mean(each, top, ignored=False) for each in known])
     cells = maps.flatten(1)
     count = min(int(top), cells.shape[1]) if top >= 1 else _top_cell_count(cells.shape[1], top)
     return cells.topk(count, dim=1).values.mean(dim=1)
