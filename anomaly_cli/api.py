@@ -65,8 +65,7 @@ def train(
     # Through a file in any case: only what was read back scores like `anomaly score` to the last digit.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors") if model is None else Path(model)
-        region = None if roi is None else Path(roi)
-        known = _paths(anomalies)
+        known, region = _paths(anomalies), _optional(roi)
         training.train(_paths(normal), path, config, anomalies=known, roi=region, device=device, progress=_silent)
         return load_model(path, choose_device(device))
 
@@ -88,7 +87,7 @@ def score(inputs: Names, model: Model | Name, *, roi: Name | None = None, device
     """
     chosen = choose_device(device)
     loaded = _loaded(model, device)
-    rows = scoring.rank(find.collect(_paths(inputs)), loaded, chosen, _silent, None if roi is None else Path(roi))
+    rows = scoring.rank(find.collect(_paths(inputs)), loaded, chosen, _silent, _optional(roi))
     return Table(rows, loaded.detector.column_names, with_quality=True).to_frame()
 
 
@@ -119,9 +118,8 @@ def regions(
     """
     rule = RegionRule(threshold=threshold, min_area=min_area, listed=True)
     chosen = choose_device(device)
-    region = None if roi is None else Path(roi)
     paths = find.collect(_paths(inputs))
-    rows = scoring.rank(paths, _loaded(model, device), chosen, _silent, roi=region, region_rule=rule)
+    rows = scoring.rank(paths, _loaded(model, device), chosen, _silent, roi=_optional(roi), region_rule=rule)
     return RegionTable(rows).to_frame()
 
 
@@ -142,7 +140,7 @@ def heatmap(
         AnomalyError: what the command would say.
     """
     path, chosen, loaded = path_of(os.fspath(image)), choose_device(device), _loaded(model, device)
-    region = choose_roi(loaded, None if roi is None else Path(roi))
+    region = choose_roi(loaded, _optional(roi))
     (measured,) = Scorer(loaded, [chosen], roi=region).measure([path])
     try:
         if isinstance(measured, UnreadableImageError):
@@ -161,6 +159,10 @@ def heatmap(
         flagged=row.flagged,
         side_by_side=side_by_side,
     )
+
+
+def _optional(name: Name | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _loaded(model: Model | Name, device: str) -> Model:

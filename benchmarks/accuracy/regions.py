@@ -23,7 +23,7 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.review.masks import read_mask, resize_map
 from anomaly_cli.scoring.measure import Measured, Scorer
-from anomaly_cli.scoring.regions import peak_region
+from anomaly_cli.scoring.regions import TOUCHING, peak_region
 from anomaly_cli.statistics.pixel_metrics import Mask
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.datasets import AnomalySet, subsample
@@ -31,7 +31,6 @@ from benchmarks.accuracy.quality import known_truth, quiet
 from benchmarks.jobs import Row, print_means, run_table, set_options
 
 DILATION = 32  # part of the longer side
-CONNECTED = np.ones((3, 3))  # cells and pixels that share a side or a corner
 THRESHOLDS = np.linspace(0.5, 1.5, 101)  # of maps, in units of the limit of normal
 LIMIT = 50  # index of 1 among them
 
@@ -63,7 +62,7 @@ class Counts:
     def add(self, measured: Measured, mask: Mask) -> None:
         """Count one image; its (H, W) mask is false everywhere if it is normal."""
         if not mask.any():
-            regions = [ndimage.label(measured.anomaly_map >= each, CONNECTED)[1] for each in THRESHOLDS]
+            regions = [ndimage.label(measured.anomaly_map >= each, TOUCHING)[1] for each in THRESHOLDS]
             self.false_regions.append(regions)
             return
         self.anomalous += 1
@@ -71,7 +70,7 @@ class Counts:
         region = peak_region(measured.anomaly_map, 1.0, H, W)
         near = ndimage.maximum_filter(mask, 2 * (max(H, W) // DILATION) + 1)
         self.touching += bool(near[region.y : region.y + region.height, region.x : region.x + region.width].any())
-        defects, count = ndimage.label(mask, CONNECTED)
+        defects, count = ndimage.label(mask, TOUCHING)
         if count > 1:
             enlarged = resize_map(measured.anomaly_map, H, W)
             self.heights += list(ndimage.maximum(enlarged, defects, range(1, count + 1)))
