@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks import assert_same_maps, random_images, random_model, resnet_maps, saved, shapes, squeezenet_maps
+from networks import (
+    assert_same_maps,
+    cut_network,
+    random_images,
+    random_model,
+    resnet_maps,
+    saved,
+    shapes,
+    squeezenet_maps,
+)
 from torch import nn
 
 from anomaly_cli.detector.backbones.build import build_backbone, empty_backbone
@@ -35,13 +44,7 @@ def resnet() -> nn.Module:
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No network and an empty cache; returns the cache folder."""
-
-    def refuse(*args: Any, **kwargs: Any) -> socket.socket:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub" / "checkpoints"
+    return cut_network(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("file_name", ["weights.safetensors", "weights.pth"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import normalised, random_images, saved, shapes
+from networks import cut_network, normalised, random_images, saved, shapes
 from timm_models import (
     CONVNEXT,
     PATCH,
@@ -38,12 +38,7 @@ MAPS = ("block_2", "block_3", "block_4", "block_5")
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network and empty caches."""
-
-    def refuse(*args: Any, **kwargs: Any) -> socket.socket:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    cut_network(monkeypatch, tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "huggingface"))
 
 

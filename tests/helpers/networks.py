@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -12,6 +14,17 @@ from torch import Tensor, nn
 
 from anomaly_cli.detector.backbones.backbone import MEAN, STD, Backbone
 from anomaly_cli.detector.backbones.compact_resnet import STRIDES, CompactResNet
+
+
+def cut_network(patch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Refuse every connection and empty the caches, which are then below a folder; return that of torch."""
+
+    def refuse(*args: Any, **kwargs: Any) -> socket.socket:
+        raise OSError("network is unreachable")
+
+    patch.setattr(socket, "create_connection", refuse)
+    patch.setattr(torch.hub, "get_dir", lambda: str(folder / "hub"))
+    return folder / "hub" / "checkpoints"
 
 
 def random_model(name: str) -> nn.Module:
