@@ -58,8 +58,8 @@ def compare_rates(model: Model, paths: list[Path]) -> tuple[float, float]:
             pass
 
     rounds = [(seconds(read), seconds(score)) for _ in range(ROUNDS)]
-    reading, scoring = (statistics.median(each) for each in zip(*rounds, strict=True))
-    return len(paths) / reading, len(paths) / scoring
+    reading, whole = (statistics.median(each) for each in zip(*rounds, strict=True))
+    return len(paths) / reading, len(paths) / whole
 
 
 def quality_costs(model_path: Path, paths: list[Path]) -> list[float]:
@@ -108,13 +108,13 @@ def report(paths: list[Path], normals: int, config: DetectorConfig) -> None:
         score_s = seconds(lambda: scoring.score(incoming, model_path, progress=quiet))
         costs = quality_costs(model_path, incoming)
         float32, spearman, difference = precision(model_path, incoming)
-    reading, scoring = compare_rates(trained[0].model, incoming)
+    reading, whole = compare_rates(trained[0].model, incoming)
     help_s = min(
         seconds(lambda: subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)) for _ in "12345"
     )
     print(f"{worker_count()} workers, {config.image_size} px, backbone {config.backbone}, effort {config.effort}")
     print(f"decode and resize  {reading:8.1f} images/s")
-    print(f"whole scoring      {scoring:8.1f} images/s   {reading / scoring:.2f} times slower")
+    print(f"whole scoring      {whole:8.1f} images/s   {reading / whole:.2f} times slower")
     print(
         f"quality columns    {statistics.median(costs):8.3f} times the time without, {costs[0]:.3f} to {costs[-1]:.3f}"
     )

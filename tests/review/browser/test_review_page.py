@@ -301,7 +301,7 @@ def test_twenty_thousand_files_open_and_only_visible_cards_exist(browser: Any, h
 
     many = Opened(browser, here / "many.html")
     many.page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    many.page.wait_for_function("document.querySelector('#gallery').innerText.includes('far/19999.png')")
+    many.page.locator("#gallery .path", has_text="far/19999.png").wait_for()
 
     assert many.page.locator(".card").count() < 60
     assert many.complaints == []
