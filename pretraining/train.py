@@ -4,6 +4,9 @@ Joint loss: a linear classification head for every group of classes, and distill
 teacher a batch, at two resolutions (same resolution: fine detail, half of it from `--sharp` pictures where there are
 any; teacher at twice the student's: what small pictures show). `--start` continues from the weights of an earlier run,
 also of a narrower network. A resumed run may have fewer `--steps` than it began with: the learning rate follows.
+
+On a GPU all pictures lie in its memory and views are made there; `--minutes` sets the steps by the speed of the first
+ones: `--start anomaly_cli/detector/backbones/weights/embedded.safetensors --batch-size 256 --minutes 10`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +35,7 @@ STD = (0.229, 0.224, 0.225)
 LOG_EVERY = 100  # steps
 SAVE_EVERY = 500  # steps
 BATCHES_FOR_STATISTICS = 20
+TIMED_STEPS = 100  # after which the steps of `--minutes` are set; on a GPU the first of them are slow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,11 @@ class Batches:
         self.recipe = recipe
         self.device = device
         self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.noise_generator = self.generator
+        self.resident: dict[int, Tensor] = {}  # all pixels on the GPU, by the identity of their pictures
+        if device.type == "cuda":  # reading and sending each batch takes longer than a step
+            self.noise_generator = torch.Generator(device).manual_seed(recipe.seed)
+            self.resident = {id(each): torch.tensor(each.pixels, device=device) for each in (pictures, sharp) if each}
         self.groups = torch.from_numpy(pictures.groups)
         self.labels = torch.from_numpy(pictures.labels)
         weights = torch.bincount(self.groups).double().pow(recipe.balance - 1)[self.groups]
@@ -168,9 +177,13 @@ class Batches:
         return student_view, view, self.groups[chosen].to(self.device), self.labels[chosen].to(self.device)
 
     def _views(self, pictures: Pictures, chosen: Tensor, size: int) -> Tensor:
-        pixels = torch.from_numpy(pictures.pixels[chosen.numpy()]).to(self.device)
-        images = pixels.permute(0, 3, 1, 2).float() / 255
-        return random_views(images, size, self.generator).contiguous(memory_format=torch.channels_last)
+        if self.resident:
+            pixels = self.resident[id(pictures)][chosen.to(self.device)]
+        else:
+            pixels = torch.from_numpy(pictures.pixels[chosen.numpy()])
+        images = pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, side, side)
+        views = random_views(images, size, self.generator, self.noise_generator)
+        return views.contiguous(memory_format=torch.channels_last)
 
     def _draw(self, share: float) -> bool:
         return torch.rand((), generator=self.generator).item() < share
@@ -215,20 +228,24 @@ def _compare_next(
     return {"mode": mode, "teacher": number}, losses
 
 
-def _load_state(path: Path, parts: dict[str, Any], generator: torch.Generator) -> int:
+def _load_state(path: Path, parts: dict[str, Any], batches: Batches) -> int:
     """Restore an interrupted run; the number of its last step, 0 where there is none."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    generator.set_state(state["generator"])
+    batches.generator.set_state(state["generator"])
+    if "noise_generator" in state:
+        batches.noise_generator.set_state(state["noise_generator"])
     return int(state["step"])
 
 
-def _save_state(path: Path, parts: dict[str, Any], generator: torch.Generator, step: int) -> None:
+def _save_state(path: Path, parts: dict[str, Any], batches: Batches, step: int) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"generator": generator.get_state(), "step": step}
+    state |= {"generator": batches.generator.get_state(), "step": step}
+    if batches.noise_generator is not batches.generator:
+        state["noise_generator"] = batches.noise_generator.get_state()
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)
     partial.replace(path)
@@ -237,6 +254,11 @@ def _save_state(path: Path, parts: dict[str, Any], generator: torch.Generator, s
 def _append(log: Path, row: dict[str, Any]) -> None:
     with log.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def steps_within(left_s: float, timed_s: float) -> int:
+    """Count the steps that fit into the seconds left, where `TIMED_STEPS` took so many."""
+    return max(0, int(left_s / timed_s * TIMED_STEPS))
 
 
 def export(student: Student, recipe: Recipe, out: Path) -> None:
@@ -255,6 +277,7 @@ def train(
     device: torch.device,
     start: Path | None = None,
     sharp: Pictures | None = None,
+    minutes: float | None = None,
 ) -> Student:
     """Run or resume the recipe; a checkpoint beside `out` survives a kill at any moment.
 
@@ -266,7 +289,9 @@ def train(
         device: of the student.
         start: weights of an earlier run, of this or a narrower network; random ones without.
         sharp: larger pictures for the batches in which student and teacher share the resolution.
+        minutes: that the run may take from here on; they replace the steps of the recipe.
     """
+    started = time.monotonic()
     torch.manual_seed(recipe.seed)
     batches = Batches(pictures, sharp, recipe, device)
     heads = [TeacherHead(_standardisers(batches, teacher), teacher.width) for teacher in teachers]
@@ -275,26 +300,35 @@ def train(
         student.backbone.load_state_dict(widened(load_file(start), recipe.seed), strict=False)
     student = student.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, recipe.rate_at)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: recipe.rate_at(step))
     parts: dict[str, Any] = {"student": student, "optimiser": optimiser, "schedule": schedule}
     resume = out.with_suffix(".resume")
-    first = _load_state(resume, parts, batches.generator)
-    log, started = out.with_suffix(".jsonl"), time.monotonic()
+    step = first = _load_state(resume, parts, batches)
+    if minutes is not None:
+        recipe = replace(recipe, steps=first + TIMED_STEPS)
+    log, begun = out.with_suffix(".jsonl"), time.monotonic()
     student.train()
-    for step in range(first + 1, recipe.steps + 1):
+    while step < recipe.steps:
+        step += 1
         facts, losses = _compare_next(student, teachers, batches)
-        total = sum(recipe.label_weight * loss if name == "label" else loss for name, loss in losses.items())
+        total = cast(
+            Tensor, sum(recipe.label_weight * loss if name == "label" else loss for name, loss in losses.items())
+        )
         optimiser.zero_grad(set_to_none=True)
-        cast(Tensor, total).backward()
+        total.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 5.0)
         optimiser.step()
         schedule.step()
+        if minutes is not None and step == first + TIMED_STEPS:
+            total.item()  # waits for the GPU
+            now = time.monotonic()
+            recipe = replace(recipe, steps=step + steps_within(60 * minutes - (now - started), now - begun))
         if step % LOG_EVERY == 0:
-            rate = (step - first) * recipe.batch_size / (time.monotonic() - started)
+            rate = (step - first) * recipe.batch_size / (time.monotonic() - begun)
             row = {"step": step, **facts, "views_per_s": rate}
             _append(log, row | {name: loss.item() for name, loss in losses.items()})
         if step % SAVE_EVERY == 0 or step == recipe.steps:
-            _save_state(resume, parts, batches.generator, step)
+            _save_state(resume, parts, batches, step)
             export(student, recipe, out)
     return student
 
@@ -312,14 +346,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the decoded pictures (28 or 77 kB each)")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--minutes", type=float, help="to train; replaces --steps")
+    parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teachers = [RecordedTeacher(file).to(device).to(memory_format=torch.channels_last).eval() for file in args.teacher]
-    chosen = ("steps", "seed", "learning_rate", "label_weight", "same_share")
+    chosen = ("steps", "batch_size", "seed", "learning_rate", "label_weight", "same_share")
     recipe = Recipe(**{name: getattr(args, name) for name in chosen})
     sharp = load_pictures(args.sharp, args.cache / "sharp", SHARP_SIZE) if args.sharp else None
-    train(load_pictures(args.data, args.cache), teachers, recipe, args.out, device, args.start, sharp)
+    train(load_pictures(args.data, args.cache), teachers, recipe, args.out, device, args.start, sharp, args.minutes)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,23 @@ from torch import Tensor
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
 
 
-def random_views(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def random_views(
+    pictures: Tensor, size: int, generator: torch.Generator, noise_generator: torch.Generator | None = None
+) -> Tensor:
     """Cut one randomly turned, scaled, lit and blurred view from each picture.
 
     Args:
         pictures: (N, 3, H, W) float in [0, 1].
         size: side of the square views, pixels.
         generator: source of every random number, on the CPU.
+        noise_generator: source of the noise of the pixels, on the device of the pictures; None for `generator`.
 
     Returns:
         (N, 3, size, size) float in [0, 1].
     """
     grid = F.affine_grid(_random_affines(len(pictures), generator), [len(pictures), 3, size, size], align_corners=False)
     views = F.grid_sample(pictures, grid.to(pictures), padding_mode="reflection", align_corners=False)
-    return _random_light(views, generator).clamp(0, 1)
+    return _random_light(views, generator, noise_generator or generator).clamp(0, 1)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -47,7 +50,7 @@ def _random_affines(count: int, generator: torch.Generator) -> Tensor:
     return torch.stack(rows, dim=1).view(count, 2, 3)
 
 
-def _random_light(views: Tensor, generator: torch.Generator) -> Tensor:
+def _random_light(views: Tensor, generator: torch.Generator, noise_generator: torch.Generator) -> Tensor:
     N, _, H, W = views.shape
 
     def per_view(low: float, high: float, share: float, neutral: float) -> Tensor:
@@ -66,5 +69,5 @@ def _random_light(views: Tensor, generator: torch.Generator) -> Tensor:
     views = views * (1 + per_view(0, 0.3, 0.3, 0) * (x * direction.cos() + y * direction.sin()))
     blurred = F.avg_pool2d(views, 3, 1, 1, count_include_pad=False)
     views = torch.lerp(views, blurred, per_view(0.3, 1, 0.2, 0))
-    noise = torch.randn(views.shape, generator=generator).to(views)
+    noise = torch.randn(views.shape, generator=noise_generator, device=noise_generator.device).to(views)
     return views + noise * per_view(0.005, 0.05, 0.25, 0)

@@ -67,6 +67,7 @@ def write_tables(folder: Path) -> None:
         "margins": [{"method": name} for name in ("ours", "prototypes")],
         "patchcore": [{"method": name} for name in ("ours", "anomalib_patchcore")],
         "further": [{"method": name} for name in ("ours", "prototypes")],
+        "backbones": [{"backbone": name, "image_size": 256} for name in ("embedded", "other")],
         "style": [{"appearance": change, "method": "ours"} for change in ("blur", "noise")],
         "unbalanced": [
             {"setting": setting, "tested": tested, "rate": rate}
@@ -109,6 +110,9 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
     for name, (title, _) in write_report.SECTIONS.items():
         assert f"## {title}\n\n    python -m benchmarks.{name}\n\nCores: 2, torch 2.9, Python 3.12." in page
     assert "| method | screw | tile | mean |\n| --- | --- | --- | --- |\n| **ours** | " in page
+    assert (
+        "| image size | backbone | screw | tile | mean |\n| --- | --- | --- | --- | --- |\n| 256 | embedded | " in page
+    )
     assert "Our mean error (1 − image AUROC) is" in page
     pictures = sorted(tmp_path.glob("benchmarks-*.png"))
     assert [path.name for path in pictures if f"]({path.name})" in page] == [path.name for path in pictures]
