@@ -142,7 +142,7 @@ def test_a_round_times_all_in_turn_and_ratios_are_of_one_round(monkeypatch: pyte
     order: list[str] = []
     took = iter([1.0, 2.0, 10.0, 40.0, 2.0, 6.0])
     monkeypatch.setattr(timed, "seconds", lambda work: (work(), next(took))[1])
-    contenders = [timed.Contender(name, 0, "", 0, lambda name=name: order.append(name)) for name in "ab"]
+    contenders = [timed.Contender(name, 0, "", lambda name=name: order.append(name)) for name in "ab"]
 
     figures = timed.compare(contenders, rounds=3)
 
@@ -155,7 +155,6 @@ def test_a_network_of_timm_is_timed_beside_embedded(
 ) -> None:
     options = ["--backbones", CONVNEXT, "--image-size", "64", "--images", "2", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["backbones", *options])
-    monkeypatch.setattr(timed, "SIDE", 96)
 
     timed.main()
 
