@@ -37,8 +37,8 @@ class Job:
 
 def measure(job: Job) -> list[Row]:
     """Train, score and compare with the labels: one row."""
-    config = job.training.config
-    return [{"backbone": job.title, "image_size": config.image_size} | quality.measure(job.training)]
+    row: Row = {"backbone": job.title, "image_size": job.training.config.image_size}
+    return [row | quality.measure(job.training)]
 
 
 def jobs_of(

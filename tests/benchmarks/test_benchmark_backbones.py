@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -142,7 +143,7 @@ def test_a_round_times_all_in_turn_and_ratios_are_of_one_round(monkeypatch: pyte
     order: list[str] = []
     took = iter([1.0, 2.0, 10.0, 40.0, 2.0, 6.0])
     monkeypatch.setattr(timed, "seconds", lambda work: (work(), next(took))[1])
-    contenders = [timed.Contender(name, 0, "", lambda name=name: order.append(name)) for name in "ab"]
+    contenders = [timed.Contender(name, 0, "", partial(order.append, name)) for name in "ab"]
 
     figures = timed.compare(contenders, rounds=3)
 
