@@ -13,7 +13,7 @@ from shared_run import CONFIG, SETTINGS, Trained, make_images
 
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.scoring import score as scoring
-from anomaly_cli.training import stage2
+from anomaly_cli.training import stage2, views
 from anomaly_cli.training import train as training
 
 pytest_plugins = ["interrupted_runs", "model_files"]  # helpers with fixtures
@@ -25,6 +25,14 @@ torch.set_num_threads(1)  # small tensors: a second thread only waits for the fi
 def few_synthetic_defects() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage2, "SYNTHETIC_DEFECTS", FEW_DEFECTS)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_views() -> Iterator[None]:
+    """Train without turned copies, which take as long as the rest; tests of them put them back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views, "FEW_NORMALS", 0)
         yield
 
 

@@ -24,6 +24,7 @@ CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
 CLEARER_SENSITIVITY = 8.0  # d · (d / d of the coarse cells) at which the map weighs 1 more
 MIN_SENSITIVITY = 0.03  # added to each d
 REFERENCE_SIDE = 256  # pixels; d is scaled by the side of the image
+MIN_SHARE = 0.05  # of the sum of the weights, for each component
 FEW_IMAGES = 16  # normal images of which d is about half of what it is with many
 DEFAULT_SENSITIVITIES = 2.0, 1.0  # of map and coarse cells, assumed before synthetic defects are measured
 MAX_SENSITIVITY = 5.0  # at most; nearly identical normal images have almost no spread
@@ -86,7 +87,8 @@ def component_weights(
     sensitivity of the map to synthetic defects: on a production line an unknown cell is a defect, photographs always
     have some. The map has many more cells and is mostly noise unless defects are clear on it, or far clearer than on
     the coarse cells. Sensitivities count less for small images, whose map has few cells, and more where normal images
-    are few: memories with gaps hide faint defects. The weight of the labelled anomalies grows with their number.
+    are few: memories with gaps hide faint defects. No component weighs so little that an image far beyond normal in it
+    alone is missed. The weight of the labelled anomalies grows with their number.
 
     Args:
         detector: with its classifier of labelled anomalies.
@@ -103,6 +105,8 @@ def component_weights(
     weight_of = dict.fromkeys(pooled, 1 / len(pooled))
     weight_of[COARSE_SCALE] = min(COARSE_WEIGHT * d, MAX_COARSE_WEIGHT)
     weight_of["map"] = MIN_MAP_WEIGHT + (d / CLEAR_SENSITIVITY) ** 4 + (d * d / coarse_d / CLEARER_SENSITIVITY) ** 4
+    least = MIN_SHARE * sum(weight_of.values())
+    weight_of = {name: max(weight, least) for name, weight in weight_of.items()}
     weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
     return append_labelled_weight(weights, detector)
 

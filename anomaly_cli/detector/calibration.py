@@ -14,7 +14,7 @@ from anomaly_cli.statistics.prediction_limit import MIN_SPREAD, normal_limit
 
 Floats = NDArray[np.float64]
 
-SOFTNESS = 4.0  # τ of the smooth maximum: near the mean for usual deviations, near the largest for extreme ones
+SOFTNESS = 3.0  # τ of the smooth maximum: near the mean for usual deviations, near the largest for extreme ones
 OUTLIER_LIMIT = 3.0  # robust standard deviations above the median (Leys et al. 2013: a conservative choice)
 MAD_EFFICIENCY = 0.37  # of the median absolute deviation: its degrees of freedom a value
 MAD_TO_STD = 1.4826  # of a normal distribution

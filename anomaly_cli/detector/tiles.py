@@ -13,18 +13,19 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import cell_step
+from anomaly_cli.detector.scales import FINEST_STEP, cell_step
 
 TILE = 768  # pixels of a side; of the same size, for the weights are laid out for each
 # Pixels at each inner side of a tile that only serve its neighbourhood: half the receptive field of stride 16 is 91.
 MARGIN = 96
-FINEST_CELL = 4  # pixels; a cell of the finest map of a backbone
-CELLS_ACROSS = 2  # of these, which the smallest defect spans
+# Pixels of the network that the smallest defect spans: two cells of the anomaly map. With one cell, defects of 12
+# pixels on textures are found much worse (docs/method.md).
+SMALLEST = 2 * FINEST_STEP
 
 
 def picture_scale(smallest_defect: int) -> float:
-    """Choose pixels of the network a pixel of a file, so that the smallest defect spans `CELLS_ACROSS` cells."""
-    return CELLS_ACROSS * FINEST_CELL / smallest_defect
+    """Choose pixels of the network a pixel of a file, so that the smallest defect spans `SMALLEST`."""
+    return SMALLEST / smallest_defect
 
 
 class Tile(NamedTuple):

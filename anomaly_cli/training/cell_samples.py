@@ -11,6 +11,8 @@ from torch import Tensor
 
 from anomaly_cli.detector.inspected import inspected_cells
 
+CANDIDATE_CELLS = 40_000  # of each scale, among which prototypes are chosen; of more images so many give one each
+
 
 class Origin(NamedTuple):
     """Where a prototype comes from: the index of its image, and of the cell in it (row-major)."""

@@ -25,13 +25,14 @@ from anomaly_cli.detector.scales import BLOCK, COARSE_SCALE, FINEST_STEP, IMAGE_
 from anomaly_cli.detector.tiles import picture_scale
 from anomaly_cli.images.decode import read_size
 from anomaly_cli.images.picture import picture_size
-from anomaly_cli.training.cell_samples import Origin
+from anomaly_cli.training.cell_samples import Cells, Origin
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, fit_fold_detectors
 from anomaly_cli.training.labelled_fit import LabelledDescriptors, describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import learn_from_scratch
 from anomaly_cli.training.stage2 import fit_scale_weights
 from anomaly_cli.training.training_set import NormalSet, sample_cells
+from anomaly_cli.training.views import add_views, harmless_views, may_turn
 
 LOCAL_STRIDES = (4, 8, 16)  # a coarser one adds nothing (docs/method.md)
 CALIBRATION_IMAGES = 1_000  # at most so many normal images are held out
@@ -95,7 +96,7 @@ def train_detector(
         cells = {name: each.without(torch.tensor([numbers[i] for i in outliers])) for name, each in cells.items()}
         cleaned = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out-cleaned")
         fitted = replace(cleaned, outliers=outliers)
-    sensitivity = fit_scale_weights(fitted, run)
+    cells, fitted, sensitivity = _turn_few(cells, fitted, normals.paths, folds, run)
     labelled = describe_anomalies(fitted.final, anomalies, run)
     odds = fit_labelled_classifier(fitted, labelled.values, run)
     if not clean:
@@ -113,6 +114,21 @@ def train_detector(
         outliers=[held_out[i].path for i in outliers],
         origins={name: each.origins(fitted.final.scale(name).memory.chosen) for name, each in cells.items()},
     )
+
+
+def _turn_few(
+    cells: dict[str, Cells], fitted: CrossFit, paths: list[Path], folds: Tensor, run: TrainingContext
+) -> tuple[dict[str, Cells], CrossFit, tuple[float, float]]:
+    """Run stage 2, and where few normal images may be turned, fit again with copies and run it again."""
+    sensitivity = fit_scale_weights(fitted, run)
+    views = harmless_views(fitted, run) if may_turn(len(paths), sensitivity[0], run.config) else []
+    if not views:
+        return cells, fitted, sensitivity
+    backbone = fitted.final.backbone
+    cells = add_views(cells, views, paths, backbone, run)
+    again = fit_fold_detectors(cells, folds, backbone, fitted.held_out, run, "held-out-views")
+    fitted = replace(again, outliers=fitted.outliers)
+    return cells, fitted, fit_scale_weights(fitted, run, "planted-views")
 
 
 def calibration_images(paths: list[Path], config: DetectorConfig) -> int:

@@ -17,10 +17,11 @@ from anomaly_cli.training.tiled_defects import plant
 SYNTHETIC_DEFECTS = 128
 
 
-def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> tuple[float, float]:
+def fit_scale_weights(fitted: CrossFit, run: TrainingContext, step: str = "planted") -> tuple[float, float]:
     """Stage 2: weigh the local scales, in all detectors, by their sensitivity to synthetic defects.
 
-    Each image is measured by the detector of its fold, with and without the defect.
+    Each image is measured by the detector of its fold, with and without the defect. `step` as in
+    `TrainingContext.map_images`.
 
     Returns:
         The sensitivities of the fused map and of the coarse cells.
@@ -35,7 +36,7 @@ def fit_scale_weights(fitted: CrossFit, run: TrainingContext) -> tuple[float, fl
     if fitted.final.tiled:
         defective = plant(fitted, items, planted_in, run)
     else:
-        defective = measure_held_out(fitted.detectors, items, run, "planted", "planting defects (stage 2)")
+        defective = measure_held_out(fitted.detectors, items, run, step, "planting defects (stage 2)")
 
     def logs(*names: str) -> tuple[Floats, Floats]:
         """Logarithms of the deviations of these names: of normal images, and with defects."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.scales import cell_step
-from anomaly_cli.detector.tiles import CELLS_ACROSS, FINEST_CELL, MARGIN, Tile, measure_tile
+from anomaly_cli.detector.tiles import MARGIN, SMALLEST, Tile, measure_tile
 from anomaly_cli.images.network_size import SIZE_STEP
 from anomaly_cli.images.picture import Picture
 from anomaly_cli.images.roi import inspected_part
@@ -22,8 +22,7 @@ from anomaly_cli.training.augmentation import synthetic_defect, synthetic_speck
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, load_again
 from anomaly_cli.training.run import TrainingContext
 
-SMALLEST = CELLS_ACROSS * FINEST_CELL  # pixels of the network that the smallest defect spans
-LARGEST = 8 * SMALLEST  # of a synthetic one; larger ones show in the whole image
+LARGEST = 8 * SMALLEST  # pixels of a synthetic one; larger ones show in the whole image
 READ = -(-LARGEST // SIZE_STEP) * SIZE_STEP + SIZE_STEP + 4 * MARGIN  # pixels read around a defect
 
 

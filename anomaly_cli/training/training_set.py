@@ -23,11 +23,10 @@ from anomaly_cli.images.duplicates import group_near_duplicates
 from anomaly_cli.images.quality import Quality
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
-from anomaly_cli.training.cell_samples import Cells, Reservoir, Sample, random_cells
+from anomaly_cli.training.cell_samples import CANDIDATE_CELLS, Cells, Reservoir, Sample, random_cells
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.tiled_samples import sample_tiles
 
-CANDIDATE_CELLS = 40_000  # of each scale, among which prototypes are chosen; of more images so many give one each
 WINDOW_PERCENTILES = (0.1, 99.9)
 WINDOW_IMAGES, WINDOW_VALUES = 2000, 2**25  # at most so many are read for the intensity window
 SIZED_IMAGES = 100  # whose median size stands for that of all

@@ -29,8 +29,8 @@ def test_each_pixel_lies_in_one_core_a_margin_from_an_inner_side(size: tuple[int
     assert (seen == 1).all()
 
 
-def test_the_smallest_defect_spans_two_cells_of_the_finest_map() -> None:
-    assert [size * picture_scale(size) / 4 for size in (4, 6, 100)] == [2, 2, 2]
+def test_the_smallest_defect_spans_two_cells_of_the_anomaly_map() -> None:
+    assert [size * picture_scale(size) / 8 for size in (4, 6, 100)] == [2, 2, 2]
 
 
 @pytest.mark.usefixtures("float32_search")

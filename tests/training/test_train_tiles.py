@@ -19,6 +19,7 @@ from anomaly_cli.training import stage2
 
 SIDE = 480  # pixels of most files, two tiles across
 SPECK = 8  # pixels
+TOLD = 16  # as the smallest defect: pictures are read at their own size
 NORMALS = 8
 
 
@@ -54,7 +55,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(stage2, "SYNTHETIC_DEFECTS", 8)
         patch.chdir(folder)
         patch.setenv("ANOMALY_DEVICE", "cpu")
-        common = ("--image-size", "64", "--prototypes", "50", "--smallest-defect", str(SPECK))
+        common = ("--image-size", "64", "--prototypes", "50", "--smallest-defect", str(TOLD))
         result = anomaly("train", "normal", *common, "--model", "m.safetensors", "--audit-normals", "audit.csv")
         assert result.exit_code == 0, result.stderr
         (folder / "said").write_text(result.stderr)
@@ -89,7 +90,7 @@ def test_the_cost_is_said_before_the_run(here: Path) -> None:
 def test_the_model_remembers_the_resolution(here: Path) -> None:
     model = load_model(here / "m.safetensors")
 
-    assert model.config.smallest_defect == SPECK
+    assert model.config.smallest_defect == TOLD
     assert model.detector.tiled
     assert len(model.calibration.normal_scores) == NORMALS
     assert all(patch for patches in model.patches.values() for patch in patches)
