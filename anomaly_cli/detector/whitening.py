@@ -34,36 +34,50 @@ class Whitening(nn.Module):
         """
         M, D = cells.shape
         mean = cells.mean(0)
-        products, fourth = torch.zeros(()), torch.zeros(())
+        fourth = torch.zeros(())
+        products = torch.zeros(())
         for chunk in cells.split(max(1, FIT_CHUNK // D)):
             centred = (chunk - mean).double()
-            products = products + centred.T @ centred
             fourth = fourth + centred.square().sum(1).square().sum()
-        covariance = products / M
-        share = _ledoit_wolf_shrinkage(covariance, fourth, M)
-        scale = covariance.diagonal().mean().clamp(min=1e-12)
+            if M > D:
+                products = products + centred.T @ centred
+        if M > D:
+            covariance = products / M
+        else:  # that of the cells has the same eigenvalues but zeros, and far fewer entries with thousands of channels
+            centred = (cells - mean).double()
+            covariance = centred @ centred.T / M
+        scale = (covariance.trace() / D).clamp(min=1e-12)
+        share = _ledoit_wolf_shrinkage(scale, covariance.square().sum() / D, fourth / (M * D), M)
         values, vectors = torch.linalg.eigh(covariance * (1 - share))
-        spread = values.clamp(min=0) + (share + floor) * scale
+        least = (share + floor) * scale
+        gains = (values.clamp(min=0) + least).rsqrt()
+        if M > D:
+            matrix = vectors * gains
+        else:
+            positive = values > values.max() * 1e-10
+            directions = centred.T @ vectors[:, positive]
+            directions = directions / directions.norm(dim=0)
+            # All directions that no cell varies in have the same gain.
+            rest = least.rsqrt()
+            matrix = rest * torch.eye(D).to(centred) + directions * (gains[positive] - rest) @ directions.T
         # Contiguous, as it is read back from a model file: products then have the same bits before and after.
-        return cls(mean, (vectors / spread.sqrt()).float().contiguous())
+        return cls(mean, matrix.float().contiguous())
 
     def forward(self, cells: Tensor) -> Tensor:
         """Whiten (..., D) cells."""
         return (cells - self.mean) @ self.matrix
 
 
-def _ledoit_wolf_shrinkage(covariance: Tensor, fourth: Tensor, M: int) -> float:
-    """Optimal share of the spherical target, Ledoit & Wolf 2004, equation 14.
+def _ledoit_wolf_shrinkage(scale: Tensor, square: Tensor, fourth: Tensor, M: int) -> float:
+    """Optimal share of the spherical target, Ledoit & Wolf 2004, equation 14, from means over the D channels.
 
     Args:
-        covariance: (D, D) of M cells.
-        fourth: () sum of the fourth powers of their lengths, once centred.
+        scale: () mean eigenvalue of the covariance.
+        square: () mean square of the eigenvalues.
+        fourth: () mean fourth power of the lengths of the M centred cells, divided by D.
         M: how many cells.
     """
-    D = len(covariance)
-    scale = covariance.diagonal().mean()
-    distance = covariance.square().sum() / D - scale.square()
+    distance = square - scale.square()
     if distance <= 0:
         return 0.0
-    noise = (fourth / M - covariance.square().sum()) / (M * D)
-    return float((noise / distance).clamp(0, 1))
+    return float(((fourth - square) / M / distance).clamp(0, 1))
