@@ -54,7 +54,7 @@ def test_every_image_is_held_out_once_and_folds_are_even() -> None:
         ((0.47, 0.47), 256, MANY, 0.3 + 0.2**4 + 0.0625**4, 1.0),
         ((0.94, 0.94), 128, MANY, 0.3 + 0.2**4 + 0.0625**4, 1.0),
         ((0.235, 0.235), 256, 16, 0.3 + 0.2**4 + 0.0625**4, 1.0),
-        ((0.0, 0.0), 256, MANY, 0.3, 0.06),
+        ((0.0, 0.0), 256, MANY, 0.3, 0.05 * 1.36),
     ],
     ids=["defects are clear", "clearer on the map", "they show", "small pictures", "few images", "they do not"],
 )
@@ -67,6 +67,18 @@ def test_map_and_coarse_cells_weigh_more_where_defects_show_and_pictures_are_lar
     weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales), side, images, sensitivity)
 
     assert weights.tolist() == pytest.approx([of_map, 0, 0, 0.5, 0.5, of_coarse], rel=1e-4)
+
+
+def test_no_component_weighs_less_than_a_twentieth_of_the_sum() -> None:
+    whitening = Whitening(torch.zeros(3), torch.eye(3))
+    scales = {name: ScaleModel(whitening) for name in ("8", IMAGE_SCALE, SMALL_SCALE, COARSE_SCALE)}
+    detector = AnomalyDetector(empty_backbone(EMBEDDED), scales)
+
+    of_map, *others = component_weights(detector, 256, MANY, (4.97, 0.47)).tolist()
+
+    sole = 0.3 + 2**4 + (5 * 5 / 0.5 / 8) ** 4
+    assert of_map == pytest.approx(sole, rel=1e-4)
+    assert others == pytest.approx([0, *3 * [0.05 * (sole + 0.5 + 0.5 + 2)]], rel=1e-4)
 
 
 @pytest.mark.parametrize(("shown", "expected"), [((0.0, 2.0), (1.0, 5.0)), ((-1.0, 9.0), (1.0, 26.0))])
