@@ -27,8 +27,8 @@ from anomaly_cli.training.run import TrainingContext
 FEW_NORMALS = 64  # with more, memories have few gaps and copies cost more time
 JUDGED_IMAGES = 24  # at most so many held-out images are turned to judge the views
 # Mean increase of a log deviation by which a view still counts as normal, in standard deviations of normal images.
-# Screws lying at random are below 0.9, things with an upper side above 2.
-LARGEST_SHIFT = 1.0
+# Screws lying at random are between 0.5 and 2.4, things with an upper side between 2 and 10 when turned by quarters.
+LARGEST_SHIFT = 2.0
 MIN_MAP_SENSITIVITY = 0.25  # to synthetic defects; below, as on photographs, an unknown cell is no defect
 
 

@@ -30,17 +30,20 @@ def flagged_by(table: bytes) -> set[str]:
 def test_training_says_what_it_learned_left_out_and_saved(trained: Trained) -> None:
     lines = trained.result.stderr.splitlines()
 
-    assert lines[:4] == [
+    assert lines[:6] == [
         "warning: 2 files cannot be read and are left out:",
         "  normal/empty.png: empty file",
         "  normal/words.jpg: not an image",
+        f"warning: 1 of the {NORMALS} normal images is an outlier, left out of every memory; if not normal, remove it and "
+        "train again:",
+        "  normal/02.jpg",
         f"learned normal from {NORMALS} images at 64 px with the embedded backbone",
     ]
     assert re.fullmatch(
-        r"prototypes: 50 at stride 4, 50 at stride 8, 50 at stride 16, 12 at image level, 50 at coarse cells", lines[4]
+        r"prototypes: 50 at stride 4, 50 at stride 8, 50 at stride 16, 11 at image level, 50 at coarse cells", lines[6]
     )
-    assert re.fullmatch(r"held-out normal images score [\d.]+ to [\d.]+, median [\d.]+; 1 is .* \(99 %\)", lines[5])
-    assert lines[6:] == ["saved anomaly.safetensors; next: anomaly score DIR --out scores.csv"]
+    assert re.fullmatch(r"held-out normal images score [\d.]+ to [\d.]+, median [\d.]+; 1 is .* \(99 %\)", lines[7])
+    assert lines[8:] == ["saved anomaly.safetensors; next: anomaly score DIR --out scores.csv"]
     assert trained.result.stdout == ""
 
 
@@ -284,7 +287,7 @@ def test_info_describes_the_model_on_stdout_whatever_its_name_is(here: Path) -> 
     assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 6"
     assert {
         "on            12 normal images, 0 labelled anomalous",
-        "left out      2 unreadable files, 0 outliers",
+        "left out      2 unreadable files, 1 outlier",
         "settings      backbone embedded, image_size 64, prototypes 50, effort quick, seed 0",
         "p-values      no smaller than 0.077",
     } < set(lines)

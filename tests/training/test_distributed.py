@@ -42,8 +42,9 @@ DEADLINE_S = 120.0
 
 SMALL = f"""
 from anomaly_cli.cli import app
-from anomaly_cli.training import stage2
+from anomaly_cli.training import stage2, views
 stage2.SYNTHETIC_DEFECTS = {FEW_DEFECTS}
+views.FEW_NORMALS = 0
 app(prog_name="anomaly")
 """
 
