@@ -34,8 +34,8 @@ def test_training_says_what_it_learned_left_out_and_saved(trained: Trained) -> N
         "warning: 2 files cannot be read and are left out:",
         "  normal/empty.png: empty file",
         "  normal/words.jpg: not an image",
-        f"warning: 1 of the {NORMALS} normal images is an outlier, left out of every memory; if not normal, remove it and "
-        "train again:",
+        f"warning: 1 of the {NORMALS} normal images is an outlier, left out of every memory; "
+        "if not normal, remove it and train again:",
         "  normal/02.jpg",
         f"learned normal from {NORMALS} images at 64 px with the embedded backbone",
     ]
