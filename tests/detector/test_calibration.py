@@ -51,7 +51,7 @@ def slow_step_up(p_values: list[float], fdr: float) -> set[int]:
 
 
 def slow_fused(standard: list[float], weights: list[float]) -> float:
-    return 4 * math.log(sum(w * math.exp(z / 4) for z, w in zip(standard, weights, strict=True)))
+    return 3 * math.log(sum(w * math.exp(z / 3) for z, w in zip(standard, weights, strict=True)))
 
 
 @given(st.lists(st.tuples(st.floats(-6, 60), st.floats(0, 1)), min_size=1, max_size=6))
