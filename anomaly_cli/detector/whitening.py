@@ -34,18 +34,17 @@ class Whitening(nn.Module):
         """
         M, D = cells.shape
         mean = cells.mean(0)
-        fourth = torch.zeros(())
-        products = torch.zeros(())
-        for chunk in cells.split(max(1, FIT_CHUNK // D)):
-            centred = (chunk - mean).double()
-            fourth = fourth + centred.square().sum(1).square().sum()
-            if M > D:
-                products = products + centred.T @ centred
         if M > D:
-            covariance = products / M
-        else:  # that of the cells has the same eigenvalues but zeros, and far fewer entries with thousands of channels
+            products, fourth = torch.zeros(()), torch.zeros(())
+            for chunk in cells.split(max(1, FIT_CHUNK // D)):
+                centred = (chunk - mean).double()
+                products = products + centred.T @ centred
+                fourth = fourth + centred.square().sum(1).square().sum()
+        else:  # the products of the cells have the same eigenvalues but zeros, and far fewer entries
             centred = (cells - mean).double()
-            covariance = centred @ centred.T / M
+            products = centred @ centred.T
+            fourth = products.diagonal().square().sum()
+        covariance = products / M
         scale = (covariance.trace() / D).clamp(min=1e-12)
         share = _ledoit_wolf_shrinkage(scale, covariance.square().sum() / D, fourth / (M * D), M)
         values, vectors = torch.linalg.eigh(covariance * (1 - share))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -34,6 +36,19 @@ class Cells:
     values: Tensor
     sources: Tensor
     places: Tensor
+
+    @classmethod
+    def of(cls, samples: Mapping[int, Sample]) -> Cells:
+        """Concatenate the samples of images by their indices."""
+        counts = torch.tensor([len(sample.places) for sample in samples.values()])
+        sources = torch.tensor(list(samples)).repeat_interleave(counts)
+        values = torch.cat([sample.values for sample in samples.values()])
+        return cls(values, sources, torch.cat([sample.places for sample in samples.values()]))
+
+    def joined(self, other: Cells) -> Cells:
+        """Append the cells of the same scale of other samples of the images."""
+        pairs = zip((self.values, self.sources, self.places), (other.values, other.sources, other.places), strict=True)
+        return Cells(*(torch.cat(pair) for pair in pairs))
 
     def without(self, images: Tensor) -> Cells:
         """Leave out the cells of the images of these indices."""
@@ -77,11 +92,7 @@ class Reservoir:
 
     def cells(self, name: str) -> Cells:
         """Concatenate the cells of one scale in the order of the images."""
-        kept = sorted((number, samples[name]) for _, number, samples in self._kept)
-        counts = torch.tensor([len(sample.places) for _, sample in kept])
-        sources = torch.tensor([number for number, _ in kept]).repeat_interleave(counts)
-        values = torch.cat([sample.values for _, sample in kept])
-        return Cells(values, sources, torch.cat([sample.places for _, sample in kept]))
+        return Cells.of({number: samples[name] for _, number, samples in sorted(self._kept, key=itemgetter(1))})
 
 
 def random_cells(feature_map: Tensor, count: int, seed: int, inspected: Tensor | None = None) -> Sample:

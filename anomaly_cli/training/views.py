@@ -120,13 +120,7 @@ def add_views(
         return {name: [torch.cat(each) for each in zip(*taken[name], strict=True)] for name in names}
 
     results = list(run.map_images("views", "reading turned normal images", sample, numbers))
-    added = dict(zip(numbers, results, strict=True))
-    joined = {}
-    for name, own in cells.items():
-        values, places = (torch.cat([each[name][k] for each in results]) for k in (0, 1))
-        counts = torch.tensor([len(added[number][name][1]) for number in numbers])
-        sources = torch.tensor(numbers).repeat_interleave(counts)
-        joined[name] = Cells(
-            torch.cat([own.values, values]), torch.cat([own.sources, sources]), torch.cat([own.places, places])
-        )
-    return joined
+    return {
+        name: own.joined(Cells.of({i: Sample(*each[name]) for i, each in zip(numbers, results, strict=True)}))
+        for name, own in cells.items()
+    }
