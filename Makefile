@@ -45,14 +45,14 @@ screenshots: $(INSTALLED)
 # PHOTOGRAPHS a folder of train/CLASS and test/CLASS, such as Imagenette. BENCH_OPTIONS go to every table, so
 # `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
 RESULTS ?= demo/bench
-TABLES := peers backbones style unbalanced contamination few_normals ablation
+TABLES := peers backbones style unbalanced contamination few_normals time_stamps ablation
 SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.speed.speed
 	$(BIN)/python -m benchmarks.speed.memory_growth
 	$(if $(DATA),$(MAKE) $(addprefix bench-,$(TABLES)))
-	$(if $(DATA),$(MAKE) bench-patchcore)
+	$(if $(DATA),$(MAKE) bench-patchcore bench-regions bench-small-defects)
 	$(if $(FURTHER),$(MAKE) bench-further)
 	$(if $(CIFAR),$(MAKE) bench-objects)
 	$(if $(PHOTOGRAPHS),$(MAKE) bench-photographs)
@@ -67,6 +67,14 @@ $(addprefix bench-,$(TABLES)): bench-%: $(INSTALLED)
 bench-patchcore: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.accuracy.peers --data $(SETS) --seeds 1 --max-train 64 --coreset-ratio 0.1 --methods ours anomalib_patchcore --out $(RESULTS)/patchcore.csv $(BENCH_OPTIONS)
+
+# Regions against the masks of the sets that have some.
+bench-regions: $(INSTALLED)
+	$(BIN)/python -m benchmarks.accuracy.regions --data $(patsubst %/ground_truth/,%,$(sort $(wildcard $(DATA)/*/ground_truth/))) --out $(RESULTS)/regions.csv $(BENCH_OPTIONS)
+
+# Generated pictures of 3000 pixels: hours. What the CSV holds is not measured again.
+bench-small-defects: $(INSTALLED)
+	$(BIN)/python -m benchmarks.accuracy.small_defects --out $(RESULTS)/small_defects.csv
 
 # Every set against plain methods. BEFORE is the CSV of this target on an earlier version.
 bench-quality: $(INSTALLED)

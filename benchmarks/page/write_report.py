@@ -9,16 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.accuracy.margins import margins
 from benchmarks.page.figures import MEAN, Grid, Line, grid, markdown, plot_bars, plot_lines
+from benchmarks.page.localisation import regions, small_defects, time_stamps
+from benchmarks.page.page import AUROC, Page
 
 OUT = Path("docs/benchmarks.md")
-AUROC = "image_auroc"
 METHOD_NAMES = {
     "ours": "**ours**",
     "ours_averaged": "ours, components averaged",
@@ -40,44 +40,6 @@ PEER_FIGURES = {  # column: title, factor, digits
     "images_per_s": ("images/s", 1, 0),
     "peak_mb": ("peak memory, MB", 1, 0),
 }
-HEAD = """# Benchmarks
-
-Made by `make bench DATA=BENCH FURTHER=BENCH CIFAR=BENCH/cifar10 PHOTOGRAPHS=BENCH/imagenette`, each path that of its
-own sets; the page itself by `python -m benchmarks.page.write_report`. Do not edit: the next run replaces it. All
-figures in one file: [benchmarks.csv](benchmarks.csv).
-
-`BENCH` is a folder of sets in MVTec layout: subsets of screw and transistor (MVTec AD), magnetic_tile and elpv_mono
-(solar cells); what `benchmarks.accuracy.further_sets` laid out; a packed subset of CIFAR-10; and the photographs of
-Imagenette. Figures are in percent, image AUROC where nothing else is said, mean ± standard deviation over the seeds; a
-seed draws the images and is the seed of the training. The mean over the sets takes those only that have every row
-of a table; where these are fewer than half, rows that a set lacks have no mean.
-"""
-
-
-@dataclass
-class Page:
-    """The page as it grows, and the long rows of its figures."""
-
-    folder: Path
-    parts: list[str] = field(default_factory=lambda: [HEAD])
-    rows: list[pd.DataFrame] = field(default_factory=list)
-
-    def table(self, results: pd.DataFrame, table: str, index: list[str], names: list[str], figure: str = AUROC) -> Grid:
-        """Add a table of one figure in percent."""
-        figures = grid(results, index, figure)
-        self.parts.append(markdown(figures.texts(100, 1), names))
-        self.rows.append(figures.rows(table, figure))
-        return figures
-
-    def text(self, *paragraphs: str) -> None:
-        """Add paragraphs."""
-        self.parts.extend(paragraphs)
-
-    def picture(self, name: str, title: str) -> Path:
-        """Add a picture and return where it is to be drawn."""
-        path = self.folder / f"benchmarks-{name}.png"
-        self.parts.append(f"![{title}]({path.name})")
-        return path
 
 
 def peers(results: pd.DataFrame, page: Page) -> None:
@@ -308,6 +270,9 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "unbalanced": ("With some labelled anomalies", unbalanced),
     "contamination": ("Anomalies among the normal images", contamination),
     "few_normals": ("Few normal images", few_normals),
+    "regions": ("Regions", regions),
+    "small_defects": ("Small defects in large pictures", small_defects),
+    "time_stamps": ("What is not inspected", time_stamps),
     "objects_embedded": ("Objects, embedded backbone", objects),
     "objects_scratch": ("Objects, from scratch", objects),
     "ablation": ("What each part is worth", ablation),
@@ -325,7 +290,9 @@ def quoted_command(facts: Path) -> str:
 
 
 def costs_of(rows: pd.DataFrame) -> str:
-    """Tell what the trainings of a table took."""
+    """Tell what the trainings of a table took, where it says so."""
+    if "train_s" not in rows or "peak_mb" not in rows:
+        return f"{len(rows)} rows."
     train_s, peak_mb = rows["train_s"].median(), rows["peak_mb"].max()
     return f"{len(rows)} rows; training took {train_s:.0f} s (median), memory at most {peak_mb:.0f} MB."
 

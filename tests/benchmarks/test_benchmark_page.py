@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.page import write_report
 from benchmarks.page.figures import grid, markdown
+from benchmarks.page.localisation import REGION_FIGURES
 
 AUROC = "image_auroc"
 
@@ -76,6 +77,12 @@ def write_tables(folder: Path) -> None:
         ],
         "contamination": [{"rate": rate} for rate in (0.0, 0.1)],
         "few_normals": [{"count": count, "method": "ours"} for count in ("8", "all")],
+        "regions": [dict.fromkeys(REGION_FIGURES, 0.5)],
+        "small_defects": [
+            {"pictures": "textures", "side": 3000, "defect_px": 12, "smallest_defect": told, "s_a_megapixel": 0.4}
+            for told in (0, 12)
+        ],
+        "time_stamps": [{"run": name} for name in ("plain", "stamps, roi")],
         "objects_embedded": [{}],
         "objects_scratch": [{}],
         "ablation": [{"part": "–", "variant": "product"}, {"part": "scales", "variant": "one"}],
@@ -114,6 +121,8 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
         "| image size | backbone | screw | tile | mean |\n| --- | --- | --- | --- | --- |\n| 256 | embedded | " in page
     )
     assert "Our mean error (1 − image AUROC) is" in page
+    assert "| of these, the region of the table touches a defect, % | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |" in page
+    assert "| textures | 3000 | 12 | 0 | " in page
     pictures = sorted(tmp_path.glob("benchmarks-*.png"))
     assert [path.name for path in pictures if f"]({path.name})" in page] == [path.name for path in pictures]
     assert len(pictures) == 4
