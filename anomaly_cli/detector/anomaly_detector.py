@@ -13,7 +13,7 @@ from anomaly_cli.detector.features import cells_step, scale_features
 from anomaly_cli.detector.inspected import fuse_inspected, has_ignored, inspected_cells, only_inspected
 from anomaly_cli.detector.labelled_anomalies import LABELLED_NAME, LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES, is_local
+from anomaly_cli.detector.scales import COARSE_SCALE, WHOLE_SCALES, is_local
 from anomaly_cli.detector.whitening import Whitening
 
 TOP_CELL_FRACTION = 0.005  # of the cells of a map: its deviation is the mean of so many largest distances
@@ -145,7 +145,7 @@ class AnomalyDetector(nn.Module):
             distances, nearest = self.scale(name).compare(cells)
             distances = distances.view(N, h * w)
             prototypes.append(nearest.view(N, h, w))
-            if inspected is not None and name not in POOLED_SCALES:
+            if inspected is not None and name not in WHOLE_SCALES:
                 distances = distances.masked_fill(~inspected_cells(inspected, h, w).flatten(1), torch.nan)
             maps.append(distances.view(N, h, w))
         return maps, prototypes

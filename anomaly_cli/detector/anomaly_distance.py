@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, Detection
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES
+from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES, TURNED_SCALE
 from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
 
 Floats = NDArray[np.float64]
@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 # Weights in the image score, where the pooled scales together have 1; d is the sensitivity to synthetic defects.
 COARSE_WEIGHT = 2.0  # of the coarse cells at d = 1 of the map
 MAX_COARSE_WEIGHT = 2.0
+TURNED_WEIGHT = 4.0  # of the turned copies where the turn of a new normal image is certain
 MIN_MAP_WEIGHT = 0.3  # of the map at d = 0, as on photographs
 CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
 CLEARER_SENSITIVITY = 8.0  # d · (d / d of the coarse cells) at which the map weighs 1 more
@@ -103,6 +104,8 @@ def component_weights(
     d, coarse_d = (MIN_SENSITIVITY + each * factor for each in sensitivity)
     pooled = [name for name in detector.scale_names if name in POOLED_SCALES]
     weight_of = dict.fromkeys(pooled, 1 / len(pooled))
+    if detector.backbone.turn_head is not None:
+        weight_of[TURNED_SCALE] = TURNED_WEIGHT * float(detector.backbone.turn_information)
     weight_of[COARSE_SCALE] = min(COARSE_WEIGHT * d, MAX_COARSE_WEIGHT)
     weight_of["map"] = MIN_MAP_WEIGHT + (d / CLEAR_SENSITIVITY) ** 4 + (d * d / coarse_d / CLEARER_SENSITIVITY) ** 4
     least = MIN_SHARE * sum(weight_of.values())

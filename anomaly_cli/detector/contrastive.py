@@ -1,11 +1,13 @@
-"""Stage 1: memory-augmented contrastive learning of embeddings and prototypes, all scales at once.
+"""Stage 1: memory-augmented contrastive learning of embeddings and prototypes, all scales at once, and of turns.
 
-Equation (reconstructed, docs/method.md): L = Σ_s λ_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ] with
-z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a labelled anomaly.
+Equation (reconstructed, docs/method.md):
+L = L_turn + λ_C · mean_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ],
+with z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a labelled anomaly.
 
-Within one class the contrast alone learns little about form. So rotated views (90°, 180° or 270°) serve as negatives
-with y = 0 (shifted instances: Tack et al. 2020; Sohn et al. 2021, *Learning and Evaluating Representations for Deep
-One-class Classification*).
+Within one class the contrast alone learns little about form. So every view is also turned by 90°, 180° and 270°: turned
+views are negatives with y = 0 (shifted instances: Tack et al. 2020; Sohn et al. 2021, *Learning and Evaluating
+Representations for Deep One-class Classification*), and L_turn is the cross entropy of a head that says by how many
+quarters a normal view was turned (Gidaris et al. 2018; Golan & El-Yaniv 2018), which makes short schedules work.
 """
 
 from __future__ import annotations
@@ -17,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_cli.detector.backbones.backbone import Backbone
-from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
+from anomaly_cli.detector.devices import prefers_bfloat16
 from anomaly_cli.detector.memory import hopfield_retrieve
 
 TEMPERATURE = 0.2  # of NT-Xent (Chen et al. 2020)
 BETA = 16.0  # of the retrieval, for embeddings of unit length
 VARIANCE_WEIGHT = 0.5  # λ_V
+CONTRAST_WEIGHT = 0.5  # λ_C
+FIRST_CONTRASTED = 1  # of the maps: the finest sees too little of a picture
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,11 @@ def memory_contrast(z: Tensor, other: Tensor, normal: Tensor, prototypes: Tensor
 
 
 class StageOne(nn.Module):
-    """Backbone and prototypes of every scale: the parameters of stage 1, on one process or several."""
+    """Backbone and prototypes of every contrasted scale: the parameters of stage 1, on one process or several."""
 
     def __init__(
         self,
         backbone: Backbone,
-        names: tuple[str, ...],
         schedule: Schedule,
         seed: int,
         gather_rows: Callable[[Tensor], Tensor] = lambda rows: rows,
@@ -84,8 +87,7 @@ class StageOne(nn.Module):
         """Start with random prototypes.
 
         Args:
-            backbone: with its starting weights; trained in place.
-            names: of the scales in the loss, each with λ_s = 1.
+            backbone: with its starting weights and a turn head; trained in place.
             schedule: size of views and memories.
             seed: of the prototypes.
             gather_rows: joins the rows of all processes, where each has its share of a batch.
@@ -93,29 +95,42 @@ class StageOne(nn.Module):
         super().__init__()
         device = next(backbone.parameters()).device
         with torch.inference_mode():
-            shapes = scale_features(backbone, torch.zeros(1, 3, schedule.crop, schedule.crop, device=device), names)
+            maps = backbone(torch.zeros(1, 3, schedule.crop, schedule.crop, device=device))
         generator = torch.Generator().manual_seed(seed)
         self.backbone = backbone
-        self.names = names
         self.memories = nn.ParameterList(
-            torch.randn(schedule.prototypes, shapes[name].shape[1], generator=generator) for name in names
+            torch.randn(schedule.prototypes, each.shape[1], generator=generator) for each in maps[FIRST_CONTRASTED:]
         ).to(device)
         self._gather_rows = gather_rows
 
     def forward(self, views: Tensor, normal: Tensor) -> Tensor:
-        """Compute the loss of the whole batch, summed over all scales: the same in every process.
+        """Compute the loss of the whole batch, over all scales: the same in every process.
 
-        The embedding of a local scale is the mean of its cells, since two views show different parts of an image.
+        The embedding of a scale is the mean of its cells, since two views show different parts of an image.
 
         Args:
-            views: (4n, 3, H, W) in [0, 1], this process's share of the batch, as `draw_batch` orders it.
+            views: (2n, 3, H, H) in [0, 1], this process's share of the batch: a view of each image, then another.
             normal: (N,) bool, of the images of the whole batch.
         """
-        features = scale_features(self.backbone, views, self.names)
-        kinds = torch.stack([normal, torch.zeros_like(normal)], dim=1).flatten()  # each image, then its rotation
-        losses = []
-        for name, prototypes in zip(self.names, self.memories, strict=True):
-            embeddings = features[name].mean(dim=(2, 3))
-            z, other = (self._gather_rows(rows) for rows in embeddings.chunk(2))
-            losses.append(memory_contrast(z, other, kinds, prototypes))
-        return torch.stack(losses).sum()
+        turned = torch.stack([torch.rot90(views, turns, (2, 3)) for turns in range(TURNS)], dim=1).flatten(0, 1)
+        fast = turned.device.type == "cpu" and turned.dtype == torch.float32 and prefers_bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            maps = self.backbone(turned)[FIRST_CONTRASTED:]
+        pairs = [self._gather_pairs(each.to(views.dtype).mean(dim=(2, 3))) for each in maps]
+        unturned = torch.arange(TURNS, device=views.device) == 0
+        kinds = (normal[:, None] & unturned).flatten()  # each image, then its turned copies
+        contrasts = [memory_contrast(*pair, kinds, M) for pair, M in zip(pairs, self.memories, strict=True)]
+        return self._turn_loss(torch.cat(pairs[-1]), normal) + CONTRAST_WEIGHT * torch.stack(contrasts).mean()
+
+    def _gather_pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Join the (8n, D) embeddings of all processes: (4N, D) of first views, and of the others."""
+        first, second = (self._gather_rows(half) for half in rows.chunk(2))
+        return first, second
+
+    def _turn_loss(self, embeddings: Tensor, normal: Tensor) -> Tensor:
+        """Cross entropy of the turn of (8N, D) views; anomalies take no part, as their turns shall stay unsure."""
+        logits = self.backbone.turn_logits(embeddings[:, :, None, None])
+        turns = torch.arange(TURNS, device=logits.device).repeat(len(logits) // TURNS)
+        kept = normal.repeat_interleave(TURNS).repeat(2)
+        losses = F.cross_entropy(logits, turns, reduction="none")
+        return (losses * kept).sum() / kept.sum().clamp(min=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_cli.detector.backbones.backbone import CLASS_TOKEN, Backbone
+from anomaly_cli.detector.backbones.backbone import CLASS_TOKEN, TURNS, Backbone
 from anomaly_cli.detector.inspected import pool_inspected
 from anomaly_cli.detector.scales import (
     BLOCK,
@@ -14,8 +14,10 @@ from anomaly_cli.detector.scales import (
     COARSE_STRIDE,
     FINEST_STEP,
     IMAGE_SCALE,
-    POOLED_SCALES,
     SMALL_SCALE,
+    TURNED_SCALE,
+    TURNED_SIDE,
+    WHOLE_SCALES,
     cell_step,
     reduction,
 )
@@ -54,6 +56,8 @@ def scale_features(
             features[name] = pooled_embedding(maps, inspected)
         elif name == SMALL_SCALE:
             features[name] = pooled_embedding(small_maps, inspected)
+        elif name == TURNED_SCALE:
+            features[name] = turned_embedding(backbone, images)
         elif name == COARSE_SCALE:
             features[name] = F.normalize(small_maps[coarse_map(backbone)], dim=1)
         else:
@@ -70,6 +74,24 @@ def feature_maps(
         batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
     by_batch = [dict(zip(backbone.names, each, strict=True)) for each in backbone.forward_batches(batches)]
     return by_batch[0], by_batch[-1]
+
+
+def turned_embedding(backbone: Backbone, images: Tensor) -> Tensor:
+    """Compute how unsure the network is of the turn of each of four turned copies of an image.
+
+    Args:
+        backbone: with a `turn_head`.
+        images: (N, 3, H, W) float RGB in [0, 1]; reduced to about `TURNED_SIDE`² pixels first.
+
+    Returns:
+        (N, 4, 1, 1) square roots of the negative log-likelihood of the true turn, so that the squared distance from
+        zero is four times their mean (Golan & El-Yaniv 2018; Hendrycks et al. 2019).
+    """
+    copies = F.avg_pool2d(images, reduction(*images.shape[2:], side=TURNED_SIDE))
+    coarsest = [backbone(torch.rot90(copies, turns, (2, 3)))[-1] for turns in range(TURNS)]
+    log_likelihoods = [backbone.turn_logits(maps).log_softmax(dim=1)[:, i] for i, maps in enumerate(coarsest)]
+    # From 1e-4 on: the square root of zero has no slope, and a distance of zero no logarithm.
+    return (-torch.stack(log_likelihoods, dim=1)).clamp(min=1e-4).sqrt()[:, :, None, None]
 
 
 def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:
@@ -96,8 +118,8 @@ def coarse_map(backbone: Backbone) -> str:
 
 
 def cells_step(backbone: Backbone, name: str, height: int, width: int) -> int | None:
-    """Compute `cell_step` of a scale of this backbone; None for a pooled scale."""
-    if name in POOLED_SCALES:
+    """Compute `cell_step` of a scale of this backbone; None for a scale of one cell."""
+    if name in WHOLE_SCALES:
         return None
     return cell_step(name, height, width, backbone.stride_of[coarse_map(backbone) if name == COARSE_SCALE else name])
 

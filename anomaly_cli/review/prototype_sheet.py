@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.prototype_patches import IMAGE_SIDE
-from anomaly_cli.detector.scales import POOLED_SCALES, scale_title
+from anomaly_cli.detector.scales import WHOLE_SCALES, scale_title
 from anomaly_cli.errors import CheckpointError, ConfigError
 from anomaly_cli.files import atomic_output
 from anomaly_cli.outputs import Kind, Output, check_outputs, png_mark
@@ -86,7 +86,7 @@ def leaf_order(prototypes: NDArray[np.float32]) -> list[int]:
 def _title(name: str, model: Model, top: int) -> str:
     count = len(model.patches[name])
     shown = f"{count} prototypes" if top >= count else f"{top} of {count} prototypes"
-    return f"{scale_title(name)}: {shown}, each a {'whole' if name in POOLED_SCALES else 'part of an'} image"
+    return f"{scale_title(name)}: {shown}, each a {'whole' if name in WHOLE_SCALES else 'part of an'} image"
 
 
 def _section(name: str, model: Model, top: int) -> Image.Image:

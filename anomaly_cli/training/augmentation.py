@@ -13,37 +13,41 @@ Pixels = NDArray[np.uint8]
 
 Mask = NDArray[np.bool_]
 
-FREE_SHARE = (0.3, 1.0)  # of an image that a free view shows
-FREE_GREY = 0.2  # of the free views have no colour
+VIEW_SHIFT = 8  # a view is shifted by up to one of so many parts of its side
+VIEW_LIGHT = 0.2  # by which its contrast and brightness change at most
+TINTS = (0.9, 1.1)  # by which each of its colours is multiplied
 OPACITY = (0.25, 0.8)  # of a synthetic defect
-GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma
 
 
 def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
-    """Cut a part of an image, mirror it and light it differently: another picture of the same thing.
+    """Cut a part of an image, shift it, mirror it and light it differently: another picture of the same thing.
 
-    As contrastive learning does it (Chen et al. 2020), with larger parts: what is odd may be small.
+    Much milder than contrastive learning has it (Chen et al. 2020): what is odd may be small.
 
     Args:
         pixels: (h, w, 3) uint8.
-        side: of the square view, in pixels.
+        side: of the square view, in pixels; the part is at least as large, if the image is.
         generator: source of every random number.
 
     Returns:
         (side, side, 3) uint8.
     """
     h, w = pixels.shape[:2]
-    cut = max(1, min(h, w, round((generator.uniform(*FREE_SHARE) * h * w) ** 0.5)))
+    longest = min(h, w)
+    cut = int(generator.integers(min(side, longest), longest + 1))
     top, left = int(generator.integers(h - cut + 1)), int(generator.integers(w - cut + 1))
-    part = Image.fromarray(pixels[top : top + cut, left : left + cut])
-    values = np.asarray(part.resize((side, side), Image.Resampling.BILINEAR), np.float32)
+    part = pixels[top : top + cut, left : left + cut]
+    if cut != side:
+        part = np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.BILINEAR))
+    margin = side // VIEW_SHIFT
+    y, x = generator.integers(2 * margin + 1, size=2)
+    reflected = np.pad(part, ((margin, margin), (margin, margin), (0, 0)), "reflect")
+    values = reflected[y : y + side, x : x + side].astype(np.float32)
     if generator.random() < 0.5:
         values = values[:, ::-1]
-    if generator.random() < FREE_GREY:
-        values = np.repeat((values @ GREY)[..., None], 3, axis=2)
     centre = values.mean()
-    tint = generator.uniform(0.9, 1.1, 3)
-    return _to_pixels((values - centre) * generator.uniform(0.6, 1.4) + centre * generator.uniform(0.6, 1.4) * tint)
+    contrast, brightness = generator.uniform(1 - VIEW_LIGHT, 1 + VIEW_LIGHT, 2)
+    return _to_pixels((values - centre) * contrast + centre * brightness * generator.uniform(*TINTS, 3))
 
 
 def synthetic_defect(

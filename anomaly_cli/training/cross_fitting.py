@@ -14,7 +14,7 @@ from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
 from anomaly_cli.detector.anomaly_distance import set_cell_means
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import POOLED_SCALES
+from anomaly_cli.detector.scales import POOLED_SCALES, TURNED_SCALE
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage
@@ -171,8 +171,11 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -
         # As many prototypes of fewer images would cover typical cells more densely than those of the final detector,
         # and held-out images would be nearer than new ones (docs/statistics.md).
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
+        values = cells[name].values[kept[cells[name].sources]].to(run.device)
+        if name == TURNED_SCALE:
+            return surest_scale(values).cpu()
         floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
-        return learn_scale(cells[name].values[kept[cells[name].sources]].to(run.device), count, floor, run).cpu()
+        return learn_scale(values, count, floor, run).cpu()
 
     own = run.processes.share(jobs)
     scales: list[ScaleModel] = []
@@ -193,4 +196,12 @@ def learn_scale(cells: Tensor, count: int, floor: float, run: TrainingContext) -
     scale = ScaleModel(Whitening.fit(cells, floor)).to(cells.device)
     embeddings = scale.whitening(cells)
     scale.memory = PrototypeMemory.choose(embeddings, count, torch.Generator().manual_seed(run.config.seed))
+    return scale
+
+
+def surest_scale(cells: Tensor) -> ScaleModel:
+    """Fit the scale of turned copies on (M, 4) normal cells: no whitening, and the surest image as its prototype."""
+    scale = ScaleModel(Whitening(torch.zeros_like(cells[0]), torch.eye(cells.shape[1], device=cells.device)))
+    chosen = cells.square().sum(dim=1).argmin()[None]
+    scale.memory = PrototypeMemory(cells[chosen], chosen.cpu())
     return scale

@@ -119,6 +119,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Normalise (N, C, h, w), in training over the N images of each process."""
         if not self.training:
             return super().forward(maps)
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))  # not bfloat16
         variance, mean = torch.var_mean(maps, (0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1), of this process
         own_mean, mean = mean, self._average(mean)
         variance = self._average(variance + (own_mean - mean).square())

@@ -21,7 +21,15 @@ from anomaly_cli.detector.anomaly_distance import (
 )
 from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import BLOCK, COARSE_SCALE, FINEST_STEP, IMAGE_SCALE, SMALL_SCALE, has_small_scale
+from anomaly_cli.detector.scales import (
+    BLOCK,
+    COARSE_SCALE,
+    FINEST_STEP,
+    IMAGE_SCALE,
+    SMALL_SCALE,
+    TURNED_SCALE,
+    has_small_scale,
+)
 from anomaly_cli.detector.tiles import picture_scale
 from anomaly_cli.images.decode import read_size
 from anomaly_cli.images.picture import picture_size
@@ -85,7 +93,7 @@ def train_detector(
     backbone = backbone.to(run.device)
     names = _scale_names(backbone, run.config.image_size)
     if backbone.name == SCRATCH:
-        learn_from_scratch(backbone, names, paths, anomalies, run)
+        learn_from_scratch(backbone, paths, anomalies, run)
     cells, normals = sample_cells(paths, backbone, names, run)
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
     numbers = range(0, len(normals.paths), -(-len(normals.paths) // calibration_images(normals.paths, run.config)))
@@ -170,4 +178,5 @@ def local_scales(backbone: Backbone) -> tuple[str, ...]:
 
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
     small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
-    return (*local_scales(backbone), IMAGE_SCALE, *small, COARSE_SCALE)
+    turned = () if backbone.turn_head is None else (TURNED_SCALE,)
+    return (*local_scales(backbone), IMAGE_SCALE, *small, *turned, COARSE_SCALE)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
+from math import cos, log, pi
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +15,49 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from anomaly_cli.config import Effort
-from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
 from anomaly_cli.detector.contrastive import Schedule, StageOne
+from anomaly_cli.detector.features import turned_embedding
+from anomaly_cli.detector.scales import TURNED_SIDE
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.pixels import pixels_to_tensor
 from anomaly_cli.training.augmentation import random_view
 from anomaly_cli.training.distributed import Processes, share_statistics
 from anomaly_cli.training.run import TrainingContext
 
-LEARNING_RATE = 1e-3
-BATCH_SIZE = 16  # images, of all processes together
-STEPS_BETWEEN_SAVES = 50  # half a minute on a CPU; weights and optimiser make 64 MB, saved in 0.2 s
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 5e-4
+WARM_UP = 100  # steps
+BATCH_SIZE = 16  # images, of all processes together; eight views each
+AVERAGING = 0.995  # share of the earlier weights that a step leaves in the average
+STEPS_BETWEEN_SAVES = 200  # half a minute on a CPU
 PHASE = "learning features (stage 1)"
 SAVED = "stage-1"  # name of the cached step
 
 
 def learn_backbone(
-    backbone: Backbone,
-    names: tuple[str, ...],
-    images: list[np.ndarray],
-    normal: Tensor,
-    schedule: Schedule,
-    run: TrainingContext,
+    backbone: Backbone, images: list[np.ndarray], normal: Tensor, schedule: Schedule, run: TrainingContext
 ) -> None:
     """Train the whole backbone in place with stage 1, and prototypes of every scale with it.
 
-    The random numbers of a step depend on the seed and the number of the step only, so that a resumed run, and several
-    processes, draw what one uninterrupted process draws.
+    The backbone ends with the moving average of its weights. The random numbers of a step depend on the seed and the
+    number of the step only, so that a resumed run, and several processes, draw what one uninterrupted process draws.
 
     Args:
         backbone: with its starting weights; left in eval mode.
-        names: of the scales in the loss.
         images: (h, w, 3) uint8 at network size.
         normal: (N,) bool, false for labelled anomalies.
         schedule: number of steps.
         run: seed, processes and cached steps.
     """
     device = next(backbone.parameters()).device
-    learner = StageOne(backbone, names, schedule, run.config.seed, run.processes.all_gather_rows)
+    learner = StageOne(backbone, schedule, run.config.seed, run.processes.all_gather_rows)
     share_statistics(backbone, run.processes)
-    optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=1e-4)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, schedule.steps)
-    parts: dict[str, Any] = {"learner": learner, "optimiser": optimiser, "cosine": cosine}
+    averaged = deepcopy(backbone)
+    optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=schedule.steps))
+    parts: dict[str, Any] = {"learner": learner, "averaged": averaged, "optimiser": optimiser, "rate": rate}
     first = _load_training_state(parts, schedule, run)
     learner.train()
     several = run.processes.count > 1
@@ -64,11 +68,27 @@ def learn_backbone(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        cosine.step()
+        rate.step()
+        _move_average(averaged, backbone, step)
         if run.processes.is_first and ((step + 1) % STEPS_BETWEEN_SAVES == 0 or step + 1 == schedule.steps):
             run.saved.save(SAVED, {"steps": step + 1, **{name: part.state_dict() for name, part in parts.items()}})
         run.progress(PHASE, step + 1, schedule.steps)
+    backbone.load_state_dict(averaged.state_dict())
     backbone.eval()
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate: it rises over the first steps, then falls along a cosine."""
+    return min(1.0, (step + 1) / WARM_UP) * (1 + cos(pi * step / steps)) / 2
+
+
+@torch.no_grad()
+def _move_average(averaged: Backbone, backbone: Backbone, step: int) -> None:
+    """Move the average of weights and statistics towards their present values, faster in the first steps."""
+    share = min(AVERAGING, (step + 1) / (step + 10))
+    for mean, value in zip(averaged.state_dict().values(), backbone.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value, 1 - share)
 
 
 def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: TrainingContext) -> int:
@@ -94,44 +114,52 @@ def draw_batch(
         processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
 
     Returns:
-        (4n, 3, crop, crop) views in [0, 1] of n images: alternately of an image and of the image rotated, then the
-        second views in the same order. And (N,) indices of the images of the whole batch.
+        (2n, 3, crop, crop) views in [0, 1] of n images: one of each, then another of each. And (N,) indices of the
+        images of the whole batch.
     """
     n = -(-BATCH_SIZE // processes.count)
     chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
     places = range(n * processes.rank, n * (processes.rank + 1))
-    drawn = [_views(images[chosen[i]], crop, np.random.default_rng((*seed, 1 + i))) for i in places]
-    views = torch.from_numpy(np.stack([view for kind in zip(*drawn, strict=True) for pair in kind for view in pair]))
+    generators = [np.random.default_rng((*seed, 1 + i)) for i in places]
+    pairs = [
+        [random_view(images[chosen[i]], crop, draw) for _ in range(2)]
+        for i, draw in zip(places, generators, strict=True)
+    ]
+    views = torch.from_numpy(np.stack([view for kind in zip(*pairs, strict=True) for view in kind]))
     return views.permute(0, 3, 1, 2).float().div_(255), torch.from_numpy(chosen)
 
 
-def _views(image: np.ndarray, crop: int, draw: np.random.Generator) -> list[list[np.ndarray]]:
-    """Make two pairs of views, of an image and of it rotated by 90°, 180° or 270°, the same in both pairs."""
-    turns = int(draw.integers(1, 4))
-    return [[np.rot90(random_view(image, crop, draw), k) for k in (0, turns)] for _ in range(2)]
+SCRATCH_IMAGES = 10_000  # at most so many are kept in memory while stage 1 trains `scratch`
+SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 15_000}
+UNSEEN_SHARE = 10  # one of so many normal images is left out of stage 1, to measure what it learned
+MIN_LEARNED = 50  # normal images, below which none is left out
 
 
-SCRATCH_IMAGES = 1_000  # at most so many are kept in memory while stage 1 trains `scratch`
-SCRATCH_STEPS = {Effort.QUICK: 60, Effort.STANDARD: 200, Effort.THOROUGH: 3_000}
-
-
-def learn_from_scratch(
-    backbone: Backbone, names: tuple[str, ...], paths: list[Path], anomalies: list[Path], run: TrainingContext
-) -> None:
+def learn_from_scratch(backbone: Backbone, paths: list[Path], anomalies: list[Path], run: TrainingContext) -> None:
     """Train the random backbone with stage 1 on the normal images and the labelled anomalies."""
     chosen = [*paths[:: max(1, -(-len(paths) // SCRATCH_IMAGES))], *anomalies[:SCRATCH_IMAGES]]
     anomalous = {*anomalies}
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
-            return run.load(path).pixels
+            return run.load(path, tiled=False).pixels
         except UnreadableImageError:
             return None  # named by `sample_cells`, which reads every image
 
     loaded = [(path, pixels) for path, pixels in zip(chosen, parallel_map(load, chosen, run.workers), strict=True)]
-    images = [pixels for _, pixels in loaded if pixels is not None]
-    normal = torch.tensor([path not in anomalous for path, pixels in loaded if pixels is not None], dtype=torch.bool)
-    if images:  # where there are none, `sample_cells` raises the error
-        schedule = Schedule(SCRATCH_STEPS[run.config.effort], max(64, run.config.image_size // 2 // 32 * 32))
-        learn_backbone(backbone, names, images, normal, schedule, run)
+    normal = [pixels for path, pixels in loaded if pixels is not None and path not in anomalous]
+    odd = [pixels for path, pixels in loaded if pixels is not None and path in anomalous]
+    if normal:  # where there are none, `sample_cells` raises the error
+        unseen = normal[::UNSEEN_SHARE] if len(normal) >= MIN_LEARNED else normal
+        learned = [pixels for i, pixels in enumerate(normal) if len(normal) < MIN_LEARNED or i % UNSEEN_SHARE]
+        labels = torch.arange(len(learned) + len(odd)) < len(learned)
+        learn_backbone(backbone, learned + odd, labels, Schedule(SCRATCH_STEPS[run.config.effort], TURNED_SIDE), run)
+        backbone.turn_information.fill_(turn_information(backbone, unseen, run))
     backbone.prepare_for_inference()
+
+
+@torch.inference_mode()
+def turn_information(backbone: Backbone, images: list[NDArray[np.uint8]], run: TrainingContext) -> float:
+    """Measure the share of the uncertainty about the turn that the turn head removes in (h, w, 3) images."""
+    squares = [turned_embedding(backbone, pixels_to_tensor(pixels, run.device)).square() for pixels in images]
+    return 1 - min(1.0, float(torch.cat(squares).mean()) / log(TURNS))

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly_cli.config import IMAGE_SIZE_STEP, MIN_IMAGE_SIZE, MIN_NORMALS, DetectorConfig
-from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.backbones.backbone import SCRATCH, Backbone
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import SMALL_SIDE, is_local
+from anomaly_cli.detector.scales import SMALL_SIDE, TURNED_SIDE, is_local
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage, load_image, read_deep_gray
 from anomaly_cli.images.duplicates import group_near_duplicates
@@ -66,7 +66,10 @@ class NormalSet:
 
 
 def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
-    """Limit the image size to that of the median normal image: smaller ones are upsampled to `SMALL_SIDE`."""
+    """Limit the image size to that of the median normal image: smaller ones are upsampled to `SMALL_SIDE`.
+
+    `scratch` upsamples to `TURNED_SIDE` only, and learns from four times as many.
+    """
 
     def side(path: Path) -> float | None:
         try:
@@ -80,7 +83,10 @@ def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) ->
     if not sides:
         return config
     enough = ceil(median(sides) / IMAGE_SIZE_STEP) * IMAGE_SIZE_STEP
-    return replace(config, image_size=min(config.image_size, max(SMALL_SIDE, enough)))
+    return replace(
+        config,
+        image_size=min(config.image_size, max(TURNED_SIDE if config.backbone == SCRATCH else SMALL_SIDE, enough)),
+    )
 
 
 def choose_window(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:

@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,14 +22,11 @@ from torch import Tensor
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, contrastive, features, scales
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
-from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, Backbone
+from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.scales import COARSE_SCALE, FINEST_STEP, IMAGE_SCALE, POOLED_SCALES
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.training import cross_fitting, fit, stage1, training_set
-from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.run import TrainingContext
-from anomaly_cli.training.training_set import NormalSet
 from benchmarks.accuracy import quality
 from benchmarks.accuracy.datasets import AnomalySet, subsample
 from benchmarks.accuracy.methods import own_grid
@@ -155,15 +151,6 @@ def own_view(query: Tensor, *_: object) -> Tensor:
     return query
 
 
-def trained_first(
-    paths: list[Path], backbone: Backbone, names: tuple[str, ...], run: TrainingContext
-) -> tuple[dict[str, Cells], NormalSet]:
-    """Continue with stage 1 from the weights of the backbone before cells are sampled."""
-    backbone._packed = None  # of the weights before
-    stage1.learn_from_scratch(backbone, names, paths, [], run)
-    return training_set.sample_cells(paths, backbone, names, run)
-
-
 def no_outliers(*_: object) -> list[int]:
     """Let every normal image enter the memories."""
     return []
@@ -208,9 +195,6 @@ VARIANTS: dict[str, Variant] = {
     "diagonal whitening of cells": Variant(WHITENING, replaced=[whitened(local=diagonal_whitening)]),
     "diagonal whitening of the pooled scales": Variant(WHITENING, replaced=[whitened(pooled=diagonal_whitening)]),
     "cells keep their length": Variant(WHITENING, replaced=[(torch.nn.functional, "normalize", unchanged)]),
-    "stage 1 from the embedded weights": Variant(
-        LEARNED, replaced=[(fit, "sample_cells", trained_first), (stage1, "LEARNING_RATE", 1e-4)]
-    ),
     "no synthetic defects (stage 2)": Variant(LEARNED, replaced=[(fit, "fit_scale_weights", no_defects)]),
     "every cell of stride 8 alone": Variant(SCALES, replaced=[(features, "smooth_3x3", cell_alone)]),
     "mean of 3×3 cells at all strides": Variant(SCALES, replaced=[(features, "to_scale_grid", neighbourhood_mean)]),
@@ -237,6 +221,13 @@ FROM_SCRATCH: dict[str, Variant] = {
         LEARNED, backbone=SCRATCH, replaced=[(contrastive, "hopfield_retrieve", own_view)]
     ),
     "scratch, no variance term": Variant(LEARNED, backbone=SCRATCH, replaced=[(contrastive, "VARIANCE_WEIGHT", 0.0)]),
+    "scratch, no contrast": Variant(LEARNED, backbone=SCRATCH, replaced=[(contrastive, "CONTRAST_WEIGHT", 0.0)]),
+    "scratch, contrast at the coarsest scale only": Variant(
+        LEARNED, backbone=SCRATCH, replaced=[(contrastive, "FIRST_CONTRASTED", -1)]
+    ),
+    "scratch, turned copies not scored": Variant(
+        LEARNED, backbone=SCRATCH, replaced=[(anomaly_distance, "TURNED_WEIGHT", 0.0)]
+    ),
 }
 
 

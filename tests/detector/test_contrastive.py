@@ -6,8 +6,15 @@ import torch
 from shared_run import CONFIG
 
 from anomaly_cli.detector.backbones.build import build_backbone
-from anomaly_cli.detector.contrastive import TEMPERATURE, Schedule, StageOne, memory_contrast, nt_xent, variance_penalty
-from anomaly_cli.detector.features import scale_features
+from anomaly_cli.detector.contrastive import (
+    CONTRAST_WEIGHT,
+    TEMPERATURE,
+    Schedule,
+    StageOne,
+    memory_contrast,
+    nt_xent,
+    variance_penalty,
+)
 from anomaly_cli.training.distributed import SINGLE_PROCESS
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import draw_batch, learn_backbone
@@ -52,39 +59,45 @@ def test_a_normal_image_moves_the_memory() -> None:
     assert prototypes.grad.any()
 
 
-def test_an_image_that_is_turned_is_another_picture_in_both_views() -> None:
-    sloping = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3 + 20, (64, 64, 3)).copy()
+def test_views_come_in_pairs_of_one_image() -> None:
+    brightness = (20, 120, 220)
+    images = [np.full((64, 64, 3), value, np.uint8) for value in brightness]
 
-    views, chosen = draw_batch([sloping], 32, (0, 0), SINGLE_PROCESS)
+    views, chosen = draw_batch(images, 32, (0, 0), SINGLE_PROCESS)
 
-    across = (views[:, 0, :, 0] - views[:, 0, :, -1]).abs().mean(dim=1)
-    down = (views[:, 0, 0] - views[:, 0, -1]).abs().mean(dim=1)
     n = len(chosen)
-    assert views.shape == (4 * n, 3, 32, 32)
-    upright = (down > across).view(2, n, 2)  # view, image, turned
-    assert upright[:, :, 0].all()
-    assert torch.equal(upright[0], upright[1])
-    assert not upright[:, :, 1].all()  # quarters; a half turn is upright too
+    assert views.shape == (2 * n, 3, 32, 32)
+    for pair in views.mean(dim=(1, 2, 3)).view(2, n):
+        order = torch.tensor(brightness)[chosen].argsort(stable=True)
+        assert (pair[order].diff() > -0.2).all()
+    assert not torch.equal(views[:n], views[n:])
 
 
 @torch.no_grad()
-def test_the_loss_of_a_batch_is_that_of_images_and_turned_images_one_by_one() -> None:
-    names, normal = ("8", "image"), torch.tensor([True, False, True])
-    learner = StageOne(build_backbone("scratch", seed=1), names, Schedule(1, 64, prototypes=8), 0).eval()
-    views = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(2))  # 3 images, turned too, two of each
+def test_the_loss_of_a_batch_is_that_of_images_and_turned_images_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANOMALY_FLOAT32", "1")
+    normal = torch.tensor([True, False, True])
+    learner = StageOne(build_backbone("scratch", seed=1), Schedule(1, 64, prototypes=8), 0).eval()
+    views = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(2))  # 3 images, two of each
 
     loss = learner(views, normal)
 
-    expected = 0.0
-    features = scale_features(learner.backbone, views, names)
-    for name, prototypes in zip(names, learner.memories, strict=True):
-        embeddings = [cells.mean(dim=(1, 2)) for cells in features[name]]
-        z, other = torch.stack(embeddings[:6]), torch.stack(embeddings[6:])
-        of_memory = []
-        for image in range(3):
-            of_memory += [bool(normal[image]), False]  # as it is, and turned
-        expected += float(memory_contrast(z, other, torch.tensor(of_memory), prototypes))
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    contrast, turn_losses = 0.0, []
+    of_memory = torch.tensor([bool(normal[image]) and turns == 0 for image in range(3) for turns in range(4)])
+    for scale, prototypes in enumerate(learner.memories, start=1):
+        rows = []
+        for view in views:
+            for turns in range(4):
+                maps = learner.backbone(torch.rot90(view, turns, (1, 2))[None])
+                rows.append(maps[scale].mean(dim=(2, 3))[0])
+        rows_of = torch.stack(rows).chunk(2)
+        contrast += float(memory_contrast(rows_of[0], rows_of[1], of_memory, prototypes)) / len(learner.memories)
+    for number, view in enumerate(views):
+        for turns in range(4):
+            logits = learner.backbone.turn_logits(learner.backbone(torch.rot90(view, turns, (1, 2))[None])[-1])
+            if normal[number % 3]:
+                turn_losses.append(-float(logits.log_softmax(dim=1)[0, turns]))
+    assert float(loss) == pytest.approx(np.mean(turn_losses) + CONTRAST_WEIGHT * contrast, rel=1e-4)
 
 
 def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> None:
@@ -96,7 +109,7 @@ def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> Non
         schedule = Schedule(2, 64, prototypes=8)
         normal = torch.tensor([True, True, True, False])
         run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda _phase, done, _total: seen.append(done))
-        learn_backbone(backbone, ("8", "image"), images, normal, schedule, run)
+        learn_backbone(backbone, images, normal, schedule, run)
         assert not backbone.training
         return backbone.state_dict()
 

@@ -33,7 +33,6 @@ from anomaly_cli.training.distributed import SINGLE_PROCESS, Processes, local_de
 from anomaly_cli.training.stage1 import draw_batch
 from benchmarks.speed import processes as benchmark
 
-SCALES = ("8", "16", "image")
 SCHEDULE = Schedule(1, 32, prototypes=8)
 ANOMALIES = 3  # among the sixteen images of a batch
 STEPS, IMAGES = 10, 8  # of stage 1, and images in each of them
@@ -99,7 +98,7 @@ def images() -> list[np.ndarray]:
 
 def gradients(processes: Processes) -> dict[str, Tensor]:
     """Loss, gradients and running statistics of one step from random weights, in double precision."""
-    learner = StageOne(build_backbone("scratch", seed=1), SCALES, SCHEDULE, 0, processes.all_gather_rows)
+    learner = StageOne(build_backbone("scratch", seed=1), SCHEDULE, 0, processes.all_gather_rows)
     share_statistics(learner.backbone, processes)
     learner.double().train()
     views, chosen = draw_batch(images(), SCHEDULE.crop, (0, 0), processes)
@@ -119,24 +118,24 @@ def test_two_processes_have_the_loss_gradients_and_statistics_of_one(tmp_path: P
         assert set(two) == set(one)
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-10, msg=name)
-    assert {f"memories.{i}" for i in range(len(SCALES))} <= set(one)
+    assert {"memories.0", "memories.2", "backbone.turn_head.weight"} <= set(one)
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 20])
 def test_the_shares_of_all_processes_make_up_the_batch(count: int) -> None:
     shares = [draw_batch(images(), 64, (3, 5), Processes(rank, count)) for rank in range(count)]
 
-    n = len(shares[0][0]) // 4
+    n = len(shares[0][0]) // 2
     assert n * count >= 16 > (n - 1) * count
     for views, chosen in shares:
-        assert len(views) == 4 * n
+        assert len(views) == 2 * n
         assert torch.equal(chosen, shares[0][1])
     if n * count == 16:
         views, chosen = draw_batch(images(), 64, (3, 5), SINGLE_PROCESS)
         assert torch.equal(chosen, shares[0][1])
         for kind in (0, 1):
-            joined_views = torch.cat([share[2 * kind * n : 2 * (kind + 1) * n] for share, _ in shares])
-            assert torch.equal(joined_views, views[kind * 32 : (kind + 1) * 32])
+            joined_views = torch.cat([share[kind * n : (kind + 1) * n] for share, _ in shares])
+            assert torch.equal(joined_views, views[kind * 16 : (kind + 1) * 16])
 
 
 # Sharing work

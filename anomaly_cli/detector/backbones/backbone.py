@@ -20,6 +20,7 @@ SCRATCH = "scratch"
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as every torchvision backbone expects
 STD = (0.229, 0.224, 0.225)
+TURNS = 4  # quarters by which a picture may be turned; the classes of a turn head
 CLASS_TOKEN = "class"  # name of the output that is no map: one cell for the whole image
 
 
@@ -31,12 +32,16 @@ class Backbone(nn.Module):
         strides: of the maps, pixels.
         names: of what `forward` returns: strides or depths, the class token of a transformer last.
         libraries: that the network comes from, beside torchvision.
+        turn_head: of a network that stage 1 trains; None for others.
+        turn_information: (), share of the uncertainty about the turn of a new normal image that the head removes, in
+            [0, 1]; only beside a head.
     """
 
     libraries: tuple[str, ...] = ()
 
     mean: Tensor
     std: Tensor
+    turn_information: Tensor
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Backbone(nn.Module):
         strides: tuple[int, ...],
         names: tuple[str, ...] = (),
         normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (MEAN, STD),
+        turn_head: nn.Linear | None = None,
     ) -> None:
         """Wrap a network.
 
@@ -54,6 +60,7 @@ class Backbone(nn.Module):
             strides: of its maps.
             names: of its outputs; the strides if not given.
             normalisation: mean and standard deviation of the pixels of each channel.
+            turn_head: takes the mean of the coarsest map, says by how many quarters the image was turned.
         """
         super().__init__()
         self.name = name
@@ -61,6 +68,9 @@ class Backbone(nn.Module):
         self.strides = strides
         self.names = names or tuple(map(str, strides))
         self._packed: PrepackedResNet | None = None
+        self.turn_head = turn_head
+        if turn_head is not None:
+            self.register_buffer("turn_information", torch.zeros(()))
         self.register_buffer("mean", torch.tensor(normalisation[0]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation[1]).view(1, 3, 1, 1), persistent=False)
 
@@ -88,6 +98,17 @@ class Backbone(nn.Module):
         network: Callable[[Tensor], Any] = self.network
         answers = [network(x) for x in inputs]
         return [list(maps.values()) if isinstance(maps, dict) else list(maps) for maps in answers]
+
+    def turn_logits(self, coarsest: Tensor) -> Tensor:
+        """Compute the logits of the turn, (N, 4), from the coarsest map, (N, D, h, w).
+
+        Raises:
+            ValueError: this backbone has no turn head.
+        """
+        if self.turn_head is None:
+            raise ValueError(f"backbone {self.name} has no turn head")
+        logits: Tensor = self.turn_head(coarsest.mean(dim=(2, 3)))
+        return logits
 
     def prepare_for_inference(self) -> Self:
         """Freeze the weights for inference, and lay them out for speed where that is possible."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch import nn
 
-from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, Backbone
+from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, TURNS, Backbone
 from anomaly_cli.detector.backbones.compact_resnet import STRIDES, CompactResNet
 from anomaly_cli.detector.backbones.timm_networks import timm_backbone, timm_network, with_outputs
 from anomaly_cli.detector.backbones.torchvision_networks import (
@@ -19,6 +21,11 @@ from anomaly_cli.detector.backbones.torchvision_networks import (
     with_taps,
 )
 from anomaly_cli.errors import ConfigError, WeightsError
+
+# A third of the work of `embedded`: so many views an hour are worth more than width (docs/method.md).
+SCRATCH_WIDTHS = (32, 64, 128, 256)
+SCRATCH_DEPTHS = (1, 1, 1, 1)
+SCRATCH_STEM_WIDTH = 16
 
 
 def build_backbone(name: str, weights: Path | None = None, seed: int = 0) -> Backbone:
@@ -39,8 +46,7 @@ def build_backbone(name: str, weights: Path | None = None, seed: int = 0) -> Bac
             raise ConfigError(
                 f"the {name} backbone takes no weights file; name a model of torchvision or timm with --backbone"
             )
-        network = _scratch_network(seed) if name == SCRATCH else _embedded_network()
-        backbone = Backbone(name, network, STRIDES)
+        backbone = _scratch_backbone(seed) if name == SCRATCH else Backbone(name, _embedded_network(), STRIDES)
     else:
         build = torchvision_backbone if is_torchvision(name) else timm_backbone
         backbone = build(name, weights)
@@ -55,8 +61,11 @@ def empty_backbone(name: str) -> Backbone:
         ConfigError: the name is unknown.
         MissingExtraError: only timm may know the name, and it is not installed.
     """
-    if name in (EMBEDDED, SCRATCH):
+    if name == EMBEDDED:
         backbone = Backbone(name, CompactResNet().eval().fuse(), STRIDES)
+    elif name == SCRATCH:
+        backbone = _scratch_backbone(0)
+        cast(CompactResNet, backbone.network.eval()).fuse()
     elif is_torchvision(name):
         backbone = with_taps(name, torchvision_network(name))
     else:
@@ -64,10 +73,11 @@ def empty_backbone(name: str) -> Backbone:
     return backbone.to(memory_format=torch.channels_last).eval()
 
 
-def _scratch_network(seed: int) -> CompactResNet:
+def _scratch_backbone(seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CompactResNet()
+        network = CompactResNet(SCRATCH_WIDTHS, SCRATCH_DEPTHS, SCRATCH_STEM_WIDTH)
+        return Backbone(SCRATCH, network, STRIDES, turn_head=nn.Linear(SCRATCH_WIDTHS[-1], TURNS))
 
 
 def _embedded_network() -> CompactResNet:
