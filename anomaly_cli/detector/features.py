@@ -87,7 +87,8 @@ def turned_embedding(backbone: Backbone, images: Tensor) -> Tensor:
         (N, 4, 1, 1) square roots of the negative log-likelihood of the true turn, so that the squared distance from
         zero is four times their mean (Golan & El-Yaniv 2018; Hendrycks et al. 2019).
     """
-    copies = F.avg_pool2d(images, reduction(*images.shape[2:], side=TURNED_SIDE))
+    height, width = images.shape[2:]
+    copies = F.avg_pool2d(images, reduction(height, width, TURNED_SIDE))
     coarsest = [backbone(torch.rot90(copies, turns, (2, 3)))[-1] for turns in range(TURNS)]
     log_likelihoods = [backbone.turn_logits(maps).log_softmax(dim=1)[:, i] for i, maps in enumerate(coarsest)]
     # From 1e-4 on: the square root of zero has no slope, and a distance of zero no logarithm.
