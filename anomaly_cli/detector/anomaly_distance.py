@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 # Weights in the image score, where the pooled scales together have 1; d is the sensitivity to synthetic defects.
 COARSE_WEIGHT = 2.0  # of the coarse cells at d = 1 of the map
 MAX_COARSE_WEIGHT = 2.0
-TURNED_WEIGHT = 4.0  # of the turned copies where the turn of a new normal image is certain
+TURNED_WEIGHT = 10.0  # of the turned copies where the turn of a new normal image is certain
 MIN_MAP_WEIGHT = 0.3  # of the map at d = 0, as on photographs
 CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
 CLEARER_SENSITIVITY = 8.0  # d · (d / d of the coarse cells) at which the map weighs 1 more

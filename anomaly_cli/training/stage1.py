@@ -129,7 +129,7 @@ def draw_batch(
     return views.permute(0, 3, 1, 2).float().div_(255), torch.from_numpy(chosen)
 
 
-SCRATCH_IMAGES = 10_000  # at most so many are kept in memory while stage 1 trains `scratch`
+SCRATCH_PIXELS = 2**28  # of the normal images that are kept in memory while stage 1 trains `scratch`: 0.8 GB
 SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 15_000}
 UNSEEN_SHARE = 10  # one of so many normal images is left out of stage 1, to measure what it learned
 MIN_LEARNED = 50  # normal images, below which none is left out
@@ -137,7 +137,8 @@ MIN_LEARNED = 50  # normal images, below which none is left out
 
 def learn_from_scratch(backbone: Backbone, paths: list[Path], anomalies: list[Path], run: TrainingContext) -> None:
     """Train the random backbone with stage 1 on the normal images and the labelled anomalies."""
-    chosen = [*paths[:: max(1, -(-len(paths) // SCRATCH_IMAGES))], *anomalies[:SCRATCH_IMAGES]]
+    limit = SCRATCH_PIXELS // run.config.image_size**2
+    chosen = [*paths[:: max(1, -(-len(paths) // limit))], *anomalies[:limit]]
     anomalous = {*anomalies}
 
     def load(path: Path) -> NDArray[np.uint8] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,13 @@ def test_images_are_enlarged_to_the_side_of_small_copies_only(
     paths = [picture(tmp_path / f"{i}.png", height, width) for i in range(3)]
 
     assert limit_image_size(WANTED, paths, 2) == DetectorConfig(image_size=size)
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 64), (64, 64), (80, 96), (300, 256)])
+def test_scratch_enlarges_images_to_the_side_of_its_views_only(tmp_path: Path, side: int, size: int) -> None:
+    paths = [picture(tmp_path / f"{i}.png", side, side) for i in range(3)]
+
+    assert limit_image_size(replace(WANTED, backbone="scratch"), paths, 2).image_size == size
 
 
 def test_a_few_small_images_do_not_lower_the_size_of_the_others(tmp_path: Path) -> None:
