@@ -89,7 +89,8 @@ def component_weights(
     have some. The map has many more cells and is mostly noise unless defects are clear on it, or far clearer than on
     the coarse cells. Sensitivities count less for small images, whose map has few cells, and more where normal images
     are few: memories with gaps hide faint defects. No component weighs so little that an image far beyond normal in it
-    alone is missed. The weight of the labelled anomalies grows with their number.
+    alone is missed. Turned copies weigh as much as can be told about the turns of new normal images, and the labelled
+    anomalies the more the more there are.
 
     Args:
         detector: with its classifier of labelled anomalies.
@@ -104,12 +105,12 @@ def component_weights(
     d, coarse_d = (MIN_SENSITIVITY + each * factor for each in sensitivity)
     pooled = [name for name in detector.scale_names if name in POOLED_SCALES]
     weight_of = dict.fromkeys(pooled, 1 / len(pooled))
-    if detector.backbone.turn_head is not None:
-        weight_of[TURNED_SCALE] = TURNED_WEIGHT * float(detector.backbone.turn_information)
     weight_of[COARSE_SCALE] = min(COARSE_WEIGHT * d, MAX_COARSE_WEIGHT)
     weight_of["map"] = MIN_MAP_WEIGHT + (d / CLEAR_SENSITIVITY) ** 4 + (d * d / coarse_d / CLEARER_SENSITIVITY) ** 4
     least = MIN_SHARE * sum(weight_of.values())
     weight_of = {name: max(weight, least) for name, weight in weight_of.items()}
+    if detector.backbone.turn_head is not None:
+        weight_of[TURNED_SCALE] = TURNED_WEIGHT * float(detector.backbone.turn_information)
     weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
     return append_labelled_weight(weights, detector)
 

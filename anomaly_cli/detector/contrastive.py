@@ -129,7 +129,7 @@ class StageOne(nn.Module):
 
     def _turn_loss(self, embeddings: Tensor, normal: Tensor) -> Tensor:
         """Cross entropy of the turn of (8N, D) views; anomalies take no part, as their turns shall stay unsure."""
-        logits = self.backbone.turn_logits(embeddings[:, :, None, None])
+        logits = self.backbone.turn_logits(embeddings)
         turns = torch.arange(TURNS, device=logits.device).repeat(len(logits) // TURNS)
         kept = normal.repeat_interleave(TURNS).repeat(2)
         losses = F.cross_entropy(logits, turns, reduction="none")

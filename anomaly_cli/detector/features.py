@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,11 +14,11 @@ from anomaly_cli.detector.scales import (
     BLOCK,
     COARSE_SCALE,
     COARSE_STRIDE,
+    COPY_SIDES,
     FINEST_STEP,
     IMAGE_SCALE,
     SMALL_SCALE,
     TURNED_SCALE,
-    TURNED_SIDE,
     WHOLE_SCALES,
     cell_step,
     reduction,
@@ -29,7 +31,7 @@ def scale_features(
     backbone: Backbone,
     images: Tensor,
     names: tuple[str, ...],
-    small: Tensor | None = None,
+    copies: Mapping[str, Tensor] | None = None,
     inspected: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the raw cells of the named scales.
@@ -42,14 +44,16 @@ def scale_features(
     Args:
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
-        names: strides or blocks, and some of `IMAGE_SCALE`, `SMALL_SCALE` and `COARSE_SCALE`.
-        small: (N, 3, h', w') small copies; made here if None.
+        names: strides or blocks, and some of `WHOLE_SCALES` and `COARSE_SCALE`.
+        copies: (N, 3, h', w') reduced copies, of the scales that see such (`COPY_SIDES`); made here if None.
         inspected: (N, H, W) bool, the pixels whose cells the pooled scales pool; None for all.
 
     Returns:
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
     """
-    maps, small_maps = feature_maps(backbone, images, SMALL_SCALE in names, small)
+    if copies is None:
+        copies = {name: reduced(images, side) for name, side in COPY_SIDES.items() if name in names}
+    maps, small_maps = feature_maps(backbone, images, copies.get(SMALL_SCALE))
     features = {}
     for name in names:
         if name == IMAGE_SCALE:
@@ -57,7 +61,7 @@ def scale_features(
         elif name == SMALL_SCALE:
             features[name] = pooled_embedding(small_maps, inspected)
         elif name == TURNED_SCALE:
-            features[name] = turned_embedding(backbone, images)
+            features[name] = turned_embedding(backbone, copies[name])
         elif name == COARSE_SCALE:
             features[name] = F.normalize(small_maps[coarse_map(backbone)], dim=1)
         else:
@@ -65,34 +69,35 @@ def scale_features(
     return features
 
 
+def reduced(images: Tensor, side: int) -> Tensor:
+    """Average (N, 3, H, W) images to copies of about side² pixels: (N, 3, h, w)."""
+    return F.avg_pool2d(images, reduction(images.shape[2], images.shape[3], side))
+
+
 def feature_maps(
-    backbone: Backbone, images: Tensor, has_small: bool, small: Tensor | None = None
+    backbone: Backbone, images: Tensor, small: Tensor | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Compute the maps of (N, 3, H, W) images and of their small copies, by name; both the same without copies."""
-    batches = [images]
-    if has_small:
-        batches.append(F.avg_pool2d(images, reduction(*images.shape[2:])) if small is None else small)
+    batches = [images] if small is None else [images, small]
     by_batch = [dict(zip(backbone.names, each, strict=True)) for each in backbone.forward_batches(batches)]
     return by_batch[0], by_batch[-1]
 
 
-def turned_embedding(backbone: Backbone, images: Tensor) -> Tensor:
+def turned_embedding(backbone: Backbone, copies: Tensor) -> Tensor:
     """Compute how unsure the network is of the turn of each of four turned copies of an image.
 
     Args:
         backbone: with a `turn_head`.
-        images: (N, 3, H, W) float RGB in [0, 1]; reduced to about `TURNED_SIDE`² pixels first.
+        copies: (N, 3, h, w) float RGB in [0, 1]. Ignored pixels have one colour, as in stage 1, and are not left out.
 
     Returns:
         (N, 4, 1, 1) square roots of the negative log-likelihood of the true turn, so that the squared distance from
         zero is four times their mean (Golan & El-Yaniv 2018; Hendrycks et al. 2019).
     """
-    height, width = images.shape[2:]
-    copies = F.avg_pool2d(images, reduction(height, width, TURNED_SIDE))
-    coarsest = [backbone(torch.rot90(copies, turns, (2, 3)))[-1] for turns in range(TURNS)]
-    log_likelihoods = [backbone.turn_logits(maps).log_softmax(dim=1)[:, i] for i, maps in enumerate(coarsest)]
+    means = [backbone(torch.rot90(copies, turns, (2, 3)))[-1].mean(dim=(2, 3)) for turns in range(TURNS)]
+    losses = [-backbone.turn_logits(mean).log_softmax(dim=1)[:, turns] for turns, mean in enumerate(means)]
     # From 1e-4 on: the square root of zero has no slope, and a distance of zero no logarithm.
-    return (-torch.stack(log_likelihoods, dim=1)).clamp(min=1e-4).sqrt()[:, :, None, None]
+    return torch.stack(losses, dim=1).clamp(min=1e-4).sqrt()[:, :, None, None]
 
 
 def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anomaly_cli.detector.calibration import SOFTNESS, ScoreScale
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import SHORTEST_SIDE, SMALL_SCALE, SMALL_SIDE
+from anomaly_cli.detector.scales import COPY_SIDES, SHORTEST_SIDE, SMALL_SCALE, TURNED_SCALE
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import atomic_output
 from anomaly_cli.images.network_size import landscape_sizes
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
 KEY = "anomaly"  # of the JSON document among the file's metadata
 OUTPUTS = ("anomaly_map", "score")
 OPSET = 18  # what torch's exporter writes without converting; runtimes know it since 2023
-EXAMPLE_STEPS, EXAMPLE_SMALL_SIZE = (4, 6), (72, 104)  # steps, pixels; all sides differ, so that none is confused
+EXAMPLE_STEPS = (4, 6)  # all sides of the examples differ, so that none is confused
+EXAMPLE_SIZES = {SMALL_SCALE: (72, 104), TURNED_SCALE: (80, 112)}  # of reduced copies, pixels
 # Average pooling by a factor that depends on the size of the image is no ONNX operator. Here each side is multiplied by
 # the matrix that averages: row i holds 1 / factor where column // factor is i. The factor is that of `reduction`.
-SMALL_COPY = f"""
-<ir_version: 8, opset_import: ["": {OPSET}]>
-small_copy (float[N, 3, H, W] images) => (float[N, 3, h, w] small) {{
+REDUCED_COPY = """
+<ir_version: 8, opset_import: ["": %(opset)d]>
+%(name)s_copy (float[N, 3, H, W] images) => (float[N, 3, h, w] copy) {
     zero = Constant <value_int: int = 0> ()
     one = Constant <value_int: int = 1> ()
-    small_side = Constant <value_float: float = {SMALL_SIDE}.0> ()
-    shortest = Constant <value_int: int = {SHORTEST_SIDE}> ()
+    copy_side = Constant <value_float: float = %(side)d.0> ()
+    shortest = Constant <value_int: int = %(shortest)d> ()
     rows_axis = Constant <value_ints: ints = [1]> ()
     sides = Shape <start: int = 2> (images)
     float_sides = Cast <to: int = 1> (sides)
     area = ReduceProd <keepdims: int = 0> (float_sides)
     side = Sqrt (area)
-    side_in_small = Div (side, small_side)
-    rounded = Round (side_in_small)
+    side_in_copies = Div (side, copy_side)
+    rounded = Round (side_in_copies)
     wanted = Cast <to: int = 7> (rounded)
     shorter = ReduceMin <keepdims: int = 0> (sides)
     possible = Div (shorter, shortest)
@@ -71,8 +72,8 @@ small_copy (float[N, 3, H, W] images) => (float[N, 3, h, w] small) {{
     column_ones = Cast <to: int = 1> (column_is_ours)
     column_means = Div (column_ones, float_factor)
     low = MatMul (row_means, images)
-    small = MatMul (low, column_means)
-}}
+    copy = MatMul (low, column_means)
+}
 """
 
 
@@ -93,18 +94,18 @@ class CalibratedDetector(nn.Module):
         self.register_buffer("spread", torch.from_numpy(calibration.spread[self.active]).float())
         self.register_buffer("log_weights", torch.from_numpy(calibration.weights[self.active]).log().float())
 
-    def forward(self, images: Tensor, small: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, copies: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Measure images.
 
         Args:
             images: (N, 3, H, W) float RGB in [0, 1], H and W multiples of `DetectorConfig.size_step`.
-            small: (N, 3, h', w') their small copies, made here if not given.
+            copies: their reduced copies, as of `scale_features`.
 
         Returns:
             (N, h, w) anomaly maps on the finest grid and (N,) image scores, in units of the limit of normal.
         """
         detector = self.detector
-        detection = detector.detect(scale_features(detector.backbone, images, detector.scale_names, small))
+        detection = detector.detect(scale_features(detector.backbone, images, detector.scale_names, copies))
         standard = (detection.deviations[:, self.active].log() - self.location) / self.spread
         joined = SOFTNESS * torch.logsumexp(standard / SOFTNESS + self.log_weights, dim=1)
         return in_unit(detection.anomaly_maps, self.map_scale), in_unit(joined, self.score_unit)
@@ -122,10 +123,10 @@ def make_onnx(model: Model) -> onnx.ModelProto:
     Raises:
         ConfigError: torch cannot translate the backbone.
     """
-    has_small = SMALL_SCALE in model.detector.scale_names
-    graph = _translated(model, has_small)
-    if has_small:
-        _compute_small_copies(graph)
+    copies = [name for name in COPY_SIDES if name in model.detector.scale_names]
+    graph = _translated(model, copies)
+    for name in copies:
+        _compute_copy(graph, name)
     # Without the exporter's own names of derived sizes, such as 4*s30.
     del graph.graph.value_info[:]
     _name_sizes(graph.graph.input[0], ("N", None, "H", "W"))
@@ -135,27 +136,30 @@ def make_onnx(model: Model) -> onnx.ModelProto:
     return graph
 
 
-def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
-    """Run torch's exporter for any number of images of any size; the small copies are a second input."""
+def _translated(model: Model, copies: list[str]) -> onnx.ModelProto:
+    """Run torch's exporter for any number of images of any size; the reduced copies are further inputs."""
     N = torch.export.Dim("N", min=1, max=65535)
     rows, columns = (torch.export.Dim(name, min=1, max=1024) for name in ("rows", "columns"))
     step = model.config.size_step
-    shapes: dict[str, Any] = {"images": {0: N, 2: step * rows, 3: step * columns}}
-    examples = [torch.zeros(2, 3, *(step * steps for steps in EXAMPLE_STEPS))]
-    if has_small:
-        small_rows, small_columns = (
-            torch.export.Dim(f"small_{name}", min=2 * SHORTEST_SIDE, max=1024) for name in ("rows", "columns")
-        )
-        shapes["small"] = {0: N, 2: small_rows, 3: small_columns}
-        examples.append(torch.zeros(2, 3, *EXAMPLE_SMALL_SIZE))
+    images = torch.zeros(2, 3, *(step * steps for steps in EXAMPLE_STEPS))
+    shapes: dict[str, Any] = {"images": {0: N, 2: step * rows, 3: step * columns}, "copies": {}}
+    for name in copies:
+        sides = (torch.export.Dim(f"{name}_{side}", min=2 * SHORTEST_SIDE, max=1024) for side in ("rows", "columns"))
+        shapes["copies"][name] = {0: N, **dict(zip((2, 3), sides, strict=True))}
+    examples = {name: torch.zeros(2, 3, *EXAMPLE_SIZES[name]) for name in copies}
     try:
         # The program first: ONNX's exporter alone falls back to fixed sizes silently where it fails.
         with torch.no_grad():
             program = torch.export.export(
-                CalibratedDetector(model).eval(), tuple(examples), dynamic_shapes=shapes, strict=False
+                CalibratedDetector(model).eval(), (images, examples), dynamic_shapes=shapes, strict=False
             )
         translated = torch.onnx.export(
-            program, input_names=list(shapes), output_names=OUTPUTS, opset_version=OPSET, dynamo=True, verbose=False
+            program,
+            input_names=["images", *copies],
+            output_names=OUTPUTS,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
         )
     except Exception as error:  # the exporter raises whatever the code of a network causes
         reason = str(error).strip().splitlines()[0]
@@ -164,19 +168,27 @@ def _translated(model: Model, has_small: bool) -> onnx.ModelProto:
     return proto
 
 
-def _compute_small_copies(graph: onnx.ModelProto) -> None:
-    """Replace the second input of a graph by `SMALL_COPY`, computed from the first."""
+def reduced_copy(name: str) -> onnx.GraphProto:
+    """Write `reduced` of the scale's side as a graph from `images` to `copy`."""
     import onnx
 
-    small_copy = onnx.parser.parse_model(SMALL_COPY).graph
-    own = {name for node in small_copy.node for name in (*node.input, *node.output)} - {"images", "small"}
+    values = {"opset": OPSET, "name": name, "side": COPY_SIDES[name], "shortest": SHORTEST_SIDE}
+    return onnx.parser.parse_model(REDUCED_COPY % values).graph
+
+
+def _compute_copy(graph: onnx.ModelProto, name: str) -> None:
+    """Replace the input of a graph that is the copy of this scale by `reduced_copy` of the first input."""
+    copy = reduced_copy(name)
+    own = {each for node in copy.node for each in (*node.input, *node.output)} - {"images"}
     nodes = list(graph.graph.node)
-    for node in small_copy.node:
+    for node in copy.node:
         for names in (node.input, node.output):
-            names[:] = [f"small_copy/{name}" if name in own else name for name in names]
+            names[:] = [name if each == "copy" else f"{name}/{each}" if each in own else each for each in names]
     del graph.graph.node[:]
-    graph.graph.node.extend([*small_copy.node, *nodes])
-    del graph.graph.input[1]
+    graph.graph.node.extend([*copy.node, *nodes])
+    inputs = [each for each in graph.graph.input if each.name != name]
+    del graph.graph.input[:]
+    graph.graph.input.extend(inputs)
 
 
 def _name_sizes(value: onnx.ValueInfoProto, names: tuple[str | None, ...]) -> None:

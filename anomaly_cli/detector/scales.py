@@ -16,6 +16,7 @@ POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE)
 WHOLE_SCALES = (*POOLED_SCALES, TURNED_SCALE)  # of one cell
 SMALL_SIDE = 128  # pixels
 TURNED_SIDE = 64  # pixels, of the copies that are turned, and of the views that `scratch` learns from
+COPY_SIDES = {SMALL_SCALE: SMALL_SIDE, TURNED_SCALE: TURNED_SIDE}  # of the scales that see a reduced copy
 COARSE_STRIDE = 16  # pixels of the copy
 FINEST_STEP = 8  # pixels from one cell of a map to the next; a finer stride's cells are averaged to such a step
 SHORTEST_SIDE = 32  # pixels; a copy is not made smaller, for the coarsest maps to have a cell

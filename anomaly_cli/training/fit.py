@@ -92,11 +92,10 @@ def train_detector(
     """
     backbone = backbone.to(run.device)
     names = _scale_names(backbone, run.config.image_size)
-    if backbone.name == SCRATCH:
-        learn_from_scratch(backbone, paths, anomalies, run)
+    new = learn_from_scratch(backbone, paths, anomalies, run) if backbone.name == SCRATCH else paths
     cells, normals = sample_cells(paths, backbone, names, run)
     folds = assign_folds(len(normals.paths), run.config.seed, normals.groups)
-    numbers = range(0, len(normals.paths), -(-len(normals.paths) // calibration_images(normals.paths, run.config)))
+    numbers = _held_out_numbers(normals.paths, new, run.config)
     held_out = [HeldOutImage(int(folds[i]), normals.paths[i]) for i in numbers]
     fitted = fit_fold_detectors(cells, folds, backbone, held_out, run, "held-out")
     outliers = run.processes.broadcast(_find_outliers(fitted, normals.groups[numbers] > 0, run.config))
@@ -137,6 +136,15 @@ def _turn_few(
     again = fit_fold_detectors(cells, folds, backbone, fitted.held_out, run, "held-out-views")
     fitted = replace(again, outliers=fitted.outliers)
     return cells, fitted, fit_scale_weights(fitted, run, "planted-views")
+
+
+def _held_out_numbers(paths: list[Path], new: list[Path], config: DetectorConfig) -> list[int]:
+    """Choose the images that are measured, of those that are new to the backbone, if these are enough."""
+    known = {*new}
+    numbers = [i for i, path in enumerate(paths) if path in known]
+    if len(numbers) < MIN_NORMALS:
+        numbers = [*range(len(paths))]
+    return numbers[:: -(-len(numbers) // calibration_images(paths, config))]
 
 
 def calibration_images(paths: list[Path], config: DetectorConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import cos, log, pi
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from anomaly_cli.config import Effort
 from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
 from anomaly_cli.detector.contrastive import Schedule, StageOne
-from anomaly_cli.detector.features import turned_embedding
+from anomaly_cli.detector.features import reduced, turned_embedding
 from anomaly_cli.detector.scales import TURNED_SIDE
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.scoring.parallel import parallel_map
@@ -32,49 +33,103 @@ WARM_UP = 100  # steps
 BATCH_SIZE = 16  # images, of all processes together; eight views each
 AVERAGING = 0.995  # share of the earlier weights that a step leaves in the average
 STEPS_BETWEEN_SAVES = 200  # half a minute on a CPU
+PATIENCE = 0.2  # of the schedule, after which training stops if nothing more is learned about unseen images
 PHASE = "learning features (stage 1)"
 SAVED = "stage-1"  # name of the cached step
 
 
-def learn_backbone(
-    backbone: Backbone, images: list[np.ndarray], normal: Tensor, schedule: Schedule, run: TrainingContext
-) -> None:
+@dataclass(frozen=True)
+class StageOneImages:
+    """What stage 1 sees.
+
+    Attributes:
+        learned: (h, w, 3) uint8 at network size.
+        normal: (N,) bool of those; false for labelled anomalies.
+        unseen: other normal images, which measure what is learned; where there are none, all steps are made.
+    """
+
+    learned: list[NDArray[np.uint8]]
+    normal: Tensor
+    unseen: list[NDArray[np.uint8]]
+
+
+@dataclass
+class BestWeights:
+    """The weights with which most was known about the turns of unseen images so far.
+
+    Attributes:
+        information: `turn_information`.
+        steps: that had been made.
+        weights: state dictionary of the backbone; None before the first measurement.
+    """
+
+    information: float = -1.0
+    steps: int = 0
+    weights: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` restores."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the values of an interrupted run."""
+        self.__dict__.update(state)
+
+
+def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedule, run: TrainingContext) -> None:
     """Train the whole backbone in place with stage 1, and prototypes of every scale with it.
 
-    The backbone ends with the moving average of its weights. The random numbers of a step depend on the seed and the
-    number of the step only, so that a resumed run, and several processes, draw what one uninterrupted process draws.
+    Kept is the moving average of the weights, from the step after which most was known about unseen images. The random
+    numbers of a step depend on the seed and the number of the step only, so that a resumed run, and several processes,
+    draw what one uninterrupted process draws.
 
     Args:
         backbone: with its starting weights; left in eval mode.
-        images: (h, w, 3) uint8 at network size.
-        normal: (N,) bool, false for labelled anomalies.
+        images: of the normal class, and labelled anomalies.
         schedule: number of steps.
         run: seed, processes and cached steps.
     """
     device = next(backbone.parameters()).device
     learner = StageOne(backbone, schedule, run.config.seed, run.processes.all_gather_rows)
     share_statistics(backbone, run.processes)
-    averaged = deepcopy(backbone)
+    averaged, best = deepcopy(backbone).eval(), BestWeights()
     optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=schedule.steps))
-    parts: dict[str, Any] = {"learner": learner, "averaged": averaged, "optimiser": optimiser, "rate": rate}
-    first = _load_training_state(parts, schedule, run)
+    parts: dict[str, Any] = {
+        "learner": learner,
+        "averaged": averaged,
+        "best": best,
+        "optimiser": optimiser,
+        "rate": rate,
+    }
+    step = _load_training_state(parts, schedule, run)
     learner.train()
-    several = run.processes.count > 1
-    loss_of = DistributedDataParallel(learner) if several else learner
-    for step in range(first, schedule.steps):
-        views, chosen = draw_batch(images, schedule.crop, (run.config.seed, step), run.processes)
-        loss = loss_of(views.to(device), normal[chosen].to(device))
+    loss_of = DistributedDataParallel(learner) if run.processes.count > 1 else learner
+    patience = max(PATIENCE * schedule.steps, 2 * STEPS_BETWEEN_SAVES)
+    while step < schedule.steps and step - best.steps < patience:
+        views, chosen = draw_batch(images.learned, schedule.crop, (run.config.seed, step), run.processes)
+        loss = loss_of(views.to(device), images.normal[chosen].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         rate.step()
         _move_average(averaged, backbone, step)
-        if run.processes.is_first and ((step + 1) % STEPS_BETWEEN_SAVES == 0 or step + 1 == schedule.steps):
-            run.saved.save(SAVED, {"steps": step + 1, **{name: part.state_dict() for name, part in parts.items()}})
-        run.progress(PHASE, step + 1, schedule.steps)
-    backbone.load_state_dict(averaged.state_dict())
+        step += 1
+        if step % STEPS_BETWEEN_SAVES == 0 or step == schedule.steps:
+            _compare(best, averaged, images.unseen, step, run)
+            if run.processes.is_first:
+                run.saved.save(SAVED, {"steps": step, **{name: part.state_dict() for name, part in parts.items()}})
+        run.progress(PHASE, step, schedule.steps)
+    backbone.load_state_dict(best.weights or averaged.state_dict())
     backbone.eval()
+
+
+def _compare(best: BestWeights, averaged: Backbone, unseen: list[Any], steps: int, run: TrainingContext) -> None:
+    """Keep the averaged weights if more is known with them than with the best; without unseen images, always."""
+    information = run.processes.broadcast(turn_information(averaged, unseen, run)) if unseen else 0.0
+    if information >= best.information:
+        weights = {name: value.clone() for name, value in averaged.state_dict().items()}
+        best.information, best.steps, best.weights = information, steps, weights
 
 
 def _rate(step: int, steps: int) -> float:
@@ -131,15 +186,26 @@ def draw_batch(
 
 SCRATCH_PIXELS = 2**28  # of the normal images that are kept in memory while stage 1 trains `scratch`: 0.8 GB
 SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 15_000}
-UNSEEN_SHARE = 10  # one of so many normal images is left out of stage 1, to measure what it learned
+SHARES = (4, 10)  # one of at least and at most so many normal images is left out of stage 1, to measure what it learned
+UNSEEN = 100  # images that are left out, between these shares
 MIN_LEARNED = 50  # normal images, below which none is left out
 
 
-def learn_from_scratch(backbone: Backbone, paths: list[Path], anomalies: list[Path], run: TrainingContext) -> None:
-    """Train the random backbone with stage 1 on the normal images and the labelled anomalies."""
+def learn_from_scratch(
+    backbone: Backbone, paths: list[Path], anomalies: list[Path], run: TrainingContext
+) -> list[Path]:
+    """Train the random backbone with stage 1 on the normal images and the labelled anomalies.
+
+    Returns:
+        The normal images to calibrate on: those that stage 1 has not seen, since its features fit the others better
+        than any new image. All of them where there are too few to leave any out.
+    """
     limit = SCRATCH_PIXELS // run.config.image_size**2
-    chosen = [*paths[:: max(1, -(-len(paths) // limit))], *anomalies[:limit]]
-    anomalous = {*anomalies}
+    share = min(max(SHARES[0], len(paths) // UNSEEN), SHARES[1])
+    left_out = paths[::share] if len(paths) >= MIN_LEARNED else []
+    learned = sorted({*paths}.difference(left_out))
+    learned = learned[:: max(1, -(-len(learned) // limit))]
+    anomalies = anomalies[:limit]
 
     def load(path: Path) -> NDArray[np.uint8] | None:
         try:
@@ -147,20 +213,24 @@ def learn_from_scratch(backbone: Backbone, paths: list[Path], anomalies: list[Pa
         except UnreadableImageError:
             return None  # named by `sample_cells`, which reads every image
 
-    loaded = [(path, pixels) for path, pixels in zip(chosen, parallel_map(load, chosen, run.workers), strict=True)]
-    normal = [pixels for path, pixels in loaded if pixels is not None and path not in anomalous]
-    odd = [pixels for path, pixels in loaded if pixels is not None and path in anomalous]
+    def load_all(chosen: list[Path]) -> list[NDArray[np.uint8]]:
+        return [pixels for pixels in parallel_map(load, chosen, run.workers) if pixels is not None]
+
+    normal, odd, unseen = (
+        load_all(chosen) for chosen in (learned, anomalies, left_out[:: max(1, len(left_out) // UNSEEN)])
+    )
     if normal:  # where there are none, `sample_cells` raises the error
-        unseen = normal[::UNSEEN_SHARE] if len(normal) >= MIN_LEARNED else normal
-        learned = [pixels for i, pixels in enumerate(normal) if len(normal) < MIN_LEARNED or i % UNSEEN_SHARE]
-        labels = torch.arange(len(learned) + len(odd)) < len(learned)
-        learn_backbone(backbone, learned + odd, labels, Schedule(SCRATCH_STEPS[run.config.effort], TURNED_SIDE), run)
-        backbone.turn_information.fill_(turn_information(backbone, unseen, run))
+        labels = torch.arange(len(normal) + len(odd)) < len(normal)
+        images = StageOneImages(normal + odd, labels, unseen)
+        learn_backbone(backbone, images, Schedule(SCRATCH_STEPS[run.config.effort], TURNED_SIDE), run)
+        backbone.turn_information.fill_(turn_information(backbone, unseen or normal, run))
     backbone.prepare_for_inference()
+    return sorted({*paths}.difference(learned)) or paths
 
 
 @torch.inference_mode()
 def turn_information(backbone: Backbone, images: list[NDArray[np.uint8]], run: TrainingContext) -> float:
     """Measure the share of the uncertainty about the turn that the turn head removes in (h, w, 3) images."""
-    squares = [turned_embedding(backbone, pixels_to_tensor(pixels, run.device)).square() for pixels in images]
+    copies = (reduced(pixels_to_tensor(pixels, run.device), TURNED_SIDE) for pixels in images)
+    squares = [turned_embedding(backbone, each).square() for each in copies]
     return 1 - min(1.0, float(torch.cat(squares).mean()) / log(TURNS))

@@ -18,7 +18,7 @@ from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.anomaly_distance import deviations_of, sensitivities
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES
+from anomaly_cli.detector.scales import COARSE_SCALE, WHOLE_SCALES
 from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 from anomaly_cli.training.cell_samples import CANDIDATE_CELLS, Cells, Sample, random_cells
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, load_again, load_held_out
@@ -78,7 +78,7 @@ def harmless_views(fitted: CrossFit, run: TrainingContext) -> list[View]:
 
     turned = list(run.map_images("turned", "turning held-out images", measure, [fitted.held_out[i] for i in chosen]))
     names = fitted.final.deviation_names
-    components = [i for i, name in enumerate(names) if name in ("map", COARSE_SCALE, *POOLED_SCALES)]
+    components = [i for i, name in enumerate(names) if name in ("map", COARSE_SCALE, *WHOLE_SCALES)]
     upright = np.log(deviations_of(fitted.final, fitted.measured)[:, components])
     logs = (np.log(deviations_of(fitted.final, maps)[:, components]) for maps in zip(*turned, strict=True))
     shifts = [sensitivities(upright, each, fitted.inliers, chosen).max() for each in logs]

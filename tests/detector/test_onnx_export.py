@@ -26,13 +26,15 @@ from PIL import Image
 from shared_run import CONFIG, SETTINGS, Trained, texture, with_defect
 from torch import Tensor, nn
 
+from anomaly_cli.config import Effort
 from anomaly_cli.detector.checkpoint import load_model
-from anomaly_cli.detector.onnx_export import KEY, SMALL_COPY, describe, export, make_onnx
-from anomaly_cli.detector.scales import reduction
+from anomaly_cli.detector.onnx_export import KEY, OPSET, describe, export, make_onnx, reduced_copy
+from anomaly_cli.detector.scales import COPY_SIDES, SMALL_SCALE, TURNED_SCALE, reduction
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.images.network_size import landscape_sizes, network_size
 from anomaly_cli.scoring.pixels import to_tensor
+from anomaly_cli.training import stage1
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 SIDE = 192  # pixels; the smallest size that has a small copy
@@ -50,7 +52,7 @@ def float32() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of several forms, and a model that has a small copy and labelled anomalies, exported."""
+    """Images of several forms, and a model that has both reduced copies and labelled anomalies, exported."""
     folder = tmp_path_factory.mktemp("shapes")
     rng = np.random.default_rng(5)
     for kind, count in (("normal", 12), ("known", 6), ("incoming", 12)):
@@ -59,9 +61,24 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = texture(rng, *FORMS[i % len(FORMS)])
             anomalous = kind == "known" or (kind == "incoming" and i < 6)
             Image.fromarray(with_defect(rng, pixels) if anomalous else pixels).save(folder / kind / f"{i:02}.png")
-    settings = ("--image-size", str(SIDE), "--prototypes", "50", "--effort", "quick", "--device", "cpu")
+    settings = (
+        "--backbone",
+        "scratch",
+        "--image-size",
+        str(SIDE),
+        "--prototypes",
+        "50",
+        "--effort",
+        "quick",
+        "--device",
+        "cpu",
+    )
     model = folder / "anomaly.safetensors"
-    result = anomaly("train", folder / "normal", "-m", model, "--anomalies", folder / "known", *settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, 8)
+        # After eight steps nothing is known yet, and the turned copies would have no weight.
+        patch.setattr(stage1, "turn_information", lambda *_: 0.5)
+        result = anomaly("train", folder / "normal", "-m", model, "--anomalies", folder / "known", *settings)
     assert result.exit_code == 0, result.stderr
     result = anomaly("export", model)
     assert (result.exit_code, result.stdout) == (0, "")
@@ -101,7 +118,8 @@ def test_images_of_every_form_and_labelled_anomalies_get_the_same_scores(shapes:
     model = load_model(shapes / "anomaly.safetensors")
     sizes = {pixels_of(path, SIDE).shape for path in (shapes / "incoming").iterdir()}
 
-    assert model.detector.deviation_names[-4:] == ("image", "small", "coarse", "known")
+    assert model.detector.deviation_names[-5:] == ("image", "small", "turned", "coarse", "known")
+    assert (model.calibration.weights[-5:] > 0).all()
     assert len(sizes) == len(set(FORMS))
     assert_same_scores(shapes / "anomaly.onnx", shapes / "anomaly.safetensors", shapes / "incoming")
 
@@ -150,19 +168,24 @@ def test_a_batch_scores_as_its_images_alone(shapes: Path) -> None:
         np.testing.assert_allclose(alone[1][0], score, atol=1e-4)
 
 
-def test_the_small_copy_is_the_average_pooling_of_the_detector() -> None:
-    running = onnxruntime.InferenceSession(onnx.parser.parse_model(SMALL_COPY).SerializeToString())
+@pytest.mark.parametrize(
+    ("name", "expected_factors"), [(SMALL_SCALE, {1, 2, 3, 4, 5}), (TURNED_SCALE, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11})]
+)
+def test_a_reduced_copy_is_the_average_pooling_of_the_detector(name: str, expected_factors: set[int]) -> None:
+    model = onnx.helper.make_model(reduced_copy(name), opset_imports=[onnx.helper.make_opsetid("", OPSET)])
+    model.ir_version = 8
+    running = onnxruntime.InferenceSession(model.SerializeToString())
     sizes = [size for image_size in (96, 256, 384, 512, 640) for size in landscape_sizes(image_size)]
     factors = set()
 
     for height, width in [*sizes, *((width, height) for height, width in sizes)]:
         images = torch.rand(1, 3, height, width)
         (small,) = running.run(None, {"images": images.numpy()})
-        factors.add(reduction(height, width))
-        expected: Tensor = F.avg_pool2d(images, reduction(height, width))
+        factors.add(by := reduction(height, width, COPY_SIDES[name]))
+        expected: Tensor = F.avg_pool2d(images, by)
         np.testing.assert_allclose(small, expected.numpy(), atol=1e-5)
 
-    assert factors == {1, 2, 3, 4, 5}
+    assert factors == expected_factors
 
 
 def test_the_file_is_valid_and_its_sizes_have_names(shapes: Path) -> None:
@@ -185,7 +208,7 @@ def test_the_file_says_what_it_is_and_what_to_feed_it(shapes: Path) -> None:
 
     assert values["version"] == version("anomaly-cli")
     assert values["limit"] == 1.0
-    assert values["config"]["backbone"] == "embedded"
+    assert values["config"]["backbone"] == "scratch"
     assert values["config"]["image_size"] == SIDE
     assert values["provenance"]["images"] == model.provenance.images
     assert values["normal_scores"] == pytest.approx(model.calibration.normal_scores.tolist(), abs=1e-6)

@@ -50,7 +50,7 @@ def test_a_certain_turn_has_a_small_deviation_but_not_zero() -> None:
 
 def test_a_backbone_without_a_head_tells_no_turn() -> None:
     with pytest.raises(ValueError, match="backbone embedded has no turn head"):
-        empty_backbone("embedded").turn_logits(torch.zeros(1, 320, 2, 2))
+        empty_backbone("embedded").turn_logits(torch.zeros(1, 320))
 
 
 def test_the_prototype_of_turned_copies_is_the_surest_image() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import log
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +12,20 @@ import torch
 from PIL import Image
 from shared_run import CONFIG
 
+from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.backbones.build import build_backbone
+from anomaly_cli.detector.contrastive import Schedule
 from anomaly_cli.detector.features import turned_embedding
 from anomaly_cli.training import stage1
 from anomaly_cli.training.run import TrainingContext
-from anomaly_cli.training.stage1 import AVERAGING, WARM_UP, learn_from_scratch, turn_information
+from anomaly_cli.training.stage1 import (
+    AVERAGING,
+    WARM_UP,
+    StageOneImages,
+    learn_backbone,
+    learn_from_scratch,
+    turn_information,
+)
 
 RUN = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda *_: None)
 
@@ -28,23 +37,66 @@ def write_images(folder: Path, count: int) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize(("normal", "learned"), [(49, 49), (51, 45)])
-def test_every_tenth_normal_image_is_left_out_of_stage_one_where_there_are_enough(
-    normal: int, learned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("normal", "left_out"), [(49, 0), (51, 13), (1100, 110)])
+def test_some_normal_images_are_left_out_of_stage_one_to_calibrate_on(
+    normal: int, left_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = write_images(tmp_path, normal + 2)
-    seen: list[tuple[int, list[bool]]] = []
+    image, anomaly = write_images(tmp_path, 2)
+    paths = [tmp_path / f"{i:04}.png" for i in range(normal)]
+    for path in paths:
+        path.symlink_to(image)
+    seen: list[StageOneImages] = []
 
-    def note(_backbone: object, images: list[Any], labels: torch.Tensor, *_: object) -> None:
-        seen.append((len(images), labels.tolist()))
+    def note(_backbone: object, images: StageOneImages, *_: object) -> None:
+        seen.append(images)
 
     monkeypatch.setattr(stage1, "learn_backbone", note)
     backbone = build_backbone("scratch")
 
-    learn_from_scratch(backbone, paths[:normal], paths[normal:], RUN)
+    to_calibrate = learn_from_scratch(backbone, paths, [anomaly], RUN)
 
-    assert seen == [(learned + 2, [True] * learned + [False] * 2)]
+    (images,) = seen
+    assert images.normal.tolist() == [True] * (normal - left_out) + [False]
+    assert len(images.learned) == normal - left_out + 1
+    assert len(images.unseen) == left_out
+    assert len(to_calibrate) == (left_out or normal)
     assert 0 <= float(backbone.turn_information) < 1
+
+
+def test_images_beyond_the_limit_of_memory_calibrate_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_images(tmp_path, 60)
+    monkeypatch.setattr(stage1, "SCRATCH_PIXELS", 23 * CONFIG.image_size**2)
+    monkeypatch.setattr(stage1, "learn_backbone", lambda *_: None)
+
+    assert len(learn_from_scratch(build_backbone("scratch"), paths, [], RUN)) == 60 - 23
+
+
+@pytest.mark.parametrize(("known", "made", "kept"), [([0.1, 0.2, 0.3, 0.4, 0.5], 10, 10), ([0.1, 0.3, 0.2, 0.1], 8, 4)])
+def test_training_stops_where_no_more_is_learned_about_unseen_images(
+    known: list[float], made: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage1, "STEPS_BETWEEN_SAVES", 2)
+    monkeypatch.setattr(stage1, "PATIENCE", 0.3)
+    answers, weights = iter(known), []
+
+    def measure(averaged: Backbone, *_: object) -> float:
+        weights.append({name: value.clone() for name, value in averaged.state_dict().items()})
+        return next(answers)
+
+    monkeypatch.setattr(stage1, "turn_information", measure)
+    pixels = [np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8) for i in range(3)]
+    steps: list[int] = []
+    run = replace(RUN, progress=lambda _phase, done, _total: steps.append(done))
+    backbone = build_backbone("scratch", seed=1)
+
+    learn_backbone(
+        backbone, StageOneImages(pixels, torch.ones(3, dtype=torch.bool), pixels), Schedule(10, 64, prototypes=8), run
+    )
+
+    assert steps[-1] == made
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, weights[kept // 2 - 1][name]), name
+    assert not torch.equal(weights[0]["turn_head.weight"], weights[-1]["turn_head.weight"])
 
 
 def test_the_information_about_turns_is_the_share_of_the_uncertainty_that_is_removed() -> None:

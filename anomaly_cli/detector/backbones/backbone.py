@@ -99,15 +99,15 @@ class Backbone(nn.Module):
         answers = [network(x) for x in inputs]
         return [list(maps.values()) if isinstance(maps, dict) else list(maps) for maps in answers]
 
-    def turn_logits(self, coarsest: Tensor) -> Tensor:
-        """Compute the logits of the turn, (N, 4), from the coarsest map, (N, D, h, w).
+    def turn_logits(self, pooled: Tensor) -> Tensor:
+        """Compute the logits of the turn, (N, 4), from the mean cell of the coarsest map, (N, D).
 
         Raises:
             ValueError: this backbone has no turn head.
         """
         if self.turn_head is None:
             raise ValueError(f"backbone {self.name} has no turn head")
-        logits: Tensor = self.turn_head(coarsest.mean(dim=(2, 3)))
+        logits: Tensor = self.turn_head(pooled)
         return logits
 
     def prepare_for_inference(self) -> Self:
