@@ -17,6 +17,7 @@ from anomaly_cli.detector.scales import (
     COPY_SIDES,
     FINEST_STEP,
     IMAGE_SCALE,
+    POOLED_SCALES,
     SMALL_SCALE,
     TURNED_SCALE,
     WHOLE_SCALES,
@@ -52,21 +53,26 @@ def scale_features(
         (N, D, h, w) by name; h = w = 1 for the pooled scales.
     """
     if copies is None:
-        copies = {name: reduced(images, side) for name, side in COPY_SIDES.items() if name in names}
-    maps, small_maps = feature_maps(backbone, images, copies.get(SMALL_SCALE))
+        copies = reduced_copies(images, names)
+    maps = feature_maps(backbone, images, copies)
     features = {}
     for name in names:
-        if name == IMAGE_SCALE:
-            features[name] = pooled_embedding(maps, inspected)
-        elif name == SMALL_SCALE:
-            features[name] = pooled_embedding(small_maps, inspected)
+        if name in POOLED_SCALES:
+            features[name] = pooled_embedding(maps[name], inspected)
         elif name == TURNED_SCALE:
             features[name] = turned_embedding(backbone, copies[name])
         elif name == COARSE_SCALE:
-            features[name] = F.normalize(small_maps[coarse_map(backbone)], dim=1)
+            features[name] = F.normalize(
+                maps[SMALL_SCALE if SMALL_SCALE in maps else IMAGE_SCALE][coarse_map(backbone)], dim=1
+            )
         else:
-            features[name] = F.normalize(to_scale_grid(maps[name], backbone.stride_of[name]), dim=1)
+            features[name] = F.normalize(to_scale_grid(maps[IMAGE_SCALE][name], backbone.stride_of[name]), dim=1)
     return features
+
+
+def reduced_copies(images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Make the copies of (N, 3, H, W) images that the named scales see: (N, 3, h, w) by name."""
+    return {name: reduced(images, side) for name, side in COPY_SIDES.items() if name in names}
 
 
 def reduced(images: Tensor, side: int) -> Tensor:
@@ -74,13 +80,11 @@ def reduced(images: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(images, reduction(images.shape[2], images.shape[3], side))
 
 
-def feature_maps(
-    backbone: Backbone, images: Tensor, small: Tensor | None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compute the maps of (N, 3, H, W) images and of their small copies, by name; both the same without copies."""
-    batches = [images] if small is None else [images, small]
-    by_batch = [dict(zip(backbone.names, each, strict=True)) for each in backbone.forward_batches(batches)]
-    return by_batch[0], by_batch[-1]
+def feature_maps(backbone: Backbone, images: Tensor, copies: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Compute the maps, by name, of (N, 3, H, W) images and of the copies that pooled scales see, by scale."""
+    batches = {IMAGE_SCALE: images} | {name: copy for name, copy in copies.items() if name in POOLED_SCALES}
+    by_batch = backbone.forward_batches([*batches.values()])
+    return {name: dict(zip(backbone.names, each, strict=True)) for name, each in zip(batches, by_batch, strict=True)}
 
 
 def turned_embedding(backbone: Backbone, copies: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.attribution import pooled_attribution
 from anomaly_cli.detector.calibration import Calibration
-from anomaly_cli.detector.features import feature_maps, reduced
+from anomaly_cli.detector.features import feature_maps, reduced_copies
 from anomaly_cli.detector.inspected import inspected_cells
-from anomaly_cli.detector.scales import IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, SMALL_SIDE
+from anomaly_cli.detector.scales import POOLED_SCALES
 from anomaly_cli.images.decode import LoadedImage
 from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 
@@ -74,10 +74,7 @@ def _attribution(detector: AnomalyDetector, image: LoadedImage, name: str, grid:
     """Resize the positive part of the attribution of a pooled scale to the (h, w) grid of the map."""
     device = next(detector.buffers()).device
     pixels, inspected = to_tensor(image).to(device), inspected_tensor([image], device)
-    own, small = feature_maps(
-        detector.backbone, pixels, reduced(pixels, SMALL_SIDE) if SMALL_SCALE in detector.scale_names else None
-    )
-    maps = own if name == IMAGE_SCALE else small
+    maps = feature_maps(detector.backbone, pixels, reduced_copies(pixels, (name,)))[name]
     shares = pooled_attribution(maps, detector.scale(name), inspected).clamp(min=0)
     resized = F.interpolate(shares[None, None], size=grid, mode="bilinear")[0, 0]
     if inspected is not None:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from anomaly_cli.images.decode import LoadedImage
+from anomaly_cli.images.roi import resize_mask
+
 Pixels = NDArray[np.uint8]
 
 Mask = NDArray[np.bool_]
@@ -17,6 +20,7 @@ VIEW_SHIFT = 8  # a view is shifted by up to one of so many parts of its side
 VIEW_LIGHT = 0.2  # by which its contrast and brightness change at most
 TINTS = (0.9, 1.1)  # by which each of its colours is multiplied
 OPACITY = (0.25, 0.8)  # of a synthetic defect
+EDGE = 1.0  # pixels at network size
 
 
 def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
@@ -50,8 +54,46 @@ def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pi
     return _to_pixels((values - centre) * contrast + centre * brightness * generator.uniform(*TINTS, 3))
 
 
+def synthetic_defect_of(image: LoadedImage, other: Pixels, generator: np.random.Generator) -> Pixels:
+    """Paste a synthetic defect into an image at network size, no sharper than the pixels of its file.
+
+    In a file that was enlarged, a defect drawn at network size would be sharper than anything that a file can show,
+    and easily seen.
+
+    Args:
+        image: with the size of its file.
+        other: (h2, w2, 3) uint8 part of another normal image, at network size.
+        generator: source of every random number.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
+    h, w = image.pixels.shape[:2]
+    rows, columns = min(h, image.height), min(w, image.width)
+    if (rows, columns) == (h, w):
+        return synthetic_defect(image.pixels, other, generator, image.inspected)
+    at_file_size = _resized(image.pixels, rows, columns)
+    inspected = None if image.inspected is None else resize_mask(image.inspected, rows, columns)
+    factor = (rows * columns / (h * w)) ** 0.5
+    other = _resized(other, *(max(1, round(side * factor)) for side in other.shape[:2]))
+    changed = synthetic_defect(at_file_size, other, generator, inspected, factor * EDGE)
+    difference = _resized(changed, h, w).astype(np.int16) - _resized(at_file_size, h, w)
+    if image.inspected is not None:
+        difference[~image.inspected] = 0
+    return np.clip(image.pixels + difference, 0, 255).astype(np.uint8)
+
+
+def _resized(pixels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) pixels."""
+    return np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
+
+
 def synthetic_defect(
-    pixels: Pixels, other: Pixels, generator: np.random.Generator, inspected: Mask | None = None
+    pixels: Pixels,
+    other: Pixels,
+    generator: np.random.Generator,
+    inspected: Mask | None = None,
+    edge: float = EDGE,
 ) -> Pixels:
     """Paste a synthetic near-threshold defect into a normal image.
 
@@ -63,6 +105,7 @@ def synthetic_defect(
         other: (h2, w2, 3) uint8, another normal image to cut from.
         generator: source of every random number.
         inspected: (h, w) the region of interest, outside of which nothing changes; None for all of it.
+        edge: width of the edge of the defect, the standard deviation of its blur in pixels.
 
     Returns:
         (h, w, 3) uint8.
@@ -70,7 +113,7 @@ def synthetic_defect(
     kind = int(generator.integers(len(_CHANGES)))
     mask = _blob(pixels.shape[:2], generator, inspected)
     changed = _CHANGES[kind](pixels.astype(np.float32), other, generator)
-    soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0)[..., None] * generator.uniform(*OPACITY)
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), edge)[..., None] * generator.uniform(*OPACITY)
     if inspected is not None:
         soft *= inspected[..., None]
     return _to_pixels(pixels * (1 - soft) + changed * soft)

@@ -22,7 +22,7 @@ from anomaly_cli.images.roi import inspected_part
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.pixels import inspected_tensor, to_tensor
 from anomaly_cli.scoring.tiled import tiled_distance_maps
-from anomaly_cli.training.augmentation import synthetic_defect
+from anomaly_cli.training.augmentation import synthetic_defect_of
 from anomaly_cli.training.cell_samples import Cells
 from anomaly_cli.training.run import TrainingContext
 
@@ -74,9 +74,9 @@ def load_held_out(item: HeldOutImage, run: TrainingContext) -> tuple[Tensor, Ten
     image = load_again(item.path, run)
     if item.defect_seed is not None and item.other is not None:
         other = load_again(item.other, run)
-        generator = np.random.default_rng(item.defect_seed)
-        changed = synthetic_defect(image.pixels, inspected_part(other), generator, image.inspected)
-        image = replace(image, pixels=changed)
+        image = replace(
+            image, pixels=synthetic_defect_of(image, inspected_part(other), np.random.default_rng(item.defect_seed))
+        )
     return to_tensor(image).to(run.device), inspected_tensor([image], run.device)
 
 

@@ -20,7 +20,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, contrastive, features, scales
+from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, contrastive, features
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH
 from anomaly_cli.detector.memory import PrototypeMemory
@@ -137,9 +137,9 @@ def no_defects(*_: object) -> tuple[float, float]:
     return anomaly_distance.DEFAULT_SENSITIVITIES
 
 
-def never(_image_size: int) -> bool:
-    """Make no small copy; coarse cells are then those of the image."""
-    return False
+def no_copy(_image_size: int) -> tuple[str, ...]:
+    """Make no reduced copy; coarse cells are then those of the image."""
+    return ()
 
 
 def no_training(*_: object) -> None:
@@ -203,9 +203,8 @@ VARIANTS: dict[str, Variant] = {
     "equal weights of map, coarse cells, pooled scales": Variant(
         FUSION, replaced=[_components(lambda name: name in ("map", COARSE_SCALE, *POOLED_SCALES))]
     ),
-    "small copy of 64 pixels": Variant(SCALES, replaced=[(scales, "SMALL_SIDE", 64)]),
     "sharper maximum of the components": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
-    "no small copy": Variant(SCALES, replaced=[(fit, "has_small_scale", never)]),
+    "no small copy": Variant(SCALES, replaced=[(fit, "copy_scale", no_copy)]),
     "mean of the components": Variant(FUSION, replaced=[(calibration, "fuse_scores", mean_fused)]),
     "largest component": Variant(FUSION, replaced=[(calibration, "fuse_scores", max_fused)]),
     "largest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 1e-6)]),

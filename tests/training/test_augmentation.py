@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
 
-from anomaly_cli.training.augmentation import random_view, synthetic_defect
+from anomaly_cli.images.decode import LoadedImage
+from anomaly_cli.training.augmentation import random_view, synthetic_defect, synthetic_defect_of
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -52,3 +54,42 @@ def test_the_same_seed_plants_the_same_defect() -> None:
     first, second = (synthetic_defect(picture(), picture(1), np.random.default_rng(7)) for _ in range(2))
 
     np.testing.assert_array_equal(first, second)
+
+
+def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def test_a_defect_in_an_enlarged_file_is_no_sharper_than_its_pixels() -> None:
+    pixels, other = (enlarged(np.random.default_rng(i).integers(60, 190, (32, 32, 3), np.uint8), 128) for i in (0, 1))
+    image = LoadedImage(pixels, 32, 32)
+
+    changed = [synthetic_defect_of(image, other, np.random.default_rng(seed)) for seed in range(20)]
+
+    visible = [difference for each in changed if np.abs(difference := each.astype(float) - pixels).max() > 10]
+    assert len(visible) > 12
+    for difference in visible:
+        steps = [np.abs(np.diff(difference, axis=axis)).max() for axis in (0, 1)]
+        # From one pixel of the file to the next the defect is there or not; at network size that takes four pixels.
+        assert max(steps) <= 0.45 * np.ptp(difference)
+
+
+def test_a_defect_in_an_enlarged_file_stays_in_the_region_of_interest() -> None:
+    pixels = enlarged(picture()[:, :48], 128)
+    inspected = np.zeros((128, 128), bool)
+    inspected[40:90, 30:101] = True
+    image = LoadedImage(pixels, 48, 48, inspected=inspected)
+
+    changed = [synthetic_defect_of(image, pixels[::-1], np.random.default_rng(seed)) for seed in range(12)]
+
+    for each in changed:
+        assert (each != pixels).any()
+        assert not (each != pixels)[~inspected].any()
+
+
+def test_a_defect_in_a_file_that_was_not_enlarged_is_pasted_as_it_is() -> None:
+    image = LoadedImage(picture(), 480, 640)
+
+    pasted = synthetic_defect_of(image, picture(1), np.random.default_rng(3))
+
+    np.testing.assert_array_equal(pasted, synthetic_defect(picture(), picture(1), np.random.default_rng(3)))
