@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from anomaly_cli.config import DetectorConfig, Effort, RoiKind
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
+from anomaly_cli.detector.backbones.backbone import SCRATCH
 from anomaly_cli.detector.backbones.build import empty_backbone
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
 from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier
@@ -28,7 +29,8 @@ from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import AnomalyError, CheckpointError, MissingExtraError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 6
+FORMAT = 7
+FORMAT_BEFORE = 6  # is read as well, but for `scratch`, whose network was another
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `LabelledAnomalyClassifier`
 ROI = "region_of_interest"  # tensor of the mask, which is no part of the detector
@@ -184,14 +186,22 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor
         header = json.loads(text)
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a model file, or was cut short") from error
-    number = header.get("format") if isinstance(header, dict) else None
-    if number != FORMAT:
+    if not _is_read(header):
+        number = header.get("format") if isinstance(header, dict) else None
         raise CheckpointError(
             f"{path} has model format {number!s:.20}, this version reads {FORMAT}; train the detector again"
         )
     if header.pop("digest", None) != _digest(header, state):
         raise CheckpointError(f"{path} {DAMAGED}")
     return header, state
+
+
+def _is_read(header: object) -> bool:
+    """Whether this version reads the format that a header names."""
+    if not isinstance(header, dict) or header.get("format") != FORMAT_BEFORE:
+        return isinstance(header, dict) and header.get("format") == FORMAT
+    config = header.get("config")
+    return isinstance(config, dict) and config.get("backbone") != SCRATCH
 
 
 def fingerprint(path: Path) -> str:
