@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anomaly_cli.detector.calibration import SOFTNESS, ScoreScale
 from anomaly_cli.detector.checkpoint import Model, load_model
 from anomaly_cli.detector.features import scale_features
-from anomaly_cli.detector.scales import COPY_SIDES, HALF_SCALE, SHORTEST_SIDE, SMALL_SCALE, TURNED_SCALE
+from anomaly_cli.detector.scales import COPY_SIDES, SHORTEST_SIDE, SMALL_SCALE, TURNED_SCALE
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.files import atomic_output
 from anomaly_cli.images.network_size import landscape_sizes
@@ -29,7 +29,7 @@ KEY = "anomaly"  # of the JSON document among the file's metadata
 OUTPUTS = ("anomaly_map", "score")
 OPSET = 18  # what torch's exporter writes without converting; runtimes know it since 2023
 EXAMPLE_STEPS = (4, 6)  # all sides of the examples differ, so that none is confused
-EXAMPLE_SIZES = {SMALL_SCALE: (72, 104), HALF_SCALE: (88, 120), TURNED_SCALE: (80, 112)}  # of reduced copies, pixels
+EXAMPLE_SIZES = {SMALL_SCALE: (72, 104), TURNED_SCALE: (80, 112)}  # of reduced copies, pixels
 # Average pooling by a factor that depends on the size of the image is no ONNX operator. Here each side is multiplied by
 # the matrix that averages: row i holds 1 / factor where column // factor is i. The factor is that of `reduction`.
 REDUCED_COPY = """

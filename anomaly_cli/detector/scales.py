@@ -1,7 +1,7 @@
 """Names and grids of the scales.
 
 Local scales are named by their stride, those of a transformer by the block that they come from, since all have one
-stride. Five more see an image coarsely or as a whole.
+stride. Four more see an image coarsely or as a whole.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from math import sqrt
 
 IMAGE_SCALE = "image"  # globally pooled maps of the image
 SMALL_SCALE = "small"  # pooled maps of a copy of about `SMALL_SIDE`² pixels: coarse form, which a large image hides
-HALF_SCALE = "half"  # pooled maps of a copy of half the side, of images that are no larger than a small copy
 TURNED_SCALE = "turned"  # how unsure a network from scratch is of the turn of four turned copies
 COARSE_SCALE = "coarse"  # cells of `COARSE_STRIDE` of that copy, or of the image where it is no larger
-POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE, HALF_SCALE)
+POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE)
 WHOLE_SCALES = (*POOLED_SCALES, TURNED_SCALE)  # of one cell
 SMALL_SIDE = 128  # pixels
 TURNED_SIDE = 64  # pixels, of the copies that are turned, and of the views that `scratch` learns from
-HALF_SIDE = SMALL_SIDE // 2
-COPY_SIDES = {
-    SMALL_SCALE: SMALL_SIDE,
-    HALF_SCALE: HALF_SIDE,
-    TURNED_SCALE: TURNED_SIDE,
-}  # of the scales that see a reduced copy
+COPY_SIDES = {SMALL_SCALE: SMALL_SIDE, TURNED_SCALE: TURNED_SIDE}  # of the scales that see a reduced copy
 COARSE_STRIDE = 16  # pixels of the copy
 FINEST_STEP = 8  # pixels from one cell of a map to the next; a finer stride's cells are averaged to such a step
 SHORTEST_SIDE = 32  # pixels; a copy is not made smaller, for the coarsest maps to have a cell
@@ -34,14 +28,9 @@ def reduction(height: int, width: int, side: int = SMALL_SIDE) -> int:
     return max(1, min(round(sqrt(height * width) / side), min(height, width) // SHORTEST_SIDE))
 
 
-def copy_scale(image_size: int) -> tuple[str, ...]:
-    """Name the pooled scale of a reduced copy that images of this side have; none if it were smaller than `HALF_SIDE`.
-
-    A file that was enlarged shows its object larger than objects in other files.
-    """
-    if reduction(image_size, image_size) > 1:
-        return (SMALL_SCALE,)
-    return (HALF_SCALE,) if image_size >= SMALL_SIDE else ()
+def has_small_scale(image_size: int) -> bool:
+    """Whether the small copy of an image of this side, in pixels, is smaller than the image."""
+    return reduction(image_size, image_size) > 1
 
 
 def is_local(name: str) -> bool:
@@ -69,7 +58,6 @@ def scale_title(name: str) -> str:
     titles = {
         IMAGE_SCALE: "image level",
         SMALL_SCALE: "small copy",
-        HALF_SCALE: "copy of half the size",
         TURNED_SCALE: "turned copies",
         COARSE_SCALE: "coarse cells",
     }

@@ -26,8 +26,9 @@ from anomaly_cli.detector.scales import (
     COARSE_SCALE,
     FINEST_STEP,
     IMAGE_SCALE,
+    SMALL_SCALE,
     TURNED_SCALE,
-    copy_scale,
+    has_small_scale,
 )
 from anomaly_cli.detector.tiles import picture_scale
 from anomaly_cli.images.decode import read_size
@@ -184,5 +185,6 @@ def local_scales(backbone: Backbone) -> tuple[str, ...]:
 
 
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
+    small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
     turned = () if backbone.turn_head is None else (TURNED_SCALE,)
-    return (*local_scales(backbone), IMAGE_SCALE, *copy_scale(image_size), *turned, COARSE_SCALE)
+    return (*local_scales(backbone), IMAGE_SCALE, *small, *turned, COARSE_SCALE)

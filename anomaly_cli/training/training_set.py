@@ -66,9 +66,10 @@ class NormalSet:
 
 
 def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:
-    """Limit the image size to that of the median normal image: smaller ones are upsampled to `SMALL_SIDE`.
+    """Limit the image size to that of the median normal image; smaller ones are enlarged to at most `SMALL_SIDE`.
 
-    `scratch` upsamples to `TURNED_SIDE` only, and learns from four times as many.
+    At most to twice their side, since in files that are enlarged more an object is larger than the network knows it.
+    `scratch` enlarges to `TURNED_SIDE` only, and learns from four times as many.
     """
 
     def side(path: Path) -> float | None:
@@ -83,10 +84,8 @@ def limit_image_size(config: DetectorConfig, paths: list[Path], workers: int) ->
     if not sides:
         return config
     enough = ceil(median(sides) / IMAGE_SIZE_STEP) * IMAGE_SIZE_STEP
-    return replace(
-        config,
-        image_size=min(config.image_size, max(TURNED_SIDE if config.backbone == SCRATCH else SMALL_SIDE, enough)),
-    )
+    enlarged = TURNED_SIDE if config.backbone == SCRATCH else min(SMALL_SIDE, 2 * enough)
+    return replace(config, image_size=min(config.image_size, max(enough, enlarged)))
 
 
 def choose_window(config: DetectorConfig, paths: list[Path], workers: int) -> DetectorConfig:

@@ -137,9 +137,9 @@ def no_defects(*_: object) -> tuple[float, float]:
     return anomaly_distance.DEFAULT_SENSITIVITIES
 
 
-def no_copy(_image_size: int) -> tuple[str, ...]:
-    """Make no reduced copy; coarse cells are then those of the image."""
-    return ()
+def never(_image_size: int) -> bool:
+    """Make no small copy; coarse cells are then those of the image."""
+    return False
 
 
 def no_training(*_: object) -> None:
@@ -204,7 +204,7 @@ VARIANTS: dict[str, Variant] = {
         FUSION, replaced=[_components(lambda name: name in ("map", COARSE_SCALE, *POOLED_SCALES))]
     ),
     "sharper maximum of the components": Variant(FUSION, replaced=[(calibration, "SOFTNESS", 1.0)]),
-    "no small copy": Variant(SCALES, replaced=[(fit, "copy_scale", no_copy)]),
+    "no small copy": Variant(SCALES, replaced=[(fit, "has_small_scale", never)]),
     "mean of the components": Variant(FUSION, replaced=[(calibration, "fuse_scores", mean_fused)]),
     "largest component": Variant(FUSION, replaced=[(calibration, "fuse_scores", max_fused)]),
     "largest cell": Variant(AGGREGATION, replaced=[(anomaly_detector, "TOP_CELL_FRACTION", 1e-6)]),

@@ -25,7 +25,7 @@ from anomaly_cli.detector.backbones.timm_networks import timm_network, with_outp
 from anomaly_cli.detector.backbones.torchvision_networks import is_torchvision, torchvision_network, with_taps
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, POOLED_SCALES, copy_scale
+from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, POOLED_SCALES, SMALL_SCALE, has_small_scale
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.training.fit import local_scales
 from benchmarks.speed.speed import ROUNDS, seconds
@@ -86,12 +86,11 @@ def prepare(name: str, image_size: int, images: int) -> Contender:
     """Make a detector whose memories are full of random prototypes, and images for it."""
     config = DetectorConfig(backbone=name, image_size=image_size)
     backbone = random_backbone(config.backbone)
+    small = (SMALL_SCALE,) if has_small_scale(config.image_size) else ()
     generator = torch.Generator().manual_seed(0)
     batches = torch.rand(images, 1, 3, config.image_size, config.image_size, generator=generator)
     with torch.inference_mode():
-        features = scale_features(
-            backbone, batches[0], (*local_scales(backbone), IMAGE_SCALE, *copy_scale(config.image_size), COARSE_SCALE)
-        )
+        features = scale_features(backbone, batches[0], (*local_scales(backbone), IMAGE_SCALE, *small, COARSE_SCALE))
     scales = {}
     for scale, cells in features.items():
         D = cells.shape[1]

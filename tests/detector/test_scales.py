@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_cli.detector.features import reduced_copies
-from anomaly_cli.detector.scales import SHORTEST_SIDE, cell_step, copy_scale, is_local, reduction, scale_title
+from anomaly_cli.detector.scales import SHORTEST_SIDE, cell_step, has_small_scale, is_local, reduction, scale_title
 
 SIDES = st.integers(1, 40).map(lambda steps: 32 * steps)
 
@@ -40,36 +38,24 @@ def test_the_small_copy_never_loses_the_coarsest_cell_and_ignores_orientation(he
     assert by == reduction(width, height)
 
 
-@pytest.mark.parametrize(
-    ("image_size", "names"),
-    [(64, ()), (96, ()), (128, ("half",)), (160, ("half",)), (192, ("small",)), (256, ("small",)), (512, ("small",))],
-)
-def test_an_image_that_is_as_small_as_the_copy_has_one_of_half_the_side(
-    image_size: int, names: tuple[str, ...]
-) -> None:
-    assert copy_scale(image_size) == names
-
-
-@pytest.mark.parametrize(("image_size", "side"), [(128, 64), (160, 80)])
-def test_the_copy_of_half_the_size_has_half_the_side(image_size: int, side: int) -> None:
-    copies = reduced_copies(torch.zeros(1, 3, image_size, image_size), ("16", "image", "half"))
-
-    assert {name: tuple(copy.shape) for name, copy in copies.items()} == {"half": (1, 3, side, side)}
+@pytest.mark.parametrize(("image_size", "has"), [(64, False), (128, False), (160, False), (192, True), (256, True)])
+def test_an_image_that_is_small_itself_has_no_small_scale(image_size: int, has: bool) -> None:
+    assert has_small_scale(image_size) is has
 
 
 def test_scales_are_named_for_people() -> None:
-    assert [scale_title(name) for name in ("8", "block_4", "image", "small", "half", "coarse")] == [
+    assert [scale_title(name) for name in ("8", "block_4", "image", "small", "turned", "coarse")] == [
         "stride 8",
         "block 4",
         "image level",
         "small copy",
-        "copy of half the size",
+        "turned copies",
         "coarse cells",
     ]
 
 
 def test_the_anomaly_map_is_fused_from_strides_alone() -> None:
-    assert [name for name in ("4", "8", "16", "image", "small", "half", "turned", "coarse") if is_local(name)] == [
+    assert [name for name in ("4", "8", "16", "image", "small", "turned", "coarse") if is_local(name)] == [
         "4",
         "8",
         "16",

@@ -27,7 +27,9 @@ def picture(path: Path, height: int, width: int) -> Path:
 @pytest.mark.parametrize(
     ("height", "width", "size"),
     [
-        (32, 32, 128),
+        (20, 20, 64),
+        (32, 32, 64),
+        (33, 33, 128),
         (128, 128, 128),
         (129, 129, 160),
         (80, 250, 160),  # as many pixels as 141 x 141
@@ -35,7 +37,7 @@ def picture(path: Path, height: int, width: int) -> Path:
         (600, 400, 256),
     ],
 )
-def test_images_are_enlarged_to_the_side_of_small_copies_only(
+def test_images_are_enlarged_to_the_side_of_small_copies_but_at_most_to_twice_their_own(
     tmp_path: Path, height: int, width: int, size: int
 ) -> None:
     paths = [picture(tmp_path / f"{i}.png", height, width) for i in range(3)]
