@@ -66,7 +66,8 @@ ImageSize = Annotated[
     typer.Option(
         metavar="PIXELS",
         help="Pixels squared to shrink images to, aspect kept; files below 128 are enlarged to 128, but at most to "
-        "twice their side, with scratch those below 64 to 64. A multiple of 32; for a transformer rounded to its patches.",
+        "twice their side, with scratch those below 64 to 64. A multiple of 32; for a transformer rounded to its "
+        "patches.",
     ),
 ]
 
