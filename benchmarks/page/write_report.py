@@ -247,8 +247,8 @@ def backbones(results: pd.DataFrame, page: Page) -> None:
 def photographs(results: pd.DataFrame, page: Page) -> None:
     """Show the contribution of each component where objects are the anomalies."""
     page.text(
-        "Ten kinds of photographs, each kind once as normal and all others as anomalous. The embedded backbone has "
-        "seen photographs of these kinds: the rows tell what a part does, not what the tool reaches on photographs "
+        "Kinds of photographs, each once as normal and the nine others as anomalous. The embedded backbone has seen "
+        "photographs of these kinds: the rows tell what a part does, not what the tool reaches on photographs "
         "that are new to it."
     )
     _parts(results, page, "photographs")
