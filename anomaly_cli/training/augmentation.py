@@ -77,13 +77,13 @@ def synthetic_defect_of(image: LoadedImage, other: Pixels, generator: np.random.
     factor = (rows * columns / (h * w)) ** 0.5
     other = _resized(other, *(max(1, round(side * factor)) for side in other.shape[:2]))
     changed = synthetic_defect(at_file_size, other, generator, inspected, factor * EDGE)
-    difference = _resized(changed, h, w).astype(np.int16) - _resized(at_file_size, h, w)
+    difference = _resized(changed, h, w).astype(np.float32) - _resized(at_file_size, h, w)
     if image.inspected is not None:
         difference[~image.inspected] = 0
-    return np.clip(image.pixels + difference, 0, 255).astype(np.uint8)
+    return _to_pixels(image.pixels + difference)
 
 
-def _resized(pixels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+def _resized(pixels: Pixels, rows: int, columns: int) -> Pixels:
     """Resize (h, w, 3) pixels."""
     return np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
 

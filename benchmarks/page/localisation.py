@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from benchmarks.page.figures import grid, markdown
+from benchmarks.page.figures import markdown
 from benchmarks.page.page import AUROC, Page
 
 REGION_FIGURES = {  # column: title, factor, digits
@@ -29,11 +29,8 @@ def regions(results: pd.DataFrame, page: Page) -> None:
         "defect is found if a cell of a region of the anomaly map lies on it, at the limit of normal or at the lowest "
         "threshold at which a normal image has at most one region in the mean."
     )
-    lines = {}
-    for figure, (title, factor, digits) in REGION_FIGURES.items():
-        by_set = grid(results.assign(method="ours"), ["method"], figure)
-        page.rows.append(by_set.rows("regions", figure))
-        lines[title] = by_set.texts(factor, digits).iloc[0]
+    tables = page.figures(results.assign(method="ours"), "regions", ["method"], REGION_FIGURES)
+    lines = {title: texts.iloc[0] for title, texts in tables.items()}
     page.text(markdown(pd.DataFrame(lines).T, ["figure"]))
 
 
@@ -50,11 +47,8 @@ def small_defects(results: pd.DataFrame, page: Page) -> None:
         "smallest_defect": "--smallest-defect",
     }
     results = results.sort_values([*index], kind="stable").assign(set="all", seed=0)
-    columns = {}
-    for figure, (title, factor, digits) in SMALL_DEFECT_FIGURES.items():
-        figures = grid(results, [*index], figure)
-        page.rows.append(figures.rows("small defects", figure))
-        columns[title] = figures.texts(factor, digits)["all"]
+    tables = page.figures(results, "small defects", [*index], SMALL_DEFECT_FIGURES)
+    columns = {title: texts["all"] for title, texts in tables.items()}
     page.text(markdown(pd.DataFrame(columns), [*index.values()]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,25 @@ class Page:
         self.parts.append(markdown(figures.texts(100, 1), names))
         self.rows.append(figures.rows(table, figure))
         return figures
+
+    def figures(
+        self, results: pd.DataFrame, table: str, index: list[str], figures: Mapping[str, tuple[str, float, int]]
+    ) -> dict[str, pd.DataFrame]:
+        """Note several figures, and write each as a table of texts, by title.
+
+        Args:
+            results: a row a run.
+            table: name in the long rows.
+            index: as in `grid`.
+            figures: of each column its title, factor and digits; columns that the results lack are left out.
+        """
+        texts = {}
+        for figure, (title, factor, digits) in figures.items():
+            if figure in results:
+                by_condition = grid(results, index, figure)
+                self.rows.append(by_condition.rows(table, figure))
+                texts[title] = by_condition.texts(factor, digits)
+        return texts
 
     def text(self, *paragraphs: str) -> None:
         """Add paragraphs."""

@@ -53,12 +53,8 @@ def peers(results: pd.DataFrame, page: Page) -> None:
     )
     results, ranking = ranked(results, page, "peers")
     plot_bars(100 * ranking.mean, page.picture("peers", "Image AUROC of all methods on all sets"))
-    columns = {}
-    for figure, (title, factor, digits) in PEER_FIGURES.items():
-        if figure in results:
-            by_method = grid(results, ["method"], figure)
-            page.rows.append(by_method.rows("peers", figure))
-            columns[title] = by_method.texts(factor, digits)[MEAN]
+    tables = page.figures(results, "peers", ["method"], PEER_FIGURES)
+    columns = {title: texts[MEAN] for title, texts in tables.items()}
     page.text("Mean over the sets, of those with masks where places count:")
     page.text(markdown(pd.DataFrame(columns).loc[ranking.mean.index].fillna("–"), ["method"]))
 
