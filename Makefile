@@ -43,7 +43,7 @@ screenshots: $(INSTALLED)
 # Speed and memory; with DATA, a folder of sets in MVTec layout, also the tables of docs/benchmarks.md and that page.
 # One table: `make bench-style DATA=…`. CIFAR is the packed CIFAR-10 without its ending,
 # PHOTOGRAPHS a folder of train/CLASS and test/CLASS, such as Imagenette. BENCH_OPTIONS go to every table, so
-# `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run.
+# `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run. A table that was ended continues where it is made again.
 RESULTS ?= demo/bench
 TABLES := peers backbones style unbalanced contamination few_normals time_stamps ablation
 SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
@@ -72,7 +72,7 @@ bench-patchcore: $(INSTALLED)
 bench-regions: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accuracy.regions --data $(patsubst %/ground_truth/,%,$(sort $(wildcard $(DATA)/*/ground_truth/))) --out $(RESULTS)/regions.csv $(BENCH_OPTIONS)
 
-# Generated pictures of 3000 pixels: hours. What the CSV holds is not measured again.
+# Generated pictures of 3000 pixels: hours.
 bench-small-defects: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accuracy.small_defects --out $(RESULTS)/small_defects.csv
 

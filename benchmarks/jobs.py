@@ -6,6 +6,7 @@ Beside the CSV lies a JSON file with the command that made it and the machine, f
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import resource
@@ -14,13 +15,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from anomaly_cli.detector.checkpoint import library_versions
+from anomaly_cli.files import atomic_output
 from anomaly_cli.scoring.parallel import worker_count
 from benchmarks.accuracy.datasets import AnomalySet, read_classes, read_packed, read_set
 
@@ -76,22 +78,53 @@ def peak_mb() -> float:
 def measure_all(measure: Callable[[Job], list[Row]], jobs: Iterable[Job], out: Path) -> pd.DataFrame:
     """Measure every job and keep the table on disk complete after each.
 
+    A run that was ended continues where it is started again by the same command with the same code: until all jobs are
+    measured, their rows lie in a JSON file beside the table as well.
+
     Args:
         measure: a function of a module, since each job runs in a fresh process: the peak of memory is its own.
-        jobs: that can be pickled.
+        jobs: that can be pickled, in the same order each time.
         out: CSV.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     record_command(out)
-    rows: list[Row] = []
+    unfinished = out.with_suffix(".unfinished.json")
+    run: dict[str, Any] = {"command": sys.argv, "code": code_digest()}
+    done: list[list[Row]] = _finished_jobs(unfinished, run)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-        for measured in pool.map(measure, jobs):
-            rows += measured
-            pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g")
+        for measured in pool.map(measure, islice(jobs, len(done), None)):
+            done.append(measured)
+            with atomic_output(unfinished) as file:
+                file.write(json.dumps(run | {"rows": done}, default=float).encode())
+            _table(done).to_csv(out, index=False, float_format="%.5g")
             for row in measured:
                 print(one_line(row), flush=True)
-    return pd.DataFrame(rows)
+    unfinished.unlink(missing_ok=True)
+    return _table(done)
+
+
+def _finished_jobs(unfinished: Path, run: dict[str, Any]) -> list[list[Row]]:
+    """Read the rows of the jobs that an earlier start of this run finished."""
+    if not unfinished.exists():
+        return []
+    saved: dict[str, Any] = json.loads(unfinished.read_text("utf-8"))
+    rows: list[list[Row]] = saved.pop("rows")
+    if saved != run:
+        return []
+    print(f"continued: {len(rows)} measurements were done already", flush=True)
+    return rows
+
+
+def _table(done: list[list[Row]]) -> pd.DataFrame:
+    return pd.DataFrame([row for rows in done for row in rows])
+
+
+def code_digest() -> str:
+    """Hash the code of the package and of the benchmarks: rows of another version do not belong in the same table."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for folder in ("anomaly_cli", "benchmarks") for path in (root / folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def one_line(row: Row) -> str:

@@ -269,6 +269,27 @@ def export(student: Student, recipe: Recipe, out: Path) -> None:
     partial.replace(out)
 
 
+def _new_student(teachers: list[RecordedTeacher], batches: Batches, classes: list[int], start: Path | None) -> Student:
+    """Build the student with a head for each teacher and each number of classes, on the CPU."""
+    heads = [TeacherHead(_standardisers(batches, teacher), teacher.width) for teacher in teachers]
+    student = Student(heads, classes)
+    if start is not None:
+        student.backbone.load_state_dict(widened(load_file(start), batches.recipe.seed), strict=False)
+    return student.to(memory_format=torch.channels_last)
+
+
+def _descend(
+    student: Student, losses: dict[str, Tensor], label_weight: float, optimiser: torch.optim.Optimizer
+) -> Tensor:
+    """Make one step down the gradient of the weighted sum of the losses, and return that sum."""
+    total = cast(Tensor, sum(label_weight * loss if name == "label" else loss for name, loss in losses.items()))
+    optimiser.zero_grad(set_to_none=True)
+    total.backward()
+    nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+    optimiser.step()
+    return total
+
+
 def train(
     pictures: Pictures,
     teachers: list[RecordedTeacher],
@@ -294,11 +315,7 @@ def train(
     started = time.monotonic()
     torch.manual_seed(recipe.seed)
     batches = Batches(pictures, sharp, recipe, device)
-    heads = [TeacherHead(_standardisers(batches, teacher), teacher.width) for teacher in teachers]
-    student = Student(heads, [len(c) for c in pictures.classes]).to(device)
-    if start is not None:
-        student.backbone.load_state_dict(widened(load_file(start), recipe.seed), strict=False)
-    student = student.to(memory_format=torch.channels_last)
+    student = _new_student(teachers, batches, [len(c) for c in pictures.classes], start).to(device)
     optimiser = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: recipe.rate_at(step))
     parts: dict[str, Any] = {"student": student, "optimiser": optimiser, "schedule": schedule}
@@ -311,13 +328,7 @@ def train(
     while step < recipe.steps:
         step += 1
         facts, losses = _compare_next(student, teachers, batches)
-        total = cast(
-            Tensor, sum(recipe.label_weight * loss if name == "label" else loss for name, loss in losses.items())
-        )
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 5.0)
-        optimiser.step()
+        total = _descend(student, losses, recipe.label_weight, optimiser)
         schedule.step()
         if minutes is not None and step == first + TIMED_STEPS:
             total.item()  # waits for the GPU

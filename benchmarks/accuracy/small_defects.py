@@ -1,8 +1,7 @@
 """Find small defects in large pictures: `python -m benchmarks.accuracy.small_defects --out FILE`.
 
 For each kind of picture and each size of defect, one model with `--smallest-defect` of that size and one without it.
-Rows that the CSV holds are not measured again, so that a run that was ended goes on. Image AUROC, seconds a megapixel
-of the files, and peak memory of the process that trained and scored.
+Image AUROC, seconds a megapixel of the files, and peak memory of the process that trained and scored.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.checkpoint import load_model
 from anomaly_cli.errors import UnreadableImageError
@@ -24,7 +21,7 @@ from anomaly_cli.scoring.measure import Scorer
 from anomaly_cli.statistics.image_metrics import image_metrics
 from anomaly_cli.training import train as training
 from benchmarks.accuracy.small_defect_pictures import PICTURES, write_pictures
-from benchmarks.jobs import Row, one_line, peak_mb, record_command
+from benchmarks.jobs import Row, measure_all, peak_mb
 
 SIZES = (6, 12, 24)  # pixels
 
@@ -52,7 +49,7 @@ def draw(job: Job, folder: Path) -> list[list[Path]]:
         return [each.result() for each in drawn]
 
 
-def measure(job: Job) -> Row:
+def measure(job: Job) -> list[Row]:
     """Train, and score normal and anomalous pictures."""
     config = DetectorConfig(smallest_defect=job.size if job.told else None)
     with tempfile.TemporaryDirectory() as name:
@@ -75,39 +72,26 @@ def measure(job: Job) -> Row:
     row |= {"side": job.side, "normals": job.normal, "tested": len(labels)}
     row |= {"image_auroc": image_metrics(labels, scores).image_auroc}
     row |= {"train_s": trained - start, "s_a_megapixel": (scored - trained) / megapixels, "peak_mb": peak_mb()}
-    return row
+    return [row]
 
 
 def main() -> None:
-    """Measure what the table lacks, and print it."""
+    """Measure and print the table."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--out", type=Path, required=True, help="CSV; rows that it holds are kept")
+    options.add_argument("--out", type=Path, required=True, help="CSV")
     options.add_argument("--side", type=int, default=3000, help="pixels")
     options.add_argument("--normal", type=int, default=16, help="pictures to train on")
     options.add_argument("--tested", type=int, default=12, help="pictures to score, with and without defect each")
     options.add_argument("--pictures", nargs="+", choices=PICTURES, default=list(PICTURES))
     options.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of the defects, pixels")
     args = options.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    record_command(args.out)
-    rows: list[Row] = []
-    if args.out.exists():
-        rows = [{str(name): value for name, value in row.items()} for row in pd.read_csv(args.out).to_dict("records")]
-    done = {(row["pictures"], row["defect_px"], bool(row["smallest_defect"]), row["side"]) for row in rows}
     jobs = [
         Job(kind, size, told, args.side, args.normal, args.tested)
         for told in (True, False)
         for size in sorted(args.sizes, reverse=True)
         for kind in args.pictures
-        if (kind, size, told, args.side) not in done
     ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-        for row in pool.map(measure, jobs):
-            rows.append(row)
-            pd.DataFrame(rows).to_csv(args.out, index=False, float_format="%.5g")
-            print(one_line(row), flush=True)
-    print(pd.DataFrame(rows).round(3).to_string(index=False))
+    print(measure_all(measure, jobs, args.out).round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from benchmark_sets import write_texture_set
+from interrupted_table import measured_once
 from PIL import Image
 
 from anomaly_cli.config import DetectorConfig, Effort
@@ -45,6 +46,36 @@ def test_a_table_runs_as_a_command_and_keeps_what_was_called(
     )
     assert facts["cores"] >= 1
     assert "set texture, seed 0, method lof, normals 9" in capsys.readouterr().out
+
+
+def test_a_table_that_was_ended_continues_with_the_same_command_and_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    out, noted, last = (tmp_path / name for name in ("out.csv", "measured", "last"))
+    last.write_text("a")
+    monkeypatch.setattr(sys, "argv", ["benchmarks/accuracy/peers.py", "--seeds", "1"])
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="ended"):
+            jobs.measure_all(measured_once, folders, out)
+    assert noted.read_text() == "a"
+    assert pd.read_csv(out)["set"].tolist() == ["a", "a"]
+    last.write_text("b")
+    monkeypatch.setattr(jobs, "code_digest", lambda: "other")
+    with pytest.raises(RuntimeError, match="ended"):
+        jobs.measure_all(measured_once, folders, out)
+    assert noted.read_text() == "aab"  # with other code, from the start
+    last.write_text("c")
+    capsys.readouterr()
+    table = jobs.measure_all(measured_once, folders, out)
+
+    assert noted.read_text() == "aabc"
+    assert table["set"].tolist() == [*"aabbcc"]
+    assert table["image_auroc"].tolist() == [1 / 3, 0.25] * 3
+    assert pd.read_csv(out)["set"].tolist() == [*"aabbcc"]
+    assert "continued: 2 measurements were done already\n" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*unfinished*"))
 
 
 def test_a_command_is_quoted_without_the_folders_of_this_machine() -> None:

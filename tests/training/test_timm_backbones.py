@@ -135,6 +135,8 @@ def test_heat_maps_are_drawn(run: Run, tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.png"))) == INCOMING
 
 
+# Of the convolutional network the export of torchvision's is a test; each takes half a minute.
+@pytest.mark.parametrize("run", [VIT], indirect=True)
 def test_the_exported_file_scores_alike_at_every_form(run: Run, tmp_path: Path) -> None:
     assert anomaly("export", run.model, "--out", tmp_path / "out.onnx").exit_code == 0
     session = onnxruntime.InferenceSession(tmp_path / "out.onnx", providers=["CPUExecutionProvider"])
