@@ -175,7 +175,7 @@ def test_a_reduced_copy_is_the_average_pooling_of_the_detector(name: str, expect
     model = onnx.helper.make_model(reduced_copy(name), opset_imports=[onnx.helper.make_opsetid("", OPSET)])
     model.ir_version = 8
     running = onnxruntime.InferenceSession(model.SerializeToString())
-    sizes = [size for image_size in (96, 256, 384, 512, 640) for size in landscape_sizes(image_size)]
+    sizes = [size for image_size in (96, 256, 384, 512, 640) for size in [*landscape_sizes(image_size)][::3]]
     factors = set()
 
     for height, width in [*sizes, *((width, height) for height, width in sizes)]:
