@@ -39,6 +39,9 @@ def set_options(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--data", type=Path, nargs="+", default=[], help="folders in MVTec layout, or with labels.csv")
     options.add_argument("--cifar", type=Path, help="FILE of FILE.npz and FILE.bin: each class once as normal")
     options.add_argument("--classes", type=Path, help="folder of train/CLASS and test/CLASS: each class once as normal")
+    options.add_argument(
+        "--only", nargs="+", metavar="CLASS", help="of the classes, those to be once normal; all if none"
+    )
     options.add_argument("--out", type=Path, required=True, help="CSV; beside it goes a JSON file with the command")
     options.add_argument("--seeds", type=int, default=SEEDS, help="how many, from 0")
     options.add_argument("--max-train", type=int, default=MAX_TRAIN, help="normal images to train on")
@@ -56,7 +59,8 @@ def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
         folders.append(scratch / args.cifar.name)
         read_packed(args.cifar).write_folders(folders[-1], args.max_train, args.max_test)
     for folder in folders:
-        sets += [read_classes(folder, each.name) for each in sorted((folder / "train").iterdir()) if each.is_dir()]
+        names = sorted(each.name for each in (folder / "train").iterdir() if each.is_dir())
+        sets += [read_classes(folder, name) for name in args.only or names]
     return sets
 
 

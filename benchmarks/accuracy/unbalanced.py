@@ -2,8 +2,8 @@
 
 γ is the share of labelled anomalies in the training set. `same types`: drawn from all types of anomalies, and tested on
 others of these types. `one type`: all of one type; the others of that type are reported as seen, all other types as
-unseen. Every γ is tested on the same images. The baseline is a plain classifier on the same pooled features: logistic
-regression, class-balanced.
+unseen. Every γ is tested on the same images. The baseline is a plain classifier on the pooled features of the embedded
+backbone: logistic regression, class-balanced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector.backbones.backbone import Backbone
+from anomaly_cli.detector.backbones.backbone import EMBEDDED, Backbone
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.scales import IMAGE_SCALE
@@ -124,7 +124,7 @@ def pooled(paths: list[Path], backbone: Backbone, image_size: int) -> NDArray[np
 
 def classifier_scores(data: AnomalySet, labelled: list[Path], config: DetectorConfig) -> Scores:
     """Score the test images by a plain classifier between normal and labelled anomalous images, of which there are."""
-    backbone = build_backbone(config.backbone, None, config.seed)
+    backbone = build_backbone(EMBEDDED)
     train = pooled([*data.normal, *labelled], backbone, config.image_size)
     labels = [0] * len(data.normal) + [1] * len(labelled)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
@@ -168,7 +168,7 @@ def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
             for setting in settings_of(drawn, args.types, seed):
                 before = -1
                 for rate in args.rates:
-                    job = Job(setting, rate, DetectorConfig(seed=seed))
+                    job = Job(setting, rate, DetectorConfig(backbone=args.backbone, seed=seed))
                     if len(job.labelled) > before:
                         yield job
                     before = len(job.labelled)
@@ -179,6 +179,7 @@ def main() -> None:
     options = set_options(__doc__)
     options.add_argument("--rates", type=float, nargs="+", default=RATES, help="γ, in ascending order")
     options.add_argument("--types", type=int, default=1, help="labelled alone, a set and seed; each seed draws others")
+    options.add_argument("--backbone", default=EMBEDDED, help="of the detector")
     args = options.parse_args()
     results = run_table(args, measure, jobs_of)
     for figure in ("image_auroc", "classifier_auroc"):

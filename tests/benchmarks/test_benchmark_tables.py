@@ -103,10 +103,14 @@ def test_each_class_of_a_folder_is_once_the_normal_one(tmp_path: Path) -> None:
             (tmp_path / "photos" / part / kind).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(tmp_path / "photos" / part / kind / "0.png")
 
-    found = jobs.sets_of(argparse.Namespace(data=[], cifar=None, classes=tmp_path / "photos"), tmp_path)
+    options = jobs.set_options(None).parse_args(["--classes", str(tmp_path / "photos"), "--out", "out.csv"])
+    found = jobs.sets_of(options, tmp_path)
+    options.only = ["truck"]
+    (alone,) = jobs.sets_of(options, tmp_path)
 
     assert [data.name for data in found] == ["photos/church", "photos/truck"]
     assert [image.kind for image in found[1].test] == ["church", "good"]
+    assert alone == found[1]
 
 
 def options_of(**given: object) -> argparse.Namespace:
@@ -131,6 +135,7 @@ def test_labels_of_all_types_leave_the_test_images_and_more_labels_include_the_f
     assert not labelled[2] & {image.path for image in same[2].setting.data.test}
     assert same[0].setting.data.test == same[2].setting.data.test
     assert same[0].setting.seen == {"dent", "scratch", "rust"}
+    assert same[0].config.backbone == "scratch"
 
 
 def test_labels_of_one_type_leave_half_of_it_to_test_on_as_seen() -> None:
@@ -150,7 +155,9 @@ def test_a_share_that_labels_no_more_than_the_one_before_is_left_out() -> None:
 
 
 def unbalanced_jobs(*rates: float) -> list[unbalanced.Job]:
-    return list(unbalanced.jobs_of(options_of(rates=rates or (0.0, 0.05, 0.2), types=1), [made_up_set()]))
+    return list(
+        unbalanced.jobs_of(options_of(rates=rates or (0.0, 0.05, 0.2), types=1, backbone="scratch"), [made_up_set()])
+    )
 
 
 def test_seen_and_unseen_types_are_ranked_apart() -> None:
