@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -135,12 +135,8 @@ def unbalanced(results: pd.DataFrame, page: Page) -> None:
         "has no figure there. The classifier is a class-balanced logistic regression on our pooled features."
     )
     lines = []
-    for setting, part in results.groupby(["setting", "tested"], sort=False):
-        name = " / ".join(map(str, setting))
+    for name, both in _labelled(results):
         page.text(f"{name}:")
-        classifier = part.assign(method="classifier", image_auroc=part["classifier_auroc"])
-        both = pd.concat([part.assign(method="ours"), classifier]).dropna(subset=AUROC)
-        both = both.sort_values("rate", kind="stable")
         page.table(both, f"unbalanced / {name}", ["rate", "method"], ["γ", "method"])
         lines += [
             line_of(f"{method}: {name}", grid(own, ["rate"], AUROC))
@@ -148,6 +144,28 @@ def unbalanced(results: pd.DataFrame, page: Page) -> None:
         ]
     ticks = [(rate, f"{rate:g}") for rate in sorted(results["rate"].unique())]
     plot_lines(lines, page.picture("unbalanced", "Image AUROC by share of labelled anomalies"), "γ", ticks)
+
+
+def unbalanced_scratch(results: pd.DataFrame, page: Page) -> None:
+    """Show what labels bring where all features are learned from the images at hand."""
+    page.text(
+        "CIFAR-10 as above, with a share γ of labelled anomalies of all nine other classes (same types) or of one "
+        "class, the others unseen. The classifier sees pooled features of the embedded backbone. Deep SAD (Ruff et al. "
+        "2020), with one class labelled and all tested, has 60.9, 72.6, 77.9, 79.8 and 81.9 at γ of 0, 0.01, 0.05, 0.1 "
+        "and 0.2, mean of the ten classes."
+    )
+    results = results.assign(set=results["set"].str.split("/").str[-1])
+    for name, both in _labelled(results):
+        page.text(f"{name}:")
+        page.table(both, f"unbalanced from scratch / {name}", ["rate", "method"], ["γ", "method"])
+
+
+def _labelled(results: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split into settings; of each the rows of the detector and of the classifier, by the share of labels."""
+    for setting, part in results.groupby(["setting", "tested"], sort=False):
+        classifier = part.assign(method="classifier", image_auroc=part["classifier_auroc"])
+        both = pd.concat([part.assign(method="ours"), classifier]).dropna(subset=AUROC)
+        yield " / ".join(map(str, setting)), both.sort_values("rate", kind="stable")
 
 
 def line_of(label: str, figures: Grid, places: list[float] | None = None) -> Line:
@@ -271,6 +289,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "time_stamps": ("What is not inspected", time_stamps),
     "objects_embedded": ("Objects, embedded backbone", objects),
     "objects_scratch": ("Objects, from scratch", objects),
+    "unbalanced_scratch": ("Objects, from scratch, with some labelled anomalies", unbalanced_scratch),
     "ablation": ("What each part is worth", ablation),
     "ablation_photographs": ("What each component is worth among photographs", photographs),
     "ablation_scratch": ("What each part of stage 1 is worth", from_scratch),

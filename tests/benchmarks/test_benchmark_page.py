@@ -89,6 +89,7 @@ def write_tables(folder: Path) -> None:
         "ablation_photographs": [{"part": "–", "variant": "product"}, {"part": "fusion", "variant": "one"}],
         "ablation_scratch": [{"part": "learned", "variant": "scratch"}, {"part": "learned", "variant": "one"}],
     }
+    conditions["unbalanced_scratch"] = conditions["unbalanced"]
     for table, each in conditions.items():
         sets = ["cifar10/cat", "cifar10/dog"] if table.startswith("objects") else ["screw", "tile"]
         rows = [
@@ -129,6 +130,7 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
     assert max(path.stat().st_size for path in pictures) < 60_000
     figures = pd.read_csv(tmp_path / "page.csv")
     assert set(figures["table"]) >= {"peers", "style", "contamination", "ablation", "photographs", "from scratch"}
+    assert "unbalanced from scratch / one type / unseen" in set(figures["table"])
 
 
 def test_what_was_noted_of_a_table_stands_beside_its_command(tmp_path: Path) -> None:
