@@ -1,15 +1,13 @@
-"""Stage 1: memory-augmented contrastive learning of embeddings and prototypes, all scales at once, of turns and shifts.
+"""Stage 1: memory-augmented contrastive learning of embeddings and prototypes, all scales at once, and of turns.
 
 Equation (reconstructed, docs/method.md):
-L = L_turn + L_shift + λ_C · mean_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ],
+L = L_turn + λ_C · mean_s [ NT-Xent(z_s, z̃_s) + λ_V · mean_j max(0, 1 − std_j) ],
 with z̃ = y · HF(z′) + (1 − y) · z′, y = 1 for a normal image and 0 for a labelled anomaly.
 
 Within one class the contrast alone learns little about form. So every view is also turned by 90°, 180° and 270°: turned
 views are negatives with y = 0 (shifted instances: Tack et al. 2020; Sohn et al. 2021, *Learning and Evaluating
 Representations for Deep One-class Classification*), and L_turn is the cross entropy of a head that says by how many
 quarters a normal view was turned (Gidaris et al. 2018; Golan & El-Yaniv 2018), which makes short schedules work.
-L_shift is that of a head that says where a further copy was shifted to along each axis (Hendrycks et al. 2019, *Using
-Self-Supervised Learning Can Improve Model Robustness and Uncertainty*).
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from torch import Tensor, nn
 
 from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
 from anomaly_cli.detector.devices import prefers_bfloat16
-from anomaly_cli.detector.features import shifted
 from anomaly_cli.detector.memory import hopfield_retrieve
 
 TEMPERATURE = 0.2  # of NT-Xent (Chen et al. 2020)
@@ -90,7 +87,7 @@ class StageOne(nn.Module):
         """Start with random prototypes.
 
         Args:
-            backbone: with its starting weights, a turn head and a shift head; trained in place.
+            backbone: with its starting weights and a turn head; trained in place.
             schedule: size of views and memories.
             seed: of the prototypes.
             gather_rows: joins the rows of all processes, where each has its share of a batch.
@@ -106,30 +103,24 @@ class StageOne(nn.Module):
         ).to(device)
         self._gather_rows = gather_rows
 
-    def forward(self, views: Tensor, shifts: Tensor, normal: Tensor) -> Tensor:
+    def forward(self, views: Tensor, normal: Tensor) -> Tensor:
         """Compute the loss of the whole batch, over all scales: the same in every process.
 
         The embedding of a scale is the mean of its cells, since two views show different parts of an image.
 
         Args:
             views: (2n, 3, H, H) in [0, 1], this process's share of the batch: a view of each image, then another.
-            shifts: (2n, 2) steps of -1, 0 or 1 by which the shifted copy of each view is shifted.
             normal: (N,) bool, of the images of the whole batch.
         """
         turned = torch.stack([torch.rot90(views, turns, (2, 3)) for turns in range(TURNS)], dim=1).flatten(0, 1)
-        moved = torch.stack([shifted(view, *steps) for view, steps in zip(views, shifts.tolist(), strict=True)])
         fast = turned.device.type == "cpu" and turned.dtype == torch.float32 and prefers_bfloat16()
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-            maps = self.backbone(torch.cat([turned, moved]))[FIRST_CONTRASTED:]
-        means = [each.to(views.dtype).mean(dim=(2, 3)) for each in maps]
-        pairs = [self._gather_pairs(each[: len(turned)]) for each in means]
+            maps = self.backbone(turned)[FIRST_CONTRASTED:]
+        pairs = [self._gather_pairs(each.to(views.dtype).mean(dim=(2, 3))) for each in maps]
         unturned = torch.arange(TURNS, device=views.device) == 0
         kinds = (normal[:, None] & unturned).flatten()  # each image, then its turned copies
         contrasts = [memory_contrast(*pair, kinds, M) for pair, M in zip(pairs, self.memories, strict=True)]
-        told = self._turn_loss(torch.cat(pairs[-1]), normal) + self._shift_loss(
-            means[-1][len(turned) :], shifts, normal
-        )
-        return told + CONTRAST_WEIGHT * torch.stack(contrasts).mean()
+        return self._turn_loss(torch.cat(pairs[-1]), normal) + CONTRAST_WEIGHT * torch.stack(contrasts).mean()
 
     def _gather_pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Join the (8n, D) embeddings of all processes: (4N, D) of first views, and of the others."""
@@ -142,14 +133,4 @@ class StageOne(nn.Module):
         turns = torch.arange(TURNS, device=logits.device).repeat(len(logits) // TURNS)
         kept = normal.repeat_interleave(TURNS).repeat(2)
         losses = F.cross_entropy(logits, turns, reduction="none")
-        return (losses * kept).sum() / kept.sum().clamp(min=1)
-
-    def _shift_loss(self, embeddings: Tensor, shifts: Tensor, normal: Tensor) -> Tensor:
-        """Cross entropy of the shifts of (2n, D) shifted views along both axes."""
-        first, second = self._gather_pairs(embeddings)
-        first_steps, second_steps = (self._gather_rows(half) for half in shifts.chunk(2))
-        logits = self.backbone.shift_logits(torch.cat([first, second]))  # (2N, 2, 3)
-        steps = torch.cat([first_steps, second_steps])
-        losses = F.cross_entropy(logits.flatten(0, 1), (1 + steps).flatten(), reduction="none").view(-1, 2).sum(dim=1)
-        kept = normal.repeat(2)
         return (losses * kept).sum() / kept.sum().clamp(min=1)

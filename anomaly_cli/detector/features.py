@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_cli.detector.backbones.backbone import CLASS_TOKEN, SHIFT, Backbone
+from anomaly_cli.detector.backbones.backbone import CLASS_TOKEN, Backbone
 from anomaly_cli.detector.inspected import pool_inspected
 from anomaly_cli.detector.scales import (
     BLOCK,
@@ -27,8 +26,6 @@ from anomaly_cli.detector.scales import (
 )
 
 POOLED_STRIDES = (16, 32)  # of the maps that the pooled scales pool
-SHIFTS = tuple(product((-1, 0, 1), repeat=2))  # (rows, columns), in steps of `SHIFT`
-UNSHIFTED = SHIFTS.index((0, 0))
 
 
 def scale_features(
@@ -91,37 +88,24 @@ def feature_maps(backbone: Backbone, images: Tensor, copies: Mapping[str, Tensor
 
 
 def turned_embedding(backbone: Backbone, copies: Tensor) -> Tensor:
-    """Compute how unsure the network is of what was done to each of twelve turned or shifted copies of an image.
+    """Compute how unsure the network is of the turn of each of four turned copies of an image.
 
     Args:
-        backbone: with a `turn_head` and a `shift_head`.
+        backbone: with a `turn_head`.
         copies: (N, 3, h, w) float RGB in [0, 1]. Ignored pixels have one colour, as in stage 1, and are not left out.
 
     Returns:
-        (N, 22, 1, 1) square roots of negative log-likelihoods, so that the squared distance from zero is their sum
-        (Golan & El-Yaniv 2018; Hendrycks et al. 2019): of the true turn of four copies, then of the true shift along
-        rows and columns of nine.
+        (N, 4, 1, 1) square roots of the negative log-likelihood of the true turn, so that the squared distance from
+        zero is four times their mean (Golan & El-Yaniv 2018; Hendrycks et al. 2019).
     """
-    upright = [*(shifted(copies, *steps) for steps in SHIFTS), torch.rot90(copies, 2, (2, 3))]
-    sideways = [torch.rot90(copies, turns, (2, 3)) for turns in (1, 3)]
-    means = [
-        backbone(torch.cat(batch))[-1].mean(dim=(2, 3)).unflatten(0, (len(batch), -1)) for batch in (upright, sideways)
+    # Two turns of the same form pass the network together.
+    pairs = [torch.cat([torch.rot90(copies, turns + first, (2, 3)) for turns in (0, 2)]) for first in (0, 1)]
+    means = torch.stack([backbone(pair)[-1].mean(dim=(2, 3)).unflatten(0, (2, -1)) for pair in pairs], dim=1)
+    losses = [
+        -backbone.turn_logits(mean).log_softmax(dim=1)[:, turns] for turns, mean in enumerate(means.flatten(0, 1))
     ]
-    turned = [means[0][UNSHIFTED], means[1][0], means[0][-1], means[1][1]]
-    losses = [-backbone.turn_logits(mean).log_softmax(dim=1)[:, turns] for turns, mean in enumerate(turned)]
-    for steps, mean in zip(SHIFTS, means[0], strict=False):
-        likelihoods = backbone.shift_logits(mean).log_softmax(dim=2)
-        losses += [-likelihoods[:, axis, 1 + step] for axis, step in enumerate(steps)]
     # From 1e-4 on: the square root of zero has no slope, and a distance of zero no logarithm.
     return torch.stack(losses, dim=1).clamp(min=1e-4).sqrt()[:, :, None, None]
-
-
-def shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """Shift (…, H, W) images by `SHIFT` pixels, each step -1, 0 or 1; their reflection fills what is left."""
-    H, W = images.shape[-2:]
-    padded = F.pad(images, (SHIFT, SHIFT, SHIFT, SHIFT), mode="reflect")
-    top, left = (SHIFT * (1 - step) for step in (down, right))
-    return padded[..., top : top + H, left : left + W]
 
 
 def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:

@@ -10,7 +10,7 @@ from math import sqrt
 
 IMAGE_SCALE = "image"  # globally pooled maps of the image
 SMALL_SCALE = "small"  # pooled maps of a copy of about `SMALL_SIDE`² pixels: coarse form, which a large image hides
-TURNED_SCALE = "turned"  # how unsure a network from scratch is of what was done to turned and shifted copies
+TURNED_SCALE = "turned"  # how unsure a network from scratch is of the turn of four turned copies
 COARSE_SCALE = "coarse"  # cells of `COARSE_STRIDE` of that copy, or of the image where it is no larger
 POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE)
 WHOLE_SCALES = (*POOLED_SCALES, TURNED_SCALE)  # of one cell

@@ -200,7 +200,7 @@ def learn_scale(cells: Tensor, count: int, floor: float, run: TrainingContext) -
 
 
 def surest_scale(cells: Tensor) -> ScaleModel:
-    """Fit the scale of turned copies on (M, D) normal cells: no whitening, and the surest image as its prototype."""
+    """Fit the scale of turned copies on (M, 4) normal cells: no whitening, and the surest image as its prototype."""
     scale = ScaleModel(Whitening(torch.zeros_like(cells[0]), torch.eye(cells.shape[1], device=cells.device)))
     chosen = cells.square().sum(dim=1).argmin()[None]
     scale.memory = PrototypeMemory(cells[chosen], chosen.cpu())

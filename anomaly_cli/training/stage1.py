@@ -107,8 +107,8 @@ def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedul
     loss_of = DistributedDataParallel(learner) if run.processes.count > 1 else learner
     patience = max(PATIENCE * schedule.steps, 2 * STEPS_BETWEEN_SAVES)
     while step < schedule.steps and step - best.steps < patience:
-        views, shifts, chosen = draw_batch(images.learned, schedule.crop, (run.config.seed, step), run.processes)
-        loss = loss_of(views.to(device), shifts.to(device), images.normal[chosen].to(device))
+        views, chosen = draw_batch(images.learned, schedule.crop, (run.config.seed, step), run.processes)
+        loss = loss_of(views.to(device), images.normal[chosen].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -159,7 +159,7 @@ def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: Trainin
 
 def draw_batch(
     images: list[np.ndarray], crop: int, seed: tuple[int, int], processes: Processes
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Draw the images of a step, and two views of each in this process's share.
 
     Args:
@@ -169,8 +169,8 @@ def draw_batch(
         processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
 
     Returns:
-        (2n, 3, crop, crop) views in [0, 1] of n images: one of each, then another of each. (2n, 2) shifts of these, in
-        steps of -1, 0 or 1. And (N,) indices of the images of the whole batch.
+        (2n, 3, crop, crop) views in [0, 1] of n images: one of each, then another of each. And (N,) indices of the
+        images of the whole batch.
     """
     n = -(-BATCH_SIZE // processes.count)
     chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
@@ -181,9 +181,7 @@ def draw_batch(
         for i, draw in zip(places, generators, strict=True)
     ]
     views = torch.from_numpy(np.stack([view for kind in zip(*pairs, strict=True) for view in kind]))
-    steps = [[draw.integers(-1, 2, size=2) for _ in range(2)] for draw in generators]
-    shifts = torch.from_numpy(np.stack([each for kind in zip(*steps, strict=True) for each in kind]))
-    return views.permute(0, 3, 1, 2).float().div_(255), shifts, torch.from_numpy(chosen)
+    return views.permute(0, 3, 1, 2).float().div_(255), torch.from_numpy(chosen)
 
 
 SCRATCH_PIXELS = 2**28  # of the normal images that are kept in memory while stage 1 trains `scratch`: 0.8 GB
@@ -234,5 +232,5 @@ def learn_from_scratch(
 def turn_information(backbone: Backbone, images: list[NDArray[np.uint8]], run: TrainingContext) -> float:
     """Measure the share of the uncertainty about the turn that the turn head removes in (h, w, 3) images."""
     copies = (reduced(pixels_to_tensor(pixels, run.device), TURNED_SIDE) for pixels in images)
-    squares = [turned_embedding(backbone, each)[:, :TURNS].square() for each in copies]
+    squares = [turned_embedding(backbone, each).square() for each in copies]
     return 1 - min(1.0, float(torch.cat(squares).mean()) / log(TURNS))

@@ -101,11 +101,11 @@ def gradients(processes: Processes) -> dict[str, Tensor]:
     learner = StageOne(build_backbone("scratch", seed=1), SCHEDULE, 0, processes.all_gather_rows)
     share_statistics(learner.backbone, processes)
     learner.double().train()
-    views, shifts, chosen = draw_batch(images(), SCHEDULE.crop, (0, 0), processes)
+    views, chosen = draw_batch(images(), SCHEDULE.crop, (0, 0), processes)
     normal = torch.arange(len(chosen)) >= ANOMALIES
     several = processes.count > 1
     loss_of = DistributedDataParallel(learner) if several else learner
-    loss = loss_of(views.double(), shifts, normal)
+    loss = loss_of(views.double(), normal)
     loss.backward()
     found = {name: each.grad for name, each in learner.named_parameters() if each.grad is not None}
     return {"loss": loss.detach(), **found, **dict(learner.named_buffers())}
@@ -118,7 +118,7 @@ def test_two_processes_have_the_loss_gradients_and_statistics_of_one(tmp_path: P
         assert set(two) == set(one)
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-10, msg=name)
-    assert {"memories.0", "memories.2", "backbone.turn_head.weight", "backbone.shift_head.weight"} <= set(one)
+    assert {"memories.0", "memories.2", "backbone.turn_head.weight"} <= set(one)
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 20])
@@ -127,16 +127,15 @@ def test_the_shares_of_all_processes_make_up_the_batch(count: int) -> None:
 
     n = len(shares[0][0]) // 2
     assert n * count >= 16 > (n - 1) * count
-    for views, shifts, chosen in shares:
-        assert len(views) == len(shifts) == 2 * n
-        assert torch.equal(chosen, shares[0][2])
+    for views, chosen in shares:
+        assert len(views) == 2 * n
+        assert torch.equal(chosen, shares[0][1])
     if n * count == 16:
-        views, shifts, chosen = draw_batch(images(), 64, (3, 5), SINGLE_PROCESS)
-        assert torch.equal(chosen, shares[0][2])
+        views, chosen = draw_batch(images(), 64, (3, 5), SINGLE_PROCESS)
+        assert torch.equal(chosen, shares[0][1])
         for kind in (0, 1):
-            for number, whole in enumerate((views, shifts)):
-                joined = torch.cat([share[number][kind * n : (kind + 1) * n] for share in shares])
-                assert torch.equal(joined, whole[kind * 16 : (kind + 1) * 16])
+            joined_views = torch.cat([share[kind * n : (kind + 1) * n] for share, _ in shares])
+            assert torch.equal(joined_views, views[kind * 16 : (kind + 1) * 16])
 
 
 # Sharing work

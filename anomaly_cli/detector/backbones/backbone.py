@@ -21,8 +21,6 @@ SCRATCH = "scratch"
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as every torchvision backbone expects
 STD = (0.229, 0.224, 0.225)
 TURNS = 4  # quarters by which a picture may be turned; the classes of a turn head
-SHIFT = 16  # pixels by which a copy may be shifted along each axis, back, not at all or forth
-DIRECTIONS = 3  # of a shift along one axis; the classes of each half of a shift head
 CLASS_TOKEN = "class"  # name of the output that is no map: one cell for the whole image
 
 
@@ -35,7 +33,6 @@ class Backbone(nn.Module):
         names: of what `forward` returns: strides or depths, the class token of a transformer last.
         libraries: that the network comes from, beside torchvision.
         turn_head: of a network that stage 1 trains; None for others.
-        shift_head: likewise.
         turn_information: (), share of the uncertainty about the turn of a new normal image that the head removes, in
             [0, 1]; only beside a head.
     """
@@ -54,7 +51,6 @@ class Backbone(nn.Module):
         names: tuple[str, ...] = (),
         normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (MEAN, STD),
         turn_head: nn.Linear | None = None,
-        shift_head: nn.Linear | None = None,
     ) -> None:
         """Wrap a network.
 
@@ -65,7 +61,6 @@ class Backbone(nn.Module):
             names: of its outputs; the strides if not given.
             normalisation: mean and standard deviation of the pixels of each channel.
             turn_head: takes the mean of the coarsest map, says by how many quarters the image was turned.
-            shift_head: takes the same, says where the image was shifted to along each axis.
         """
         super().__init__()
         self.name = name
@@ -73,7 +68,7 @@ class Backbone(nn.Module):
         self.strides = strides
         self.names = names or tuple(map(str, strides))
         self._packed: PrepackedResNet | None = None
-        self.turn_head, self.shift_head = turn_head, shift_head
+        self.turn_head = turn_head
         if turn_head is not None:
             self.register_buffer("turn_information", torch.zeros(()))
         self.register_buffer("mean", torch.tensor(normalisation[0]).view(1, 3, 1, 1), persistent=False)
@@ -113,17 +108,6 @@ class Backbone(nn.Module):
         if self.turn_head is None:
             raise ValueError(f"backbone {self.name} has no turn head")
         logits: Tensor = self.turn_head(pooled)
-        return logits
-
-    def shift_logits(self, pooled: Tensor) -> Tensor:
-        """Compute the logits of the shift along rows and columns, (N, 2, 3), as `turn_logits` does.
-
-        Raises:
-            ValueError: this backbone has no shift head.
-        """
-        if self.shift_head is None:
-            raise ValueError(f"backbone {self.name} has no shift head")
-        logits: Tensor = self.shift_head(pooled).unflatten(1, (2, DIRECTIONS))
         return logits
 
     def prepare_for_inference(self) -> Self:

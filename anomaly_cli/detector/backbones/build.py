@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from anomaly_cli.detector.backbones.backbone import DIRECTIONS, EMBEDDED, SCRATCH, TURNS, Backbone
+from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH, TURNS, Backbone
 from anomaly_cli.detector.backbones.compact_resnet import STRIDES, CompactResNet
 from anomaly_cli.detector.backbones.timm_networks import timm_backbone, timm_network, with_outputs
 from anomaly_cli.detector.backbones.torchvision_networks import (
@@ -77,8 +77,7 @@ def _scratch_backbone(seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = CompactResNet(SCRATCH_WIDTHS, SCRATCH_DEPTHS, SCRATCH_STEM_WIDTH)
-        turn_head, shift_head = (nn.Linear(SCRATCH_WIDTHS[-1], classes) for classes in (TURNS, 2 * DIRECTIONS))
-        return Backbone(SCRATCH, network, STRIDES, turn_head=turn_head, shift_head=shift_head)
+        return Backbone(SCRATCH, network, STRIDES, turn_head=nn.Linear(SCRATCH_WIDTHS[-1], TURNS))
 
 
 def _embedded_network() -> CompactResNet:
