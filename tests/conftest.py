@@ -43,6 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ANOMALY_DEVICE", "cpu")
+        patch.delenv("ANOMALY_FLOAT32", raising=False)  # which the module that asks first may have set
         result = anomaly("train", "normal", *SETTINGS)
     assert result.exit_code == 0, result.stderr
     return Trained(folder, folder / "anomaly.safetensors", result)
