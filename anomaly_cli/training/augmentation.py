@@ -16,42 +16,47 @@ Pixels = NDArray[np.uint8]
 
 Mask = NDArray[np.bool_]
 
-VIEW_SHIFT = 8  # a view is shifted by up to one of so many parts of its side
-VIEW_LIGHT = 0.2  # by which its contrast and brightness change at most
+VIEW_AREA = (0.35, 1.0)  # share of an image that a view shows
+VIEW_ASPECT = 4 / 3  # of that part, at most, upright or not
+VIEW_LIGHT = 0.4  # by which its brightness, contrast and saturation change at most
 TINTS = (0.9, 1.1)  # by which each of its colours is multiplied
+GRAY_VIEWS = 0.2  # share of the views that have no colour
 OPACITY = (0.25, 0.8)  # of a synthetic defect
 EDGE = 1.0  # pixels at network size
 
 
 def random_view(pixels: Pixels, side: int, generator: np.random.Generator) -> Pixels:
-    """Cut a part of an image, shift it, mirror it and light it differently: another picture of the same thing.
+    """Cut out a part of an image, resize it, mirror it and light it differently: another picture of the same thing.
 
-    Much milder than contrastive learning has it (Chen et al. 2020): what is odd may be small.
+    The views of contrastive learning (Chen et al. 2020) without blur, and with larger parts.
 
     Args:
         pixels: (h, w, 3) uint8.
-        side: of the square view, in pixels; the part is at least as large, if the image is.
+        side: of the square view, in pixels.
         generator: source of every random number.
 
     Returns:
         (side, side, 3) uint8.
     """
     h, w = pixels.shape[:2]
-    longest = min(h, w)
-    cut = int(generator.integers(min(side, longest), longest + 1))
-    top, left = int(generator.integers(h - cut + 1)), int(generator.integers(w - cut + 1))
-    part = pixels[top : top + cut, left : left + cut]
-    if cut != side:
-        part = np.asarray(Image.fromarray(part).resize((side, side), Image.Resampling.BILINEAR))
-    margin = side // VIEW_SHIFT
-    y, x = generator.integers(2 * margin + 1, size=2)
-    reflected = np.pad(part, ((margin, margin), (margin, margin), (0, 0)), "reflect")
-    values = reflected[y : y + side, x : x + side].astype(np.float32)
+    stretch = VIEW_ASPECT ** generator.uniform(-0.5, 0.5)
+    width, height = np.array([stretch, 1 / stretch]) * np.sqrt(h * w * generator.uniform(*VIEW_AREA))
+    fitting = min(1.0, w / width, h / height)
+    width, height = fitting * width, fitting * height
+    left, top = generator.random(2) * np.maximum(0, (w - width, h - height))
+    part = Image.fromarray(pixels).resize(
+        (side, side), Image.Resampling.BILINEAR, (left, top, min(left + width, w), min(top + height, h))
+    )
+    values = np.asarray(part, np.float32)
     if generator.random() < 0.5:
         values = values[:, ::-1]
-    centre = values.mean()
-    contrast, brightness = generator.uniform(1 - VIEW_LIGHT, 1 + VIEW_LIGHT, 2)
-    return _to_pixels((values - centre) * contrast + centre * brightness * generator.uniform(*TINTS, 3))
+    brightness, contrast, saturation = generator.uniform(1 - VIEW_LIGHT, 1 + VIEW_LIGHT, 3)
+    if generator.random() < GRAY_VIEWS:
+        saturation = 0.0
+    gray = values.mean(axis=2, keepdims=True)
+    colours = gray + saturation * (values - gray)
+    centre = colours.mean()
+    return _to_pixels(brightness * (centre + contrast * (colours - centre)) * generator.uniform(*TINTS, 3))
 
 
 def synthetic_defect_of(image: LoadedImage, other: Pixels, generator: np.random.Generator) -> Pixels:

@@ -10,17 +10,43 @@ def picture(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(60, 190, (48, 64, 3), np.uint8)
 
 
-def test_a_free_view_is_a_square_of_another_part_in_another_light() -> None:
+def test_a_view_is_a_square_of_another_part_in_another_light() -> None:
     ramp = np.linspace(60, 190, 64, dtype=np.uint8)
-    image = np.broadcast_to(ramp[None, :, None], (48, 64, 3)).copy()
+    image = np.stack(np.broadcast_arrays(ramp, ramp[:48, None], ramp[::-1]), axis=2)
 
-    views = [random_view(image, 32, np.random.default_rng(seed)).astype(int) for seed in range(40)]
+    views = [random_view(image, 32, np.random.default_rng(seed)).astype(int) for seed in range(60)]
 
     assert {view.shape for view in views} == {(32, 32, 3)}
-    slopes = [view[:, -1].mean() - view[:, 0].mean() for view in views]
+    slopes = [view[:, -1, 0].mean() - view[:, 0, 0].mean() for view in views]
     assert min(slopes) < 0 < max(slopes)  # some are mirrored
+    assert all(view[-1, :, 1].mean() > view[0, :, 1].mean() + 1 for view in views)  # none is upside down
     assert np.std(np.abs(slopes)) > 5  # they show more of the image or less
     assert np.std([view.mean() for view in views]) > 10
+    colours = [np.corrcoef(view[..., 0].flat, view[..., 2].flat)[0, 1] for view in views]
+    assert 5 < np.sum(np.array(colours) > 0.9) < 25  # without colour
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 400), (300, 20), (64, 64), (189, 251)])
+def test_a_view_of_any_form_shows_one_part_hardly_stretched(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h, w = shape
+    boxes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *given: boxes.append(given[3]) or resize(*given))
+
+    for seed in range(300):
+        random_view(np.zeros((h, w, 3), np.uint8), 16, np.random.default_rng(seed))
+
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= w
+        assert 0 <= top < bottom <= h
+        assert 0.74 < (right - left) / (bottom - top) < 1.34
+    shares = [(right - left) * (bottom - top) / min(h, w) ** 2 for left, top, right, bottom in boxes]
+    assert max(shares) <= 4 / 3 + 1e-9
+    if h == w:
+        assert 0.35 <= min(shares) < 0.45
+        assert max(shares) > 0.9
 
 
 @pytest.mark.parametrize("seed", range(30))
