@@ -31,9 +31,16 @@ def test_a_view_of_any_form_shows_one_part_hardly_stretched(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     h, w = shape
-    boxes = []
+    boxes: list[tuple[float, float, float, float]] = []
     resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda *given: boxes.append(given[3]) or resize(*given))
+
+    def noted(
+        image: Image.Image, size: tuple[int, int], resample: Image.Resampling, box: tuple[float, float, float, float]
+    ) -> Image.Image:
+        boxes.append(box)
+        return resize(image, size, resample, box)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
 
     for seed in range(300):
         random_view(np.zeros((h, w, 3), np.uint8), 16, np.random.default_rng(seed))
