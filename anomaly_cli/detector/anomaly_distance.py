@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector, Detection
 from anomaly_cli.detector.calibration import Calibration, ScoreScale
-from anomaly_cli.detector.scales import COARSE_SCALE, POOLED_SCALES, TURNED_SCALE
+from anomaly_cli.detector.scales import COARSE_SCALE, LEARNED_SCALE, POOLED_SCALES, TURNED_SCALE
 from anomaly_cli.statistics.prediction_limit import MIN_SPREAD
 
 Floats = NDArray[np.float64]
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 # Weights in the image score, where the pooled scales together have 1; d is the sensitivity to synthetic defects.
 COARSE_WEIGHT = 2.0  # of the coarse cells at d = 1 of the map
 MAX_COARSE_WEIGHT = 2.0
-TURNED_WEIGHT = 10.0  # of the turned copies where the turn of a new normal image is certain
+TURNED_WEIGHT = 10.0  # of the turned copies, and of their embedding, where the turn of a new normal image is certain
 MIN_MAP_WEIGHT = 0.3  # of the map at d = 0, as on photographs
 CLEAR_SENSITIVITY = 2.5  # d at which the map weighs 1 more
 CLEARER_SENSITIVITY = 8.0  # d · (d / d of the coarse cells) at which the map weighs 1 more
@@ -89,8 +89,8 @@ def component_weights(
     have some. The map has many more cells and is mostly noise unless defects are clear on it, or far clearer than on
     the coarse cells. Sensitivities count less for small images, whose map has few cells, and more where normal images
     are few: memories with gaps hide faint defects. No component weighs so little that an image far beyond normal in it
-    alone is missed. Turned copies weigh as much as can be told about the turns of new normal images, and the labelled
-    anomalies the more the more there are.
+    alone is missed. Turned copies and their embedding weigh as much as can be told about the turns of new normal
+    images, and the labelled anomalies the more the more there are.
 
     Args:
         detector: with its classifier of labelled anomalies.
@@ -110,7 +110,8 @@ def component_weights(
     least = MIN_SHARE * sum(weight_of.values())
     weight_of = {name: max(weight, least) for name, weight in weight_of.items()}
     if detector.backbone.turn_head is not None:
-        weight_of[TURNED_SCALE] = TURNED_WEIGHT * float(detector.backbone.turn_information)
+        for name in (TURNED_SCALE, LEARNED_SCALE):
+            weight_of[name] = TURNED_WEIGHT * float(detector.backbone.turn_information)
     weights = np.array([weight_of.get(name, 0.0) for name in ("map", *detector.scale_names)])
     return append_labelled_weight(weights, detector)
 

@@ -29,8 +29,8 @@ from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import AnomalyError, CheckpointError, MissingExtraError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 7
-FORMAT_BEFORE = 6  # is read as well, but for `scratch`, whose network was another
+FORMAT = 8
+FORMATS_BEFORE = (6, 7)  # are read as well, but for `scratch`, whose scales were others
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `LabelledAnomalyClassifier`
 ROI = "region_of_interest"  # tensor of the mask, which is no part of the detector
@@ -198,7 +198,7 @@ def _parse(content: bytes, path: Path) -> tuple[dict[str, Any], dict[str, Tensor
 
 def _is_read(header: object) -> bool:
     """Whether this version reads the format that a header names."""
-    if not isinstance(header, dict) or header.get("format") != FORMAT_BEFORE:
+    if not isinstance(header, dict) or header.get("format") not in FORMATS_BEFORE:
         return isinstance(header, dict) and header.get("format") == FORMAT
     config = header.get("config")
     return isinstance(config, dict) and config.get("backbone") != SCRATCH

@@ -17,6 +17,7 @@ from anomaly_cli.detector.scales import (
     COPY_SIDES,
     FINEST_STEP,
     IMAGE_SCALE,
+    LEARNED_SCALE,
     POOLED_SCALES,
     SMALL_SCALE,
     TURNED_SCALE,
@@ -26,6 +27,7 @@ from anomaly_cli.detector.scales import (
 )
 
 POOLED_STRIDES = (16, 32)  # of the maps that the pooled scales pool
+BORDER = 6  # pixels at each side of a turned copy, about a tenth, that its central part is without
 
 
 def scale_features(
@@ -45,7 +47,7 @@ def scale_features(
     Args:
         backbone: in eval mode for detection.
         images: (N, 3, H, W) float RGB in [0, 1].
-        names: strides or blocks, and some of `WHOLE_SCALES` and `COARSE_SCALE`.
+        names: strides or blocks, `COARSE_SCALE`, and some of `WHOLE_SCALES`; the learned scale beside the turned one.
         copies: (N, 3, h', w') reduced copies, of the scales that see such (`COPY_SIDES`); made here if None.
         inspected: (N, H, W) bool, the pixels whose cells the pooled scales pool; None for all.
 
@@ -55,12 +57,15 @@ def scale_features(
     if copies is None:
         copies = reduced_copies(images, names)
     maps = feature_maps(backbone, images, copies)
+    means = turned_means(backbone, copies[TURNED_SCALE]) if TURNED_SCALE in names else torch.empty(0)
     features = {}
     for name in names:
         if name in POOLED_SCALES:
             features[name] = pooled_embedding(maps[name], inspected)
         elif name == TURNED_SCALE:
-            features[name] = turned_embedding(backbone, copies[name])
+            features[name] = turn_losses(backbone, means)
+        elif name == LEARNED_SCALE:
+            features[name] = learned_embedding(means)
         elif name == COARSE_SCALE:
             features[name] = F.normalize(
                 maps[SMALL_SCALE if SMALL_SCALE in maps else IMAGE_SCALE][coarse_map(backbone)], dim=1
@@ -87,25 +92,53 @@ def feature_maps(backbone: Backbone, images: Tensor, copies: Mapping[str, Tensor
     return {name: dict(zip(backbone.names, each, strict=True)) for name, each in zip(batches, by_batch, strict=True)}
 
 
-def turned_embedding(backbone: Backbone, copies: Tensor) -> Tensor:
-    """Compute how unsure the network is of the turn of each of four turned copies of an image.
+def turned_means(backbone: Backbone, copies: Tensor) -> Tensor:
+    """Compute the mean cells of the coarsest map of four views of each copy, each view in four turns.
+
+    The views are the copy, its central part enlarged to the size of the copy, and both mirrored.
 
     Args:
-        backbone: with a `turn_head`.
+        backbone: whose network sees the views.
         copies: (N, 3, h, w) float RGB in [0, 1]. Ignored pixels have one colour, as in stage 1, and are not left out.
 
     Returns:
-        (N, 4, 1, 1) square roots of the negative log-likelihood of the true turn, so that the squared distance from
-        zero is four times their mean (Golan & El-Yaniv 2018; Hendrycks et al. 2019).
+        (4, V, N, D), of each turn each view.
     """
+    part = F.interpolate(copies[:, :, BORDER:-BORDER, BORDER:-BORDER], copies.shape[2:], mode="bilinear")
+    views = torch.stack([copies, part, copies.flip(3), part.flip(3)])
     # Two turns of the same form pass the network together.
-    pairs = [torch.cat([torch.rot90(copies, turns + first, (2, 3)) for turns in (0, 2)]) for first in (0, 1)]
-    means = torch.stack([backbone(pair)[-1].mean(dim=(2, 3)).unflatten(0, (2, -1)) for pair in pairs], dim=1)
+    pairs = [torch.cat([torch.rot90(views, turns + first, (3, 4)) for turns in (0, 2)]) for first in (0, 1)]
+    rows = [backbone(pair.flatten(0, 1))[-1].mean(dim=(2, 3)) for pair in pairs]
+    return torch.stack([each.unflatten(0, (2, len(views), -1)) for each in rows], dim=1).flatten(0, 1)
+
+
+def turn_losses(backbone: Backbone, means: Tensor) -> Tensor:
+    """Compute how unsure the network is of each turn, averaged over the views.
+
+    Args:
+        backbone: with a `turn_head`.
+        means: (4, V, N, D) of `turned_means`.
+
+    Returns:
+        (N, 4, 1, 1) square roots of the mean negative log-likelihood of each true turn, so that the squared distance
+        from zero is four times their mean (Golan & El-Yaniv 2018; Hendrycks et al. 2019).
+    """
     losses = [
-        -backbone.turn_logits(mean).log_softmax(dim=1)[:, turns] for turns, mean in enumerate(means.flatten(0, 1))
+        -backbone.turn_logits(each.flatten(0, 1)).log_softmax(dim=1)[:, turns] for turns, each in enumerate(means)
     ]
     # From 1e-4 on: the square root of zero has no slope, and a distance of zero no logarithm.
-    return torch.stack(losses, dim=1).clamp(min=1e-4).sqrt()[:, :, None, None]
+    of_views: Tensor = torch.stack(losses, dim=1).unflatten(0, (means.shape[1], -1)).mean(dim=0)
+    return of_views.clamp(min=1e-4).sqrt()[:, :, None, None]
+
+
+def learned_embedding(means: Tensor) -> Tensor:
+    """Embed an image as its turned views: (4, V, N, D) of `turned_means` to (N, 4·D, 1, 1) of unit length.
+
+    The directions of all views are averaged and those of the turns concatenated (the embedding of Sohn et al. 2021,
+    section 3.3, of one density each turn).
+    """
+    directions = F.normalize(means, dim=3).mean(dim=1)  # (4, N, D)
+    return F.normalize(directions.transpose(0, 1).flatten(1), dim=1)[:, :, None, None]
 
 
 def to_scale_grid(feature_map: Tensor, stride: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Names and grids of the scales.
 
 Local scales are named by their stride, those of a transformer by the block that they come from, since all have one
-stride. Four more see an image coarsely or as a whole.
+stride. Five more see an image coarsely or as a whole.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from math import sqrt
 
 IMAGE_SCALE = "image"  # globally pooled maps of the image
 SMALL_SCALE = "small"  # pooled maps of a copy of about `SMALL_SIDE`² pixels: coarse form, which a large image hides
-TURNED_SCALE = "turned"  # how unsure a network from scratch is of the turn of four turned copies
+TURNED_SCALE = "turned"  # how unsure a network from scratch is of the turn of turned copies
+LEARNED_SCALE = "learned"  # embedding of those copies by that network
 COARSE_SCALE = "coarse"  # cells of `COARSE_STRIDE` of that copy, or of the image where it is no larger
 POOLED_SCALES = (IMAGE_SCALE, SMALL_SCALE)
-WHOLE_SCALES = (*POOLED_SCALES, TURNED_SCALE)  # of one cell
+WHOLE_SCALES = (*POOLED_SCALES, TURNED_SCALE, LEARNED_SCALE)  # of one cell
 SMALL_SIDE = 128  # pixels
 TURNED_SIDE = 64  # pixels, of the copies that are turned, and of the views that `scratch` learns from
 COPY_SIDES = {SMALL_SCALE: SMALL_SIDE, TURNED_SCALE: TURNED_SIDE}  # of the scales that see a reduced copy
@@ -59,6 +60,7 @@ def scale_title(name: str) -> str:
         IMAGE_SCALE: "image level",
         SMALL_SCALE: "small copy",
         TURNED_SCALE: "turned copies",
+        LEARNED_SCALE: "learned embedding",
         COARSE_SCALE: "coarse cells",
     }
     return titles.get(name) or (name.replace("_", " ") if name.startswith(BLOCK) else f"stride {name}")

@@ -14,7 +14,7 @@ from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
 from anomaly_cli.detector.anomaly_distance import set_cell_means
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import POOLED_SCALES, TURNED_SCALE
+from anomaly_cli.detector.scales import LEARNED_SCALE, POOLED_SCALES, TURNED_SCALE
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.errors import InputError, UnreadableImageError
 from anomaly_cli.images.decode import LoadedImage
@@ -174,8 +174,10 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -
         values = cells[name].values[kept[cells[name].sources]].to(run.device)
         if name == TURNED_SCALE:
             return surest_scale(values).cpu()
+        if name == LEARNED_SCALE:
+            return learn_scale(values, count, unwhitened(values), run).cpu()
         floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
-        return learn_scale(values, count, floor, run).cpu()
+        return learn_scale(values, count, Whitening.fit(values, floor), run).cpu()
 
     own = run.processes.share(jobs)
     scales: list[ScaleModel] = []
@@ -188,20 +190,30 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -
     return learned
 
 
-def learn_scale(cells: Tensor, count: int, floor: float, run: TrainingContext) -> ScaleModel:
-    """Fit one scale on (M, D) normal cells: whitening, then a memory of `count` of them.
+def learn_scale(cells: Tensor, count: int, whitening: Whitening, run: TrainingContext) -> ScaleModel:
+    """Fit the memory of one scale on (M, D) normal cells: `count` of them, as the whitening leaves them.
 
     The prototypes are a coreset, so each is a real normal cell.
     """
-    scale = ScaleModel(Whitening.fit(cells, floor)).to(cells.device)
+    scale = ScaleModel(whitening).to(cells.device)
     embeddings = scale.whitening(cells)
     scale.memory = PrototypeMemory.choose(embeddings, count, torch.Generator().manual_seed(run.config.seed))
     return scale
 
 
+def unwhitened(cells: Tensor) -> Whitening:
+    """Leave (M, D) cells as they are.
+
+    Whitening enlarges what varies little among normal images. Stage 1 learned which directions matter, and of few
+    images of one class the others are noise: dogs of CIFAR-10, distance from the nearest prototype, 62.8 whitened, 80.8
+    not.
+    """
+    return Whitening(torch.zeros_like(cells[0]), torch.eye(cells.shape[1], device=cells.device))
+
+
 def surest_scale(cells: Tensor) -> ScaleModel:
     """Fit the scale of turned copies on (M, 4) normal cells: no whitening, and the surest image as its prototype."""
-    scale = ScaleModel(Whitening(torch.zeros_like(cells[0]), torch.eye(cells.shape[1], device=cells.device)))
+    scale = ScaleModel(unwhitened(cells))
     chosen = cells.square().sum(dim=1).argmin()[None]
     scale.memory = PrototypeMemory(cells[chosen], chosen.cpu())
     return scale

@@ -26,6 +26,7 @@ from anomaly_cli.detector.scales import (
     COARSE_SCALE,
     FINEST_STEP,
     IMAGE_SCALE,
+    LEARNED_SCALE,
     SMALL_SCALE,
     TURNED_SCALE,
     has_small_scale,
@@ -186,5 +187,5 @@ def local_scales(backbone: Backbone) -> tuple[str, ...]:
 
 def _scale_names(backbone: Backbone, image_size: int) -> tuple[str, ...]:
     small = (SMALL_SCALE,) if has_small_scale(image_size) else ()
-    turned = () if backbone.turn_head is None else (TURNED_SCALE,)
+    turned = () if backbone.turn_head is None else (TURNED_SCALE, LEARNED_SCALE)
     return (*local_scales(backbone), IMAGE_SCALE, *small, *turned, COARSE_SCALE)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from anomaly_cli.config import Effort
 from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
 from anomaly_cli.detector.contrastive import Schedule, StageOne
-from anomaly_cli.detector.features import reduced, turned_embedding
+from anomaly_cli.detector.features import reduced, turn_losses, turned_means
 from anomaly_cli.detector.scales import TURNED_SIDE
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.scoring.parallel import parallel_map
@@ -232,5 +232,5 @@ def learn_from_scratch(
 def turn_information(backbone: Backbone, images: list[NDArray[np.uint8]], run: TrainingContext) -> float:
     """Measure the share of the uncertainty about the turn that the turn head removes in (h, w, 3) images."""
     copies = (reduced(pixels_to_tensor(pixels, run.device), TURNED_SIDE) for pixels in images)
-    squares = [turned_embedding(backbone, each).square() for each in copies]
+    squares = [turn_losses(backbone, turned_means(backbone, each)).square() for each in copies]
     return 1 - min(1.0, float(torch.cat(squares).mean()) / log(TURNS))

@@ -18,7 +18,7 @@ from safetensors.torch import save, save_file
 from shared_run import CONFIG, Trained
 
 from anomaly_cli.detector import checkpoint
-from anomaly_cli.detector.checkpoint import FORMAT, FORMAT_BEFORE, KEY, Model, load_model, read_header, save_model
+from anomaly_cli.detector.checkpoint import FORMAT, FORMATS_BEFORE, KEY, Model, load_model, read_header, save_model
 from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.training import train as training
 
@@ -159,15 +159,16 @@ def test_the_model_of_another_version_says_what_to_do(file: Path, content: bytes
     assert refusal(file) == expected
 
 
-def test_a_model_of_the_format_before_is_read_but_for_scratch(file: Path, content: bytes) -> None:
+@pytest.mark.parametrize("number", FORMATS_BEFORE)
+def test_a_model_of_a_format_before_is_read_but_for_scratch(file: Path, content: bytes, number: int) -> None:
     header, state = taken_apart(content)
-    before = {**header, "format": FORMAT_BEFORE}
+    before = {**header, "format": number}
     file.write_bytes(put_together(before, state, signed=True))
     assert load_model(file).config.backbone == "embedded"
 
     for config in ({**header["config"], "backbone": "scratch"}, None):
         file.write_bytes(put_together({**before, "config": config}, state, signed=True))
-        expected = f"FILE has model format {FORMAT_BEFORE}, this version reads {FORMAT}; train the detector again"
+        expected = f"FILE has model format {number}, this version reads {FORMAT}; train the detector again"
         assert refusal(file) == expected
 
 

@@ -81,7 +81,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = anomaly("train", folder / "normal", "-m", model, "--anomalies", folder / "known", *settings)
     assert result.exit_code == 0, result.stderr
     result = anomaly("export", model)
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     megabytes = (folder / "anomaly.onnx").stat().st_size / 1e6
     assert (
         result.stderr == f"exported {folder}/anomaly.onnx: {megabytes:.1f} MB, for images of about 192 x 192 pixels\n"
@@ -118,8 +118,8 @@ def test_images_of_every_form_and_labelled_anomalies_get_the_same_scores(shapes:
     model = load_model(shapes / "anomaly.safetensors")
     sizes = {pixels_of(path, SIDE).shape for path in (shapes / "incoming").iterdir()}
 
-    assert model.detector.deviation_names[-5:] == ("image", "small", "turned", "coarse", "known")
-    assert (model.calibration.weights[-5:] > 0).all()
+    assert model.detector.deviation_names[-6:] == ("image", "small", "turned", "learned", "coarse", "known")
+    assert (model.calibration.weights[-6:] > 0).all()
     assert len(sizes) == len(set(FORMS))
     assert_same_scores(shapes / "anomaly.onnx", shapes / "anomaly.safetensors", shapes / "incoming")
 

@@ -44,18 +44,19 @@ def test_an_image_that_is_small_itself_has_no_small_scale(image_size: int, has: 
 
 
 def test_scales_are_named_for_people() -> None:
-    assert [scale_title(name) for name in ("8", "block_4", "image", "small", "turned", "coarse")] == [
+    assert [scale_title(name) for name in ("8", "block_4", "image", "small", "turned", "learned", "coarse")] == [
         "stride 8",
         "block 4",
         "image level",
         "small copy",
         "turned copies",
+        "learned embedding",
         "coarse cells",
     ]
 
 
 def test_the_anomaly_map_is_fused_from_strides_alone() -> None:
-    assert [name for name in ("4", "8", "16", "image", "small", "turned", "coarse") if is_local(name)] == [
+    assert [name for name in ("4", "8", "16", "image", "small", "turned", "learned", "coarse") if is_local(name)] == [
         "4",
         "8",
         "16",

@@ -15,7 +15,7 @@ from shared_run import CONFIG
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.contrastive import Schedule
-from anomaly_cli.detector.features import turned_embedding
+from anomaly_cli.detector.features import turn_losses, turned_means
 from anomaly_cli.training import stage1
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import (
@@ -107,7 +107,7 @@ def test_the_information_about_turns_is_the_share_of_the_uncertainty_that_is_rem
 
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     with torch.inference_mode():
-        uncertainty = float(turned_embedding(backbone, batch).square().mean())
+        uncertainty = float(turn_losses(backbone, turned_means(backbone, batch)).square().mean())
     assert known == pytest.approx(max(0.0, 1 - uncertainty / log(4)), abs=1e-5)
 
 
