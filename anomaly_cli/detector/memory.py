@@ -1,9 +1,8 @@
-"""Prototype memories: Hopfield retrieval, and its limit β → ∞, the nearest prototype.
+"""Prototype memories: the nearest prototype, which is the limit β → ∞ of Hopfield retrieval.
 
-A modern Hopfield network (Ramsauer et al. 2020, equation 3) retrieves softmax(β · similarity) M for a query. Stage 1
-retrieves with a finite β, so that gradients reach all prototypes (`hopfield_retrieve`). Scoring is the limit β → ∞,
-where the retrieved pattern is the nearest prototype and the distance to it the anomaly (`PrototypeMemory.nearest`).
-Similarity is −½‖q − m‖² up to a constant of q, which for prototypes of equal length is the inner product of the paper.
+A modern Hopfield network (Ramsauer et al. 2020, equation 3) retrieves softmax(β · similarity) M for a query. Its limit
+β → ∞ is the nearest prototype, and the distance to it the anomaly. Similarity is −½‖q − m‖² up to a constant of q,
+which for prototypes of equal length is the inner product of the paper.
 """
 
 from __future__ import annotations
@@ -12,12 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_cli.detector.coreset import select_coreset
-from anomaly_cli.detector.nearest_prototype import nearest_prototype, search_columns, searches_bfloat16, similarities
-
-
-def hopfield_retrieve(queries: Tensor, prototypes: Tensor, beta: float) -> Tensor:
-    """Retrieve softmax(β · similarity) M for (M, D) queries from (K, D) prototypes, β > 0: (M, D), differentiable."""
-    return torch.softmax(beta * similarities(queries, prototypes), dim=1) @ prototypes
+from anomaly_cli.detector.nearest_prototype import nearest_prototype, search_columns, searches_bfloat16
 
 
 class PrototypeMemory(nn.Module):

@@ -173,7 +173,9 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -
         count = round(run.config.prototypes * float(kept.float().mean()) ** 0.5)
         values = cells[name].values[kept[cells[name].sources]].to(run.device)
         if name == TURNED_SCALE:
-            return surest_scale(values).cpu()
+            scale = ScaleModel(unwhitened(values))
+            scale.memory = surest_memory(values)
+            return scale.cpu()
         if name == LEARNED_SCALE:
             return learn_scale(values, count, unwhitened(values), run).cpu()
         floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
@@ -211,9 +213,7 @@ def unwhitened(cells: Tensor) -> Whitening:
     return Whitening(torch.zeros_like(cells[0]), torch.eye(cells.shape[1], device=cells.device))
 
 
-def surest_scale(cells: Tensor) -> ScaleModel:
-    """Fit the scale of turned copies on (M, 4) normal cells: no whitening, and the surest image as its prototype."""
-    scale = ScaleModel(unwhitened(cells))
+def surest_memory(cells: Tensor) -> PrototypeMemory:
+    """Keep the surest of (M, 4) normal cells of turned copies: the distance from it grows with what is unsure."""
     chosen = cells.square().sum(dim=1).argmin()[None]
-    scale.memory = PrototypeMemory(cells[chosen], chosen.cpu())
-    return scale
+    return PrototypeMemory(cells[chosen], chosen.cpu())

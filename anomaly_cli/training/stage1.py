@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from anomaly_cli.config import Effort
 from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
-from anomaly_cli.detector.contrastive import Schedule, StageOne
 from anomaly_cli.detector.features import reduced, turn_losses, turned_means
 from anomaly_cli.detector.scales import TURNED_SIDE
+from anomaly_cli.detector.turn_prediction import Schedule, StageOne
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.pixels import pixels_to_tensor
@@ -31,6 +31,7 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 5e-4
 WARM_UP = 100  # steps
 BATCH_SIZE = 16  # images, of all processes together; eight views each
+LABELLED_SHARE = 0.25  # of a batch, at least, where anomalies are labelled
 AVERAGING = 0.995  # share of the earlier weights that a step leaves in the average
 STEPS_BETWEEN_SAVES = 200  # half a minute on a CPU
 PATIENCE = 0.2  # of the schedule, after which training stops if nothing more is learned about unseen images
@@ -43,7 +44,7 @@ class StageOneImages:
     """What stage 1 sees.
 
     Attributes:
-        learned: (h, w, 3) uint8 at network size.
+        learned: (h, w, 3) uint8 at network size; normal images, then labelled anomalies.
         normal: (N,) bool of those; false for labelled anomalies.
         unseen: other normal images, which measure what is learned; where there are none, all steps are made.
     """
@@ -77,7 +78,7 @@ class BestWeights:
 
 
 def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedule, run: TrainingContext) -> None:
-    """Train the whole backbone in place with stage 1, and prototypes of every scale with it.
+    """Train the whole backbone in place with stage 1.
 
     Kept is the moving average of the weights, from the step after which most was known about unseen images. The random
     numbers of a step depend on the seed and the number of the step only, so that a resumed run, and several processes,
@@ -90,7 +91,7 @@ def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedul
         run: seed, processes and cached steps.
     """
     device = next(backbone.parameters()).device
-    learner = StageOne(backbone, schedule, run.config.seed, run.processes.all_gather_rows)
+    learner = StageOne(backbone, run.processes.all_gather_rows)
     share_statistics(backbone, run.processes)
     averaged, best = deepcopy(backbone).eval(), BestWeights()
     optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -107,7 +108,7 @@ def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedul
     loss_of = DistributedDataParallel(learner) if run.processes.count > 1 else learner
     patience = max(PATIENCE * schedule.steps, 2 * STEPS_BETWEEN_SAVES)
     while step < schedule.steps and step - best.steps < patience:
-        views, chosen = draw_batch(images.learned, schedule.crop, (run.config.seed, step), run.processes)
+        views, chosen = draw_batch(images, schedule.crop, (run.config.seed, step), run.processes)
         loss = loss_of(views.to(device), images.normal[chosen].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -157,13 +158,11 @@ def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: Trainin
     return int(state["steps"])
 
 
-def draw_batch(
-    images: list[np.ndarray], crop: int, seed: tuple[int, int], processes: Processes
-) -> tuple[Tensor, Tensor]:
+def draw_batch(images: StageOneImages, crop: int, seed: tuple[int, int], processes: Processes) -> tuple[Tensor, Tensor]:
     """Draw the images of a step, and two views of each in this process's share.
 
     Args:
-        images: (h, w, 3) uint8.
+        images: normal ones, and labelled anomalies, at least `LABELLED_SHARE` of the batch in the mean.
         crop: pixels, side of the views.
         seed: of the run, and the number of the step.
         processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
@@ -173,11 +172,17 @@ def draw_batch(
         images of the whole batch.
     """
     n = -(-BATCH_SIZE // processes.count)
-    chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
+    rng = np.random.default_rng(seed)
+    normals = int(images.normal.sum())
+    chosen = rng.integers(normals, size=n * processes.count)
+    anomalies = len(images.learned) - normals
+    if anomalies:
+        labelled = rng.random(len(chosen)) < max(LABELLED_SHARE, anomalies / len(images.learned))
+        chosen[labelled] = normals + rng.integers(anomalies, size=labelled.sum())
     places = range(n * processes.rank, n * (processes.rank + 1))
     generators = [np.random.default_rng((*seed, 1 + i)) for i in places]
     pairs = [
-        [random_view(images[chosen[i]], crop, draw) for _ in range(2)]
+        [random_view(images.learned[chosen[i]], crop, draw) for _ in range(2)]
         for i, draw in zip(places, generators, strict=True)
     ]
     views = torch.from_numpy(np.stack([view for kind in zip(*pairs, strict=True) for view in kind]))
@@ -185,7 +190,7 @@ def draw_batch(
 
 
 SCRATCH_PIXELS = 2**28  # of the normal images that are kept in memory while stage 1 trains `scratch`: 0.8 GB
-SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 15_000}
+SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 6_000}
 SHARES = (4, 10)  # one of at least and at most so many normal images is left out of stage 1, to measure what it learned
 UNSEEN = 100  # images that are left out, between these shares
 MIN_LEARNED = 50  # normal images, below which none is left out

@@ -20,13 +20,14 @@ from anomaly_cli.detector.checkpoint import Model, Provenance, load_model, save_
 from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.prototype_patches import Patches
+from anomaly_cli.detector.scales import TURNED_SCALE
 from anomaly_cli.errors import ConfigError
 from anomaly_cli.images.find import collect
 from anomaly_cli.outputs import Kind, Output, check_outputs
 from anomaly_cli.scoring.measure import choose_roi
 from anomaly_cli.scoring.parallel import Progress, worker_count
 from anomaly_cli.training.cell_samples import Cells
-from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, measure_held_out
+from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage, assign_folds, measure_held_out, surest_memory
 from anomaly_cli.training.labelled_fit import describe_anomalies, fit_labelled_classifier
 from anomaly_cli.training.prototype_patches import cut_patches
 from anomaly_cli.training.run import TrainingContext
@@ -125,7 +126,10 @@ def _grown(old: AnomalyDetector, cells: dict[str, Cells], kept: Tensor, run: Tra
         candidates = torch.cat([scale.memory.prototypes, new])
         generator = torch.Generator().manual_seed(run.config.seed)
         count = max(run.config.prototypes, len(scale.memory.prototypes))
-        scales[name] = _with_memory(scale, PrototypeMemory.choose(candidates, count, generator))
+        memory = (
+            surest_memory(candidates) if name == TURNED_SCALE else PrototypeMemory.choose(candidates, count, generator)
+        )
+        scales[name] = _with_memory(scale, memory)
     return AnomalyDetector(old.backbone, scales, old.known_anomalies, tiled=old.tiled).eval()
 
 

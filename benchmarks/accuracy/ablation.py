@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -20,7 +21,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from anomaly_cli.config import DetectorConfig
-from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, contrastive, features
+from anomaly_cli.detector import anomaly_detector, anomaly_distance, calibration, features
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.backbones.backbone import EMBEDDED, SCRATCH
 from anomaly_cli.detector.memory import PrototypeMemory
@@ -29,6 +30,7 @@ from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 from anomaly_cli.training import cross_fitting, fit, stage1, training_set
 from benchmarks.accuracy import quality
 from benchmarks.accuracy.datasets import AnomalySet, subsample
+from benchmarks.accuracy.memory_contrast import Contrast, ContrastedStageOne
 from benchmarks.accuracy.methods import own_grid
 from benchmarks.jobs import Row, print_means, run_table, set_options
 
@@ -146,9 +148,9 @@ def no_training(*_: object) -> None:
     """Leave the weights as they are."""
 
 
-def own_view(query: Tensor, *_: object) -> Tensor:
-    """Contrast a view with the other view itself instead of its retrieval."""
-    return query
+def contrasted(contrast: Contrast) -> Variant:
+    """Let stage 1 from scratch contrast views as well."""
+    return Variant(LEARNED, backbone=SCRATCH, replaced=[(stage1, "StageOne", partial(ContrastedStageOne, contrast))])
 
 
 def no_outliers(*_: object) -> list[int]:
@@ -216,14 +218,11 @@ VARIANTS: dict[str, Variant] = {
 FROM_SCRATCH: dict[str, Variant] = {
     "scratch": Variant(LEARNED, backbone=SCRATCH),
     "scratch, no stage 1": Variant(LEARNED, backbone=SCRATCH, replaced=[(stage1, "learn_backbone", no_training)]),
-    "scratch, no memory in stage 1": Variant(
-        LEARNED, backbone=SCRATCH, replaced=[(contrastive, "hopfield_retrieve", own_view)]
-    ),
-    "scratch, no variance term": Variant(LEARNED, backbone=SCRATCH, replaced=[(contrastive, "VARIANCE_WEIGHT", 0.0)]),
-    "scratch, no contrast": Variant(LEARNED, backbone=SCRATCH, replaced=[(contrastive, "CONTRAST_WEIGHT", 0.0)]),
-    "scratch, contrast at the coarsest scale only": Variant(
-        LEARNED, backbone=SCRATCH, replaced=[(contrastive, "FIRST_CONTRASTED", -1)]
-    ),
+    "scratch, with memory contrast": contrasted(Contrast()),
+    "scratch, with memory contrast of small weight": contrasted(Contrast(weight=0.1)),
+    "scratch, with memory contrast, no variance term": contrasted(Contrast(variance_weight=0.0)),
+    "scratch, with memory contrast of the coarsest scale": contrasted(Contrast(first=-1)),
+    "scratch, with contrast, no memory": contrasted(Contrast(memory=False)),
     "scratch, turned copies not scored": Variant(
         LEARNED, backbone=SCRATCH, replaced=[(anomaly_distance, "TURNED_WEIGHT", 0.0)]
     ),

@@ -1,9 +1,6 @@
-"""Prototype memories: retrieval, search, whitening and coreset, each against a slow twin written out in loops."""
+"""Prototype memories: search, whitening and coreset, each against a slow twin written out in loops."""
 
 from __future__ import annotations
-
-import math
-from functools import partial
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ from torch import Tensor
 
 from anomaly_cli.detector import whitening
 from anomaly_cli.detector.coreset import CORESET_POOL, PROJECTION_WIDTH, select_coreset
-from anomaly_cli.detector.memory import PrototypeMemory, hopfield_retrieve
+from anomaly_cli.detector.memory import PrototypeMemory
 from anomaly_cli.detector.nearest_prototype import nearest_prototype, similarities
 from anomaly_cli.detector.whitening import SHRINKAGE, Whitening
 
@@ -32,72 +29,12 @@ def correlated_cells(M: int, D: int, seed: int = 0) -> Tensor:
     return random_cells(M, D, seed=seed) @ random_cells(D, D, seed=seed + 1) + 3
 
 
-def slow_retrieval(queries: Tensor, prototypes: Tensor, beta: float) -> Tensor:
-    rows = []
-    for query in queries.double():
-        energies = [-0.5 * beta * float((query - prototype).square().sum()) for prototype in prototypes.double()]
-        shares = [math.exp(energy - max(energies)) for energy in energies]
-        total = sum(share * prototype for share, prototype in zip(shares, prototypes.double(), strict=True))
-        rows.append(total / sum(shares))
-    return torch.stack([torch.as_tensor(row) for row in rows])
-
-
 def slow_coreset(cells: Tensor, count: int, first: int) -> list[int]:
     chosen = [first]
     while len(chosen) < count:
         gaps = [min(float((cell - cells[c]).norm()) for c in chosen) for cell in cells]
         chosen.append(max(range(len(cells)), key=gaps.__getitem__))
     return chosen
-
-
-@pytest.mark.parametrize("beta", [0.1, 1.0, 7.5])
-@pytest.mark.parametrize(("M", "K", "D"), [(1, 1, 1), (5, 3, 2), (9, 12, 6)])
-def test_retrieval_equals_the_slow_twin(M: int, K: int, D: int, beta: float) -> None:
-    queries, prototypes = random_cells(M, D, seed=1), random_cells(K, D, seed=2)
-
-    retrieved = hopfield_retrieve(queries, prototypes, beta)
-
-    torch.testing.assert_close(retrieved.double(), slow_retrieval(queries, prototypes, beta), rtol=1e-4, atol=1e-5)
-
-
-def test_retrieval_tends_to_the_nearest_prototype_as_beta_grows() -> None:
-    prototypes, queries = random_cells(20, 6, seed=3), random_cells(50, 6, seed=4)
-    nearest = prototypes[PrototypeMemory(prototypes).nearest(queries)[1]]
-
-    gaps = [
-        float((hopfield_retrieve(queries, prototypes, beta) - nearest).norm(dim=1).mean())
-        for beta in (0.1, 1, 10, 100, 1e4)
-    ]
-
-    assert gaps == sorted(gaps, reverse=True)
-    assert gaps[0] > 1
-    assert gaps[-1] < 1e-3
-
-
-def test_retrieval_of_beta_zero_is_the_mean_of_the_prototypes() -> None:
-    prototypes = random_cells(7, 4)
-
-    retrieved = hopfield_retrieve(random_cells(3, 4, seed=1), prototypes, 0.0)
-
-    torch.testing.assert_close(retrieved, prototypes.mean(0).expand(3, 4))
-
-
-@given(SEEDS, st.floats(0.1, 100))
-@REPEATABLE
-def test_a_retrieved_pattern_lies_within_the_box_around_the_prototypes(seed: int, beta: float) -> None:
-    prototypes = random_cells(5, 3, seed=seed)
-
-    retrieved = hopfield_retrieve(random_cells(4, 3, seed=seed + 1), prototypes, beta)
-
-    assert (retrieved >= prototypes.amin(0) - 1e-5).all()
-    assert (retrieved <= prototypes.amax(0) + 1e-5).all()
-
-
-def test_retrieval_is_differentiable_in_queries_and_prototypes() -> None:
-    queries = random_cells(3, 4, seed=1).double().requires_grad_()
-    prototypes = random_cells(5, 4, seed=2).double().requires_grad_()
-
-    assert torch.autograd.gradcheck(partial(hopfield_retrieve, beta=0.8), (queries, prototypes))
 
 
 def test_the_similarity_ranks_prototypes_as_the_euclidean_distance_does() -> None:

@@ -12,7 +12,7 @@ from anomaly_cli.detector.backbones.build import build_backbone, empty_backbone
 from anomaly_cli.detector.features import scale_features, turn_losses, turned_means
 from anomaly_cli.detector.scales import COARSE_SCALE, IMAGE_SCALE, LEARNED_SCALE, TURNED_SCALE
 from anomaly_cli.detector.whitening import Whitening
-from anomaly_cli.training.cross_fitting import surest_scale, unwhitened
+from anomaly_cli.training.cross_fitting import surest_memory, unwhitened
 
 
 def pictures(*shape: int) -> torch.Tensor:
@@ -66,10 +66,10 @@ def test_a_backbone_without_a_head_tells_no_turn() -> None:
 def test_the_prototype_of_turned_copies_is_the_surest_image() -> None:
     cells = torch.tensor([[1.0, 1, 1, 1], [0.1, 0.2, 0.1, 0.3], [0, 0, 0, 2]])
 
-    scale = surest_scale(cells)
+    memory = surest_memory(cells)
 
-    distances, nearest = scale.compare(cells)
-    assert scale.memory.chosen.tolist() == [1]
+    distances, nearest = memory.nearest(cells)
+    assert memory.chosen.tolist() == [1]
     assert nearest.tolist() == [0, 0, 0]
     torch.testing.assert_close(distances, (cells - cells[1]).norm(dim=1))
 

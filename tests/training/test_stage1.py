@@ -14,8 +14,8 @@ from shared_run import CONFIG
 
 from anomaly_cli.detector.backbones.backbone import Backbone
 from anomaly_cli.detector.backbones.build import build_backbone
-from anomaly_cli.detector.contrastive import Schedule
 from anomaly_cli.detector.features import turn_losses, turned_means
+from anomaly_cli.detector.turn_prediction import Schedule
 from anomaly_cli.training import stage1
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import (
@@ -89,9 +89,7 @@ def test_training_stops_where_no_more_is_learned_about_unseen_images(
     run = replace(RUN, progress=lambda _phase, done, _total: steps.append(done))
     backbone = build_backbone("scratch", seed=1)
 
-    learn_backbone(
-        backbone, StageOneImages(pixels, torch.ones(3, dtype=torch.bool), pixels), Schedule(10, 64, prototypes=8), run
-    )
+    learn_backbone(backbone, StageOneImages(pixels, torch.ones(3, dtype=torch.bool), pixels), Schedule(10, 64), run)
 
     assert steps[-1] == made
     for name, value in backbone.state_dict().items():

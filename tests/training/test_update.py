@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from shared_run import NORMALS, SIDE, texture, with_defect
 
+from anomaly_cli.config import Effort
 from anomaly_cli.detector.checkpoint import load_model
+from anomaly_cli.detector.scales import TURNED_SCALE
+from anomaly_cli.training import stage1
 
 MODEL = "anomaly.safetensors"
 
@@ -86,6 +89,21 @@ def test_one_image_is_enough_for_an_update_in_place(grown: Path) -> None:
     assert after.images == before.images + 1
     assert after.training_set != before.training_set
     assert scores_of("more/0.png", MODEL) < [1.0]
+
+
+def test_turned_copies_are_still_compared_with_the_surest_image(grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stage1.SCRATCH_STEPS, Effort.QUICK, 2)
+    anomaly("train", "normal", "--model", "scratch.safetensors", "--backbone", "scratch", "--effort", "quick")
+
+    result = anomaly("update", "scratch.safetensors", "more", "--out", "grown.safetensors")
+
+    assert result.exit_code == 0, result.stderr
+    before, after = (
+        load_model(grown / name).detector.scale(TURNED_SCALE).memory.prototypes
+        for name in ("scratch.safetensors", "grown.safetensors")
+    )
+    assert after.shape == before.shape == (1, 4)
+    assert float(after.norm()) <= float(before.norm())
 
 
 def test_labelled_anomalies_are_added_and_new_normal_images_calibrate_alone(grown: Path) -> None:
