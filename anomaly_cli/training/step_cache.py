@@ -17,7 +17,7 @@ import torch
 from anomaly_cli.errors import OutputError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 2
+FORMAT = 3
 START = b"anomaly training step "  # then format, digest of the identity, digest of the content, content
 DIGEST_LENGTH = 64  # characters
 SUFFIX = ".step"
