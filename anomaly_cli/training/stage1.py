@@ -31,7 +31,6 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 5e-4
 WARM_UP = 100  # steps
 BATCH_SIZE = 16  # images, of all processes together; eight views each
-LABELLED_SHARE = 0.25  # of a batch, at least, where anomalies are labelled
 AVERAGING = 0.995  # share of the earlier weights that a step leaves in the average
 STEPS_BETWEEN_SAVES = 200  # half a minute on a CPU
 PATIENCE = 0.2  # of the schedule, after which training stops if nothing more is learned about unseen images
@@ -44,7 +43,7 @@ class StageOneImages:
     """What stage 1 sees.
 
     Attributes:
-        learned: (h, w, 3) uint8 at network size; normal images, then labelled anomalies.
+        learned: (h, w, 3) uint8 at network size.
         normal: (N,) bool of those; false for labelled anomalies.
         unseen: other normal images, which measure what is learned; where there are none, all steps are made.
     """
@@ -108,7 +107,7 @@ def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedul
     loss_of = DistributedDataParallel(learner) if run.processes.count > 1 else learner
     patience = max(PATIENCE * schedule.steps, 2 * STEPS_BETWEEN_SAVES)
     while step < schedule.steps and step - best.steps < patience:
-        views, chosen = draw_batch(images, schedule.crop, (run.config.seed, step), run.processes)
+        views, chosen = draw_batch(images.learned, schedule.crop, (run.config.seed, step), run.processes)
         loss = loss_of(views.to(device), images.normal[chosen].to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -158,11 +157,13 @@ def _load_training_state(parts: dict[str, Any], schedule: Schedule, run: Trainin
     return int(state["steps"])
 
 
-def draw_batch(images: StageOneImages, crop: int, seed: tuple[int, int], processes: Processes) -> tuple[Tensor, Tensor]:
+def draw_batch(
+    images: list[np.ndarray], crop: int, seed: tuple[int, int], processes: Processes
+) -> tuple[Tensor, Tensor]:
     """Draw the images of a step, and two views of each in this process's share.
 
     Args:
-        images: normal ones, and labelled anomalies, at least `LABELLED_SHARE` of the batch in the mean.
+        images: (h, w, 3) uint8.
         crop: pixels, side of the views.
         seed: of the run, and the number of the step.
         processes: each of which gets the same number of images, `BATCH_SIZE` in all or as few more as that takes.
@@ -172,17 +173,11 @@ def draw_batch(images: StageOneImages, crop: int, seed: tuple[int, int], process
         images of the whole batch.
     """
     n = -(-BATCH_SIZE // processes.count)
-    rng = np.random.default_rng(seed)
-    normals = int(images.normal.sum())
-    chosen = rng.integers(normals, size=n * processes.count)
-    anomalies = len(images.learned) - normals
-    if anomalies:
-        labelled = rng.random(len(chosen)) < max(LABELLED_SHARE, anomalies / len(images.learned))
-        chosen[labelled] = normals + rng.integers(anomalies, size=labelled.sum())
+    chosen = np.random.default_rng(seed).integers(len(images), size=n * processes.count)
     places = range(n * processes.rank, n * (processes.rank + 1))
     generators = [np.random.default_rng((*seed, 1 + i)) for i in places]
     pairs = [
-        [random_view(images.learned[chosen[i]], crop, draw) for _ in range(2)]
+        [random_view(images[chosen[i]], crop, draw) for _ in range(2)]
         for i, draw in zip(places, generators, strict=True)
     ]
     views = torch.from_numpy(np.stack([view for kind in zip(*pairs, strict=True) for view in kind]))
