@@ -60,7 +60,9 @@ def trained_again(trained: Trained, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def loaded(trained: Trained) -> Model:
-    return load_model(trained.model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ANOMALY_FLOAT32", raising=False)  # which decides how the network is laid out
+        return load_model(trained.model)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from command_line import (
 )
 from shared_run import NORMALS, Trained
 
+from anomaly_cli.detector.checkpoint import FORMAT
 from anomaly_cli.tables.reader import read_paths
 
 IMAGE = Path("incoming", "good0.png")
@@ -85,7 +86,7 @@ def test_the_model_is_found_through_the_environment(here: Path) -> None:
         told = anomaly("info")
 
     assert scored.exit_code == 0
-    assert told.stdout.startswith("model         elsewhere.safetensors, format 7\n")
+    assert told.stdout.startswith(f"model         elsewhere.safetensors, format {FORMAT}\n")
 
 
 def test_a_dash_puts_the_table_alone_on_stdout_and_everything_else_on_stderr(here: Path) -> None:
@@ -284,7 +285,7 @@ def test_info_describes_the_model_on_stdout_whatever_its_name_is(here: Path) -> 
 
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
-    assert lines[0] == r"model         mod\udce9l\x0a.safetensors, format 7"
+    assert lines[0] == rf"model         mod\udce9l\x0a.safetensors, format {FORMAT}"
     assert {
         "on            12 normal images, 0 labelled anomalous",
         "left out      2 unreadable files, 1 outlier",
