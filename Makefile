@@ -89,7 +89,7 @@ bench-further: $(INSTALLED)
 bench-photographs: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accuracy.ablation --classes $(PHOTOGRAPHS) --out $(RESULTS)/ablation_photographs.csv --variants product 'equal weights of map, coarse cells, pooled scales' 'no coarse cells' 'mean of the components' 'image scale alone' 'map alone, no pooled scale' $(BENCH_OPTIONS)
 
-# Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000 --effort thorough'.
+# Some of the pictures; all of them, for a GPU: BENCH_OPTIONS='--max-train 5000 --max-test 1000'.
 bench-objects: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accuracy.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --out $(RESULTS)/objects_embedded.csv $(BENCH_OPTIONS)
 	$(BIN)/python -m benchmarks.accuracy.quality --cifar $(CIFAR) --max-train 2500 --max-test 500 --seeds 1 --backbone scratch --effort thorough --out $(RESULTS)/objects_scratch.csv $(BENCH_OPTIONS)

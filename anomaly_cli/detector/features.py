@@ -134,8 +134,7 @@ def turn_losses(backbone: Backbone, means: Tensor) -> Tensor:
 def learned_embedding(means: Tensor) -> Tensor:
     """Embed an image as its turned views: (4, V, N, D) of `turned_means` to (N, 4·D, 1, 1) of unit length.
 
-    The directions of all views are averaged and those of the turns concatenated (the embedding of Sohn et al. 2021,
-    section 3.3, of one density each turn).
+    The directions of all views are averaged and those of the turns concatenated.
     """
     directions = F.normalize(means, dim=3).mean(dim=1)  # (4, N, D)
     return F.normalize(directions.transpose(0, 1).flatten(1), dim=1)[:, :, None, None]

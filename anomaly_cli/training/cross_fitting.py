@@ -207,8 +207,7 @@ def unwhitened(cells: Tensor) -> Whitening:
     """Leave (M, D) cells as they are.
 
     Whitening enlarges what varies little among normal images. Stage 1 learned which directions matter, and of few
-    images of one class the others are noise: dogs of CIFAR-10, distance from the nearest prototype, 62.8 whitened, 80.8
-    not.
+    images of one class the others are noise (docs/method.md).
     """
     return Whitening(torch.zeros_like(cells[0]), torch.eye(cells.shape[1], device=cells.device))
 
