@@ -166,11 +166,11 @@ def test_building_an_old_network_is_silent(name: str) -> None:
         empty_backbone(name)
 
 
-def test_an_empty_scratch_backbone_has_the_structure_of_a_fused_one() -> None:
-    built = build_backbone("scratch")
-    assert isinstance(built.network, CompactResNet)
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # the second stands for a GPU, of which it has all but values
+def test_an_empty_scratch_backbone_has_the_structure_of_a_trained_one(device: str) -> None:
+    built = build_backbone("scratch").to(device)
 
-    built.network.fuse()
+    built.prepare_for_inference()
 
     assert shapes(empty_backbone("scratch")) == shapes(built)
 

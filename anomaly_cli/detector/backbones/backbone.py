@@ -112,6 +112,7 @@ class Backbone(nn.Module):
 
     def prepare_for_inference(self) -> Self:
         """Freeze the weights for inference, and lay them out for speed where that is possible."""
-        if isinstance(self.network, CompactResNet) and self.mean.device.type == "cpu":
-            self._packed = prepack(self.network.eval().fuse())
+        if isinstance(self.network, CompactResNet):
+            fused = self.network.eval().fuse()  # on every device: a model file holds fused weights
+            self._packed = prepack(fused) if self.mean.device.type == "cpu" else None
         return self
