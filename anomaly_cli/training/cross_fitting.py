@@ -181,7 +181,7 @@ def learn_scales(cells: dict[str, Cells], folds: Tensor, run: TrainingContext) -
         floor = SHRINKAGE if name in POOLED_SCALES else LOCAL_FLOOR
         return learn_scale(values, count, Whitening.fit(values, floor), run).cpu()
 
-    # Where this is the first use of the linear algebra of a GPU, torch loads it, which fails in several threads at once.
+    # Torch loads the linear algebra of a GPU at its first use, which fails in several threads (pytorch issue 90613).
     torch.linalg.eigh(torch.eye(1, device=run.device))
     own = run.processes.share(jobs)
     scales: list[ScaleModel] = []
