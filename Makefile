@@ -45,7 +45,7 @@ screenshots: $(INSTALLED)
 # PHOTOGRAPHS a folder of train/CLASS and test/CLASS, such as Imagenette. BENCH_OPTIONS go to every table, so
 # `BENCH_OPTIONS='--seeds 1 --max-train 100'` is a short run. A table that was ended continues where it is made again.
 RESULTS ?= demo/bench
-TABLES := peers backbones style unbalanced contamination few_normals time_stamps ablation
+TABLES := peers backbones style unbalanced labels contamination few_normals time_stamps ablation
 SETS = $(patsubst %/,%,$(sort $(wildcard $(DATA)/*/)))
 
 bench: $(INSTALLED)

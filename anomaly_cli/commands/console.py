@@ -115,6 +115,15 @@ def warn_unreadable(unreadable: list[tuple[Path, str]]) -> None:
             print_stderr(f"  and {len(unreadable) - NAMES_SHOWN} more")
 
 
+def warn_unreliable_labels(reliability: float | None) -> None:
+    """Say that labelled anomalies count less than they would, in a share of [0, 1]; None where there are none."""
+    if reliability is not None and reliability < 1:
+        print_stderr(
+            "warning: the labelled anomalies can hardly be told from normal images, and count for "
+            f"{100 * reliability:.0f} % of their weight: check that they are anomalous"
+        )
+
+
 def say_passed_over(passed_over: Mapping[str, int]) -> None:
     """Say how many files in folders were passed over, and of which kinds."""
     if passed_over:

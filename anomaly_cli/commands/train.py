@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import NAMES_SHOWN, by_scale, plural, print_stderr, say_passed_over, warn_unreadable
+from anomaly_cli.commands.console import (
+    NAMES_SHOWN,
+    by_scale,
+    plural,
+    print_stderr,
+    say_passed_over,
+    warn_unreadable,
+    warn_unreliable_labels,
+)
 from anomaly_cli.commands.inputs import check_local, patterns_of
 from anomaly_cli.commands.options import (
     DEFAULTS,
@@ -157,6 +165,7 @@ def summarise_training(report: TrainReport, audited: Path | None) -> None:
     _warn_copies(report)
     _warn_outliers(report, audited)
     model = report.model
+    warn_unreliable_labels(model.label_reliability)
     detector = model.detector
     memories = by_scale({name: len(detector.scale(name).memory.prototypes) for name in detector.scale_names})
     normals = model.calibration.normal_scores

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly_cli.commands import console
-from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable
+from anomaly_cli.commands.console import plural, print_stderr, warn_unreadable, warn_unreliable_labels
 from anomaly_cli.commands.options import Device, NewRoi, Quiet
 from anomaly_cli.images.find import check_named
 from anomaly_cli.paths import paths_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def summarise_update(report: UpdateReport) -> None:
     """Print what was added and what the model is based on now."""
     warn_unreadable(report.unreadable)
+    warn_unreliable_labels(report.model.label_reliability)
     provenance, normals = report.model.provenance, report.model.calibration.normal_scores
     added = [plural(report.normals, "normal image")]
     if report.anomalies:

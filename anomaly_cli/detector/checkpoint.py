@@ -78,6 +78,12 @@ class Model:
     patches: Patches = field(default_factory=dict, repr=False)
     roi: Mask | None = field(default=None, repr=False)
 
+    @property
+    def label_reliability(self) -> float | None:
+        """`LabelledAnomalyClassifier.reliability`; None without labelled anomalies."""
+        classifier = self.detector.known_anomalies
+        return None if classifier is None else classifier.reliability
+
 
 def save_model(model: Model, path: Path) -> None:
     """Write the model file whole: an interrupted run leaves the old file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import sqrt
 
 import torch
@@ -12,6 +13,8 @@ from anomaly_cli.detector.whitening import Whitening
 LABELLED_NAME = "known"  # of the deviation
 WEIGHT_OF_ONE = 1 / 7  # in the image score, relative to the sum of the other weights; grows with √A
 MAX_WEIGHT = 0.5
+MIN_SEPARATION, FULL_SEPARATION = 0.5, 1.0  # of labels from normal images, where the weight begins and is whole
+PARTS = 10  # at most, of the cross-validation
 INVERSE_PENALTY = 1e-2  # C of the logistic regression on whitened descriptors
 DESCRIPTOR_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, without whitening a third of the gain is lost
 SPREAD_PRIOR = 10  # images with the mean variance of all channels, added to the estimate of each channel's
@@ -53,7 +56,18 @@ class LabelledAnomalyClassifier(nn.Module):
     @property
     def weight(self) -> float:
         """Weight in the image score, relative to the sum of the other weights; grows with the number of anomalies."""
-        return min(WEIGHT_OF_ONE * sqrt(len(self.looks)), MAX_WEIGHT)
+        return self.reliability * min(WEIGHT_OF_ONE * sqrt(len(self.looks)), MAX_WEIGHT)
+
+    @cached_property
+    def reliability(self) -> float:
+        """Share of the weight that the labels get, in [0, 1]: 0 where they cannot be told from normal images.
+
+        Images that were labelled by mistake are like normal ones in every respect, or in none that they share.
+        """
+        if len(self.looks) == 1:
+            return 1.0  # there is nothing to check it by
+        separation = cross_validated_separation(self.normal, self.looks)
+        return min(max((separation - MIN_SEPARATION) / (FULL_SEPARATION - MIN_SEPARATION), 0.0), 1.0)
 
 
 def fit_labelled(normal: Tensor, anomalous: Tensor) -> LabelledAnomalyClassifier:
@@ -80,6 +94,26 @@ def fit_log_odds(normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:
     fits = [_fit_half(*halves, anomalous / unit), _fit_half(*halves[::-1], anomalous / unit)]
     weights, offsets = (torch.stack(each).mean(0) for each in zip(*fits, strict=True))
     return weights / unit, offsets
+
+
+def cross_validated_separation(normal: Tensor, anomalous: Tensor) -> float:
+    """Measure how far labelled anomalies are from normal images, each by a fit without it.
+
+    Args:
+        normal: (M, D), M ≥ 8.
+        anomalous: (A, D), A ≥ 2.
+
+    Returns:
+        Difference of the mean log odds, in standard deviations of those of the normal images.
+    """
+    parts = min(len(anomalous), PARTS)
+    part_of = [torch.arange(len(each), device=each.device) % parts for each in (normal, anomalous)]
+    logs = [torch.zeros(len(each), device=each.device) for each in (normal, anomalous)]
+    for part in range(parts):
+        weights, offset = fit_log_odds(normal[part_of[0] != part], anomalous[part_of[1] != part])
+        for values, own, numbers in zip((normal, anomalous), logs, part_of, strict=True):
+            own[numbers == part] = (values[numbers == part] @ weights + offset).clamp(-REACH, REACH)
+    return float((logs[1].mean() - logs[0].mean()) / logs[0].std().clamp(min=1e-6))
 
 
 def _fit_half(whitened: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,18 +85,39 @@ def fit_labelled_classifier(
     described = run.map_images("known", "describing held-out normal images", describe, fitted.held_out)
     seen = torch.cat(list(described)).to(run.device)
     folds = torch.tensor([item.fold for item in fitted.held_out])
-    normal = torch.ones(len(fitted.held_out), dtype=torch.bool)
-    normal[fitted.outliers] = False
-    odds = torch.zeros(len(fitted.held_out), 1)
-    for fold, detector in enumerate(fitted.detectors, start=-1):
-        classifier = _fit(before, seen[normal & (folds != fold)], anomalous)
+    inlying = torch.ones(len(fitted.held_out), dtype=torch.bool)
+    inlying[fitted.outliers] = False
+    classifiers, odds = cross_fit(seen, folds, inlying, len(fitted.detectors) - 1, partial(_fit, before, anomalous))
+    for detector, classifier in zip(fitted.detectors, classifiers, strict=True):
         detector.known_anomalies = classifier
-        odds[folds == fold] = classifier(seen[folds == fold]).cpu()
     return odds
 
 
+def cross_fit(
+    seen: Tensor, folds: Tensor, inlying: Tensor, count: int, fit: Callable[[Tensor], LabelledAnomalyClassifier]
+) -> tuple[list[LabelledAnomalyClassifier], Tensor]:
+    """Fit a classifier on all held-out images and one without each fold, and measure each image by that of its fold.
+
+    Args:
+        seen: (images, D) descriptors of held-out normal images.
+        folds: (images,) their folds.
+        inlying: (images,) bool, those to fit on.
+        count: number of folds.
+        fit: makes a classifier from the descriptors of normal images.
+
+    Returns:
+        The classifiers, that of all images first, and (images, 1) odds on the CPU.
+    """
+    odds = torch.zeros(len(seen), 1)
+    classifiers = []
+    for fold in range(-1, count):
+        classifiers.append(fit(seen[inlying & (folds != fold)]))
+        odds[folds == fold] = classifiers[-1](seen[folds == fold]).cpu()
+    return classifiers, odds
+
+
 def _fit(
-    before: LabelledAnomalyClassifier | None, normal: Tensor, anomalous: Tensor | None
+    before: LabelledAnomalyClassifier | None, anomalous: Tensor | None, normal: Tensor
 ) -> LabelledAnomalyClassifier:
     if before is None:
         return fit_labelled(normal, cast(Tensor, anomalous))

@@ -15,6 +15,7 @@ import pandas as pd
 
 from benchmarks.accuracy.margins import margins
 from benchmarks.page.figures import MEAN, Grid, Line, grid, markdown, plot_bars, plot_lines
+from benchmarks.page.labels import labels
 from benchmarks.page.localisation import regions, small_defects, time_stamps
 from benchmarks.page.page import AUROC, Page
 
@@ -282,6 +283,7 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame, Page], None]]] = {
     "backbones": ("With other backbones", backbones),
     "style": ("Changes of appearance", style),
     "unbalanced": ("With some labelled anomalies", unbalanced),
+    "labels": ("Labels, with types left out and with mistakes", labels),
     "contamination": ("Anomalies among the normal images", contamination),
     "few_normals": ("Few normal images", few_normals),
     "regions": ("Regions", regions),

@@ -75,6 +75,10 @@ def write_tables(folder: Path) -> None:
             for setting, tested in (("same types", "seen"), ("one type", "seen"), ("one type", "unseen"))
             for rate in (0.0, 0.05)
         ],
+        "labels": [
+            {"labelled": 3, "seen_before": 0.8, "seen": 0.9, "unseen_before": 0.8, "unseen": 0.7},
+            {"labelled": 4, "mislabelled_before": 0.8, "mislabelled": 0.8},
+        ],
         "contamination": [{"rate": rate} for rate in (0.0, 0.1)],
         "few_normals": [{"count": count, "method": "ours"} for count in ("8", "all")],
         "regions": [dict.fromkeys(REGION_FIGURES, 0.5)],
@@ -124,6 +128,8 @@ def test_the_page_has_every_table_its_command_and_small_plots(tmp_path: Path) ->
     assert "Our mean error (1 − image AUROC) is" in page
     assert "| of these, the region of the table touches a defect, % | 50.0 ± 0.0 | 50.0 ± 0.0 | 50.0 ± 0.0 |" in page
     assert "| textures | 3000 | 12 | 0 | " in page
+    assert "| 3 | with labels | 70.0 ± 0.0 | 70.0 ± 0.0 | 70.0 ± 0.0 |" in page
+    assert "4 cases: change -10.0 in the mean, -10.0 at worst; 4 fall by more than 1.5." in page
     pictures = sorted(tmp_path.glob("benchmarks-*.png"))
     assert [path.name for path in pictures if f"]({path.name})" in page] == [path.name for path in pictures]
     assert len(pictures) == 4

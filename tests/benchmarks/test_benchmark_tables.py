@@ -18,7 +18,7 @@ from PIL import Image
 from anomaly_cli.config import DetectorConfig, Effort
 from anomaly_cli.detector.memory import PrototypeMemory
 from benchmarks import jobs
-from benchmarks.accuracy import ablation, contamination, few_normals, peers, unbalanced
+from benchmarks.accuracy import ablation, contamination, few_normals, labels, peers, unbalanced
 from benchmarks.accuracy.datasets import AnomalySet, TestImage, read_mvtec
 
 
@@ -180,6 +180,27 @@ def test_labels_are_measured_on_seen_and_unseen_types(tmp_path: Path) -> None:
     assert {row["labelled"] for row in rows} == {4}
     assert float(rows[0]["image_auroc"]) > 0.9
     assert float(rows[0]["classifier_auroc"]) > 0.7
+
+
+def test_each_type_is_left_out_once_and_normal_images_are_mislabelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels, "MISLABELLED", (3, 12))
+    data = read_mvtec(write_texture_set(tmp_path / "texture", kinds=("square", "hole"), each=8))
+    config = DetectorConfig(image_size=64, prototypes=50, effort=Effort.QUICK)
+
+    rows = labels.measure(labels.Job(data, config))
+
+    left_out = [row for row in rows if row["left_out"]]
+    assert [(row["left_out"], row["labelled"]) for row in left_out[::2]] == [
+        ("hole", 3),
+        ("hole", 6),
+        ("square", 3),
+        ("square", 6),
+    ]
+    assert all(float(row["seen"]) > 0.9 for row in left_out)
+    assert {row["labelled"] for row in rows if not row["left_out"]} == {3}
+    assert all(float(row["mislabelled"]) > 0.8 for row in rows if not row["left_out"])
 
 
 def test_hidden_anomalies_are_never_tested_on_and_every_share_is_tested_alike() -> None:

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from anomaly_cli.detector import labelled_anomalies
 from anomaly_cli.detector.checkpoint import load_model, save_model
-from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_log_odds
+from anomaly_cli.detector.labelled_anomalies import LabelledAnomalyClassifier, fit_labelled, fit_log_odds
 from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import CheckpointError
 
@@ -44,11 +44,60 @@ def test_the_odds_equal_a_loop_over_images_and_channels_and_stay_finite() -> Non
 
 @pytest.mark.parametrize(("count", "weight"), [(1, 1 / 7), (4, 2 / 7), (12, 12**0.5 / 7), (25, 0.5), (1000, 0.5)])
 def test_the_weight_of_labelled_anomalies_grows_with_their_number_up_to_a_limit(count: int, weight: float) -> None:
-    descriptors = torch.zeros(count, WIDTH)
+    far = random(count, WIDTH, seed=1) + 10
 
-    assert LabelledAnomalyClassifier(
-        descriptors, descriptors, torch.zeros(WIDTH), torch.tensor(0.0)
-    ).weight == pytest.approx(weight)
+    assert fit_labelled(random(40, WIDTH), far).weight == pytest.approx(weight)
+
+
+def test_the_separation_of_labels_equals_a_loop_in_which_each_is_measured_by_a_fit_without_it() -> None:
+    normal, anomalous = random(40, WIDTH), random(3, WIDTH, seed=1) + 1
+    logs: list[list[float]] = [[], []]
+    for part in range(3):
+        kept = [i for i in range(40) if i % 3 != part]
+        weights, offset = fit_log_odds(normal[kept], anomalous[[i for i in range(3) if i != part]])
+        logs[0] += [float(normal[i] @ weights + offset) for i in range(40) if i % 3 == part]
+        logs[1].append(float(anomalous[part] @ weights + offset))
+    expected = (np.mean(logs[1]) - np.mean(logs[0])) / np.std(logs[0], ddof=1)
+
+    assert labelled_anomalies.cross_validated_separation(normal, anomalous) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 4, 12])
+def test_normal_images_that_were_labelled_anomalous_count_little(count: int) -> None:
+    reliabilities = [
+        fit_labelled(random(60, WIDTH, seed=seed), random(count, WIDTH, seed=100 + seed)).reliability
+        for seed in range(8)
+    ]
+
+    assert np.mean(reliabilities) < 0.3
+    assert np.median(reliabilities) == 0
+
+
+def test_one_label_cannot_be_checked_and_counts() -> None:
+    assert fit_labelled(random(40, WIDTH), random(1, WIDTH, seed=1)).reliability == 1
+
+
+def test_mislabelled_images_are_said_and_leave_the_scores_as_they_are(labelled: Path) -> None:
+    odd = labelled / "mistaken"
+    odd.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(6):
+        Image.fromarray(texture(rng, SIDE, SIDE)).save(odd / f"{i}.{'png' if i % 2 else 'jpg'}", quality=95)
+
+    trained = anomaly("train", "normal", *SETTINGS, "--anomalies", "mistaken", "--model", "odd.safetensors")
+    anomaly("score", "incoming", "--model", "odd.safetensors", "--out", "odd.csv")
+    anomaly("score", "incoming", "--out", "plain.csv")
+
+    assert trained.exit_code == 0
+    assert (
+        "warning: the labelled anomalies can hardly be told from normal images, and count for 0 % of their weight: "
+        "check that they are anomalous\n"
+    ) in trained.stderr
+    scores, plain = (
+        {row["path"]: row["score"] for row in rows_of((labelled / name).read_bytes())}
+        for name in ("odd.csv", "plain.csv")
+    )
+    assert scores == plain
 
 
 def test_descriptors_are_separated_by_two_regressions_each_whitened_by_the_other_half() -> None:

@@ -121,8 +121,8 @@ def test_a_scale_weighs_one_and_the_square_of_how_well_it_shows_planted_defects(
 
 def test_labelled_anomalies_weigh_a_share_of_all_other_components() -> None:
     scales = {name: ScaleModel(Whitening(torch.zeros(3), torch.eye(3))) for name in ("8", "16", IMAGE_SCALE)}
-    descriptors = torch.zeros(4, 2)
-    known = LabelledAnomalyClassifier(descriptors, descriptors, torch.zeros(2), torch.tensor(0.0))
+    descriptors = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    known = LabelledAnomalyClassifier(descriptors, torch.full((4, 2), 9.0), torch.zeros(2), torch.tensor(0.0))
 
     weights = component_weights(AnomalyDetector(empty_backbone(EMBEDDED), scales, known), 256, MANY, (0.47, 0.47))
 
