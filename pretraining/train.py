@@ -336,8 +336,7 @@ def train(
             recipe = replace(recipe, steps=step + steps_within(60 * minutes - (now - started), now - begun))
         if step % LOG_EVERY == 0:
             rate = (step - first) * recipe.batch_size / (time.monotonic() - begun)
-            row = {"step": step, **facts, "views_per_s": rate}
-            _append(log, row | {name: loss.item() for name, loss in losses.items()})
+            _append(log, {"step": step, **facts, "views_per_s": rate, **{n: loss.item() for n, loss in losses.items()}})
         if step % SAVE_EVERY == 0 or step == recipe.steps:
             _save_state(resume, parts, batches, step)
             export(student, recipe, out)
