@@ -62,7 +62,7 @@ class LabelledAnomalyClassifier(nn.Module):
     def reliability(self) -> float:
         """Share of the weight that the labels get, in [0, 1]: 0 where they cannot be told from normal images.
 
-        Images that were labelled by mistake are like normal ones in every respect, or in none that they share.
+        A fit on other images that were labelled by mistake does not separate such an image from normal ones.
         """
         if len(self.looks) == 1:
             return 1.0  # there is nothing to check it by
