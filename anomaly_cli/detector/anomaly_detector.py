@@ -13,7 +13,7 @@ from anomaly_cli.detector.features import cells_step, scale_features
 from anomaly_cli.detector.inspected import fuse_inspected, has_ignored, inspected_cells, only_inspected
 from anomaly_cli.detector.labelled_anomalies import LABELLED_NAME, LabelledAnomalyClassifier
 from anomaly_cli.detector.memory import PrototypeMemory
-from anomaly_cli.detector.scales import COARSE_SCALE, WHOLE_SCALES, is_local
+from anomaly_cli.detector.scales import COARSE_SCALE, LEARNED_SCALE, WHOLE_SCALES, is_local
 from anomaly_cli.detector.whitening import Whitening
 
 TOP_CELL_FRACTION = 0.005  # of the cells of a map: its deviation is the mean of so many largest distances
@@ -164,14 +164,16 @@ class AnomalyDetector(nn.Module):
     def descriptor_width(self) -> int:
         """D of `descriptors`."""
         widths = [len(self.scale(name).whitening.mean) for name in self.local_names]
-        return 2 * widths[-1] + sum(widths)
+        learned = [len(self.scale(name).whitening.mean) for name in self.scale_names if name == LEARNED_SCALE]
+        return 2 * widths[-1] + sum(widths) + sum(learned)
 
     @torch.inference_mode()
     def descriptors(self, images: Tensor, inspected: Tensor | None = None) -> Tensor:
         """Compute the descriptors that the labelled-anomaly classifier takes: (N, 3, H, W) to (N, D).
 
         Mean and standard deviation of the cells of the coarsest local scale describe the content, the mean of the
-        cells of largest distance of each local scale what is anomalous. `inspected` as in `distance_maps`.
+        cells of largest distance of each local scale what is anomalous; from scratch the learned embedding is a part
+        too. `inspected` as in `distance_maps`.
         """
         features = scale_features(self.backbone, images, self.scale_names, inspected=inspected)
         return self._descriptors(features, self.compare(features, inspected)[0])
@@ -199,6 +201,8 @@ class AnomalyDetector(nn.Module):
                 top_cells = distances.flatten(1).topk(count, dim=1).indices  # (N, count)
                 cells = features[name].flatten(2).gather(2, top_cells[:, None].expand(-1, D, -1))  # (N, D, count)
                 parts.append(cells.mean(dim=2))
+        if LEARNED_SCALE in features:
+            parts.append(features[LEARNED_SCALE].flatten(1))
         return torch.cat(parts, dim=1)
 
     def combine(self, distance_maps: list[Tensor]) -> Detection:

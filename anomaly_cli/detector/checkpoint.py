@@ -29,8 +29,8 @@ from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.errors import AnomalyError, CheckpointError, MissingExtraError
 from anomaly_cli.files import atomic_output
 
-FORMAT = 8
-FORMATS_BEFORE = (6, 7)  # are read as well, but for `scratch`, whose scales were others
+FORMAT = 9
+FORMATS_BEFORE = (6, 7, 8)  # are read as well, but for `scratch`, whose scales or descriptors were others
 KEY = "anomaly"  # of the JSON document among the file's metadata
 KNOWN = "known_anomalies."  # prefix of the tensors of `LabelledAnomalyClassifier`
 ROI = "region_of_interest"  # tensor of the mask, which is no part of the detector

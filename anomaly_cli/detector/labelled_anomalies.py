@@ -15,6 +15,7 @@ WEIGHT_OF_ONE = 1 / 7  # in the image score, relative to the sum of the other we
 MAX_WEIGHT = 0.5
 MIN_SEPARATION, FULL_SEPARATION = 0.5, 1.0  # of labels from normal images, where the weight begins and is whole
 PARTS = 10  # at most, of the cross-validation
+ENOUGH_TO_CHECK = 6  # labelled anomalies whose separation decides alone; that of fewer is uncertain
 INVERSE_PENALTY = 1e-2  # C of the logistic regression on whitened descriptors
 DESCRIPTOR_FLOOR = 0.3  # of their whitening; 0.1 to 0.6 rank alike, without whitening a third of the gain is lost
 SPREAD_PRIOR = 10  # images with the mean variance of all channels, added to the estimate of each channel's
@@ -60,14 +61,16 @@ class LabelledAnomalyClassifier(nn.Module):
 
     @cached_property
     def reliability(self) -> float:
-        """Share of the weight that the labels get, in [0, 1]: 0 where they cannot be told from normal images.
+        """Share of the weight that the labels get, in [0, 1]: 0 where six or more cannot be told from normal images.
 
         A fit on other images that were labelled by mistake does not separate such an image from normal ones.
         """
-        if len(self.looks) == 1:
+        count = len(self.looks)
+        if count == 1:
             return 1.0  # there is nothing to check it by
         separation = cross_validated_separation(self.normal, self.looks)
-        return min(max((separation - MIN_SEPARATION) / (FULL_SEPARATION - MIN_SEPARATION), 0.0), 1.0)
+        missing = min(max((FULL_SEPARATION - separation) / (FULL_SEPARATION - MIN_SEPARATION), 0.0), 1.0)
+        return 1 - missing * min((count - 1) / (ENOUGH_TO_CHECK - 1), 1.0)
 
 
 def fit_labelled(normal: Tensor, anomalous: Tensor) -> LabelledAnomalyClassifier:

@@ -10,10 +10,15 @@ import torch
 from PIL import Image
 from shared_run import CONFIG, texture, with_defect
 
-from anomaly_cli.detector.anomaly_detector import AnomalyDetector
+from anomaly_cli.detector.anomaly_detector import AnomalyDetector, ScaleModel
+from anomaly_cli.detector.backbones.backbone import SCRATCH
+from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.checkpoint import Model
 from anomaly_cli.detector.features import scale_features
 from anomaly_cli.detector.labelled_anomalies import fit_labelled
+from anomaly_cli.detector.memory import PrototypeMemory
+from anomaly_cli.detector.scales import LEARNED_SCALE, TURNED_SCALE
+from anomaly_cli.detector.whitening import Whitening
 from anomaly_cli.images.decode import load_image
 from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.training.cross_fitting import CrossFit, HeldOutImage
@@ -65,6 +70,7 @@ def descriptors_of(detector: AnomalyDetector, paths: list[Path]) -> torch.Tensor
         for name, distances in zip(detector.local_names, maps, strict=False):
             cells, order = features[name][0].flatten(1).T, distances.flatten().argsort(descending=True)
             row += cells[order[: max(1, round(0.02 * len(cells)))]].mean(0).tolist()
+        row += features[LEARNED_SCALE].flatten().tolist() if LEARNED_SCALE in features else []
         rows.append(row)
     return torch.tensor(rows)
 
@@ -75,6 +81,20 @@ def test_a_descriptor_is_the_whole_coarse_map_and_the_top_cells(detector: Anomal
     assert labelled.values is not None
     assert labelled.values.shape == (3, detector.descriptor_width)
     torch.testing.assert_close(labelled.values, descriptors_of(detector, files[NORMALS:]), atol=1e-5, rtol=1e-4)
+
+
+def test_from_scratch_the_learned_embedding_is_a_part_of_the_descriptor(files: list[Path]) -> None:
+    backbone = build_backbone(SCRATCH).prepare_for_inference()
+    widths = {"8": 64, "16": 128, TURNED_SCALE: 4, LEARNED_SCALE: 1024}
+    scales = {name: ScaleModel(Whitening(torch.zeros(width), torch.eye(width))) for name, width in widths.items()}
+    for name, scale in scales.items():
+        scale.memory = PrototypeMemory(torch.randn(5, widths[name], generator=torch.Generator().manual_seed(0)))
+    detector = AnomalyDetector(backbone, scales).eval()
+
+    described = descriptors_in(detector, files[NORMALS:])
+
+    assert described.shape == (3, detector.descriptor_width) == (3, 3 * 128 + 64 + 1024)
+    torch.testing.assert_close(described, descriptors_of(detector, files[NORMALS:]), atol=1e-5, rtol=1e-3)
 
 
 def test_an_unreadable_labelled_file_is_named_and_passed_over(detector: AnomalyDetector, files: list[Path]) -> None:
