@@ -18,8 +18,9 @@ demo: $(INSTALLED)
 	$(BIN)/anomaly heatmap --scores demo/scores.csv --model demo/anomaly.safetensors --out demo/heatmaps
 	$(BIN)/anomaly evaluate demo/scores.csv --labels sample_data/labels.csv
 
+# By file, since the tests of a file share models.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The review page in a real browser: the system's Chromium, or the one that ANOMALY_CHROMIUM names.
 test-browser: $(INSTALLED)

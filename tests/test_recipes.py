@@ -20,10 +20,7 @@ from shared_run import texture, with_defect
 ROOT = Path(__file__).parents[1]
 BLOCKS = dict(re.findall(r"## ([^\n]+)\n(?:(?!## ).)*?```sh\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S))
 README_BLOCKS = re.findall(r"(?s)```sh\n(.*?)```", (ROOT / "README.md").read_text("utf-8"))
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="the recipes need GNU tools"),
-    pytest.mark.xdist_group("recipes"),  # share a model of many images
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the recipes need GNU tools")
 NORMALS = 80  # enough for a false discovery rate of 5 % among few files
 ODD_NAMES = [
     b"two  words .jpg",

@@ -38,7 +38,6 @@ from anomaly_cli.training import stage1
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 SIDE = 192  # pixels; the smallest size that has a small copy
-pytestmark = pytest.mark.xdist_group("onnx")  # whose exported model takes half a minute
 FORMS = [(192, 192), (240, 144), (192, 192), (144, 240), (96, 450), (450, 96)]  # (height, width)
 
 

@@ -30,11 +30,7 @@ from anomaly_cli.tables.formats import TableFormat
 from anomaly_cli.tables.row import Row
 from benchmarks.speed.ray_scaling import row_bytes
 
-# All tests that need a cluster share one, also where several processes share the tests.
-pytestmark = [
-    pytest.mark.xdist_group("ray"),
-    pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\."),  # Ray warns of its own settings
-]
+pytestmark = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")  # Ray warns of its own settings
 
 EAGER = {"RAY_worker_niceness": "0"}  # other tests at the same time would starve workers of Ray's own priority
 STORE_BYTES = 80 * 2**20  # the least that Ray takes
