@@ -8,11 +8,10 @@ product's own functions.
 
 from __future__ import annotations
 
-import tempfile
+import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -22,16 +21,17 @@ from torch import Tensor
 from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import append_labelled_weight
+from anomaly_cli.detector.backbones.build import build_backbone
 from anomaly_cli.detector.calibration import Calibration
-from anomaly_cli.detector.checkpoint import Model
+from anomaly_cli.detector.devices import choose_device
 from anomaly_cli.detector.labelled_anomalies import fit_labelled
-from anomaly_cli.scoring.parallel import parallel_map
+from anomaly_cli.scoring.parallel import parallel_map, worker_count
 from anomaly_cli.scoring.pixels import to_tensor
 from anomaly_cli.statistics.image_metrics import image_metrics
-from anomaly_cli.training import train as training
-from anomaly_cli.training.fit import TrainedDetector
+from anomaly_cli.training.fit import TrainedDetector, train_detector
 from anomaly_cli.training.labelled_fit import cross_fit
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.training_set import limit_image_size
 from benchmarks.accuracy.datasets import NORMAL, AnomalySet, subsample
 from benchmarks.accuracy.quality import quiet
 from benchmarks.jobs import Row, print_means, run_table, set_options
@@ -59,18 +59,12 @@ class Described:
     deviations: NDArray[np.float64]
 
 
-def trained_on(data: AnomalySet, config: DetectorConfig) -> tuple[TrainedDetector, TrainingContext]:
-    """Train without labels and keep the detectors of the folds, and how images were read."""
-    kept: list[tuple[TrainedDetector, TrainingContext]] = []
-    real = training._save
-
-    def save(trained: TrainedDetector, path: Path, run: TrainingContext, *, thumbnails: bool) -> Model:
-        kept.append((trained, run))
-        return real(trained, path, run, thumbnails=thumbnails)
-
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(training, "_save", save):
-        training.train(data.normal, Path(folder) / "model.safetensors", config, progress=quiet)
-    return kept[0]
+def train_without_labels(job: Job) -> tuple[TrainedDetector, TrainingContext]:
+    """Train, and keep the detectors of the folds and how images are read."""
+    workers = worker_count()
+    config = limit_image_size(job.config, job.data.normal, workers)
+    run = TrainingContext(config, choose_device("auto"), workers, quiet)
+    return train_detector(job.data.normal, [], build_backbone(config.backbone, seed=config.seed), run), run
 
 
 def describe(paths: list[Path], detectors: list[AnomalyDetector], run: TrainingContext) -> Described:
@@ -99,6 +93,11 @@ class LabelledSet:
         outliers = {*self.trained.outliers}
         return torch.tensor([path not in outliers for path in self.trained.normals.paths])
 
+    @property
+    def scores_without(self) -> NDArray[np.float64]:
+        """(tested,) scores without labels."""
+        return self.trained.calibration.scores(self.test.deviations)[0]
+
     def scores(self, anomalous: Tensor, kept: Tensor) -> tuple[NDArray[np.float64], float]:
         """Score the test images with (A, D) labelled anomalies, and tell how reliable these are.
 
@@ -123,7 +122,7 @@ class LabelledSet:
 
 def measure(job: Job) -> list[Row]:
     """Train once and measure every choice of labels: a row each."""
-    trained, run = trained_on(job.data, job.config)
+    trained, run = train_without_labels(job)
     normals = trained.normals.paths
     own = [trained.fold_detectors[fold] for fold in trained.folds.tolist()]
     paths = [image.path for image in job.data.test]
@@ -140,7 +139,7 @@ def measure(job: Job) -> list[Row]:
 def _left_out(images: LabelledSet) -> Iterator[Row]:
     """Leave each type out once."""
     kinds, everything = images.kinds, torch.ones(len(images.normal.descriptors), dtype=torch.bool)
-    before = images.trained.calibration.scores(images.test.deviations)[0]
+    before = images.scores_without
     types = sorted({*kinds} - {NORMAL})
     for number, left_out in enumerate(types):
         pool = np.flatnonzero((kinds != NORMAL) & (kinds != left_out))
@@ -164,7 +163,7 @@ def _left_out(images: LabelledSet) -> Iterator[Row]:
 
 def _mislabelled(images: LabelledSet) -> Iterator[Row]:
     """Label normal training images anomalous, and leave them out of the calibration."""
-    before = images.trained.calibration.scores(images.test.deviations)[0]
+    before = images.scores_without
     everything = np.ones(len(images.kinds), bool)
     pool = np.flatnonzero(images.inlying.numpy())
     for count in (each for each in MISLABELLED if 3 * each <= len(pool)):
@@ -187,20 +186,19 @@ def _auroc(scores: NDArray[np.float64], kinds: NDArray[np.str_], tested: Bools) 
     return image_metrics((kinds != NORMAL)[tested], scores[tested]).image_auroc
 
 
+def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
+    """Make one job a set and seed."""
+    for data in sets:
+        for seed in range(args.seeds):
+            yield Job(subsample(data, args.max_train, args.max_test, seed), DetectorConfig(seed=seed))
+
+
 def main() -> None:
     """Measure and print the means."""
     options = set_options(__doc__)
     options.set_defaults(seeds=1)
     args = options.parse_args()
-    results = run_table(
-        args,
-        measure,
-        lambda args, sets: (
-            Job(subsample(data, args.max_train, args.max_test, seed), replace(DetectorConfig(), seed=seed))
-            for data in sets
-            for seed in range(args.seeds)
-        ),
-    )
+    results = run_table(args, measure, jobs_of)
     for figure in ("seen_before", "seen", "unseen_before", "unseen", "mislabelled_before", "mislabelled"):
         print_means(results, ["labelled"], figure)
 
