@@ -13,18 +13,20 @@ import resource
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 
+from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.checkpoint import library_versions
 from anomaly_cli.files import atomic_output
 from anomaly_cli.scoring.parallel import worker_count
-from benchmarks.accuracy.datasets import AnomalySet, read_classes, read_packed, read_set
+from benchmarks.accuracy.datasets import AnomalySet, read_classes, read_packed, read_set, subsample
 
 Job = TypeVar("Job")
 Row = dict[str, str | int | float]
@@ -62,6 +64,21 @@ def sets_of(args: argparse.Namespace, scratch: Path) -> list[AnomalySet]:
         names = sorted(each.name for each in (folder / "train").iterdir() if each.is_dir())
         sets += [read_classes(folder, name) for name in args.only or names]
     return sets
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training on one draw of a set."""
+
+    data: AnomalySet
+    config: DetectorConfig
+
+
+def trainings_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Training]:
+    """Train once a set and seed, at the default settings."""
+    for data in sets:
+        for seed in range(args.seeds):
+            yield Training(subsample(data, args.max_train, args.max_test, seed), DetectorConfig(seed=seed))
 
 
 def run_table(

@@ -8,7 +8,6 @@ product's own functions.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_cli.config import DetectorConfig
 from anomaly_cli.detector.anomaly_detector import AnomalyDetector
 from anomaly_cli.detector.anomaly_distance import append_labelled_weight
 from anomaly_cli.detector.backbones.build import build_backbone
@@ -32,23 +30,15 @@ from anomaly_cli.training.fit import TrainedDetector, train_detector
 from anomaly_cli.training.labelled_fit import cross_fit
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.training_set import limit_image_size
-from benchmarks.accuracy.datasets import NORMAL, AnomalySet, subsample
+from benchmarks.accuracy.datasets import NORMAL
 from benchmarks.accuracy.quality import quiet
-from benchmarks.jobs import Row, print_means, run_table, set_options
+from benchmarks.jobs import Row, Training, print_means, run_table, set_options, trainings_of
 
 LABELLED = (3, 6, 12)
 DRAWS = 2  # of the labelled anomalies
 MISLABELLED = (4, 12)
 
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training without labels, and all choices of labels on it."""
-
-    data: AnomalySet
-    config: DetectorConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ class Described:
     deviations: NDArray[np.float64]
 
 
-def train_without_labels(job: Job) -> tuple[TrainedDetector, TrainingContext]:
+def train_without_labels(job: Training) -> tuple[TrainedDetector, TrainingContext]:
     """Train, and keep the detectors of the folds and how images are read."""
     workers = worker_count()
     config = limit_image_size(job.config, job.data.normal, workers)
@@ -120,7 +110,7 @@ class LabelledSet:
         return calibration.scores(np.concatenate([self.test.deviations, known], axis=1))[0], classifiers[0].reliability
 
 
-def measure(job: Job) -> list[Row]:
+def measure(job: Training) -> list[Row]:
     """Train once and measure every choice of labels: a row each."""
     trained, run = train_without_labels(job)
     normals = trained.normals.paths
@@ -186,19 +176,12 @@ def _auroc(scores: NDArray[np.float64], kinds: NDArray[np.str_], tested: Bools) 
     return image_metrics((kinds != NORMAL)[tested], scores[tested]).image_auroc
 
 
-def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
-    """Make one job a set and seed."""
-    for data in sets:
-        for seed in range(args.seeds):
-            yield Job(subsample(data, args.max_train, args.max_test, seed), DetectorConfig(seed=seed))
-
-
 def main() -> None:
     """Measure and print the means."""
     options = set_options(__doc__)
     options.set_defaults(seeds=1)
     args = options.parse_args()
-    results = run_table(args, measure, jobs_of)
+    results = run_table(args, measure, trainings_of)
     for figure in ("seen_before", "seen", "unseen_before", "unseen", "mislabelled_before", "mislabelled"):
         print_means(results, ["labelled"], figure)
 

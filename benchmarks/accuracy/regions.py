@@ -9,9 +9,7 @@ it.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,28 +17,18 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from anomaly_cli.config import DetectorConfig
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.review.masks import read_mask, resize_map
 from anomaly_cli.scoring.measure import Measured, Scorer
 from anomaly_cli.scoring.regions import TOUCHING, peak_region
 from anomaly_cli.statistics.pixel_metrics import Mask
 from anomaly_cli.training import train as training
-from benchmarks.accuracy.datasets import AnomalySet, subsample
 from benchmarks.accuracy.quality import known_truth, quiet
-from benchmarks.jobs import Row, print_means, run_table, set_options
+from benchmarks.jobs import Row, Training, print_means, run_table, set_options, trainings_of
 
 DILATION = 32  # part of the longer side
 THRESHOLDS = np.linspace(0.5, 1.5, 101)  # of maps, in units of the limit of normal
 LIMIT = 50  # index of 1 among them
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training and scoring."""
-
-    data: AnomalySet
-    config: DetectorConfig
 
 
 @dataclass
@@ -93,7 +81,7 @@ class Counts:
         }
 
 
-def measure(job: Job) -> list[Row]:
+def measure(job: Training) -> list[Row]:
     """Train, find regions and compare them with the masks: one row."""
     with tempfile.TemporaryDirectory() as folder:
         model = training.train(job.data.normal, Path(folder) / "model.safetensors", job.config, progress=quiet).model
@@ -108,19 +96,12 @@ def measure(job: Job) -> list[Row]:
     return [row | counts.row]
 
 
-def jobs_of(args: argparse.Namespace, sets: list[AnomalySet]) -> Iterator[Job]:
-    """Make one job a set and seed."""
-    for data in sets:
-        for seed in range(args.seeds):
-            yield Job(subsample(data, args.max_train, args.max_test, seed), DetectorConfig(seed=seed))
-
-
 def main() -> None:
     """Measure and print the means."""
     options = set_options(__doc__)
     options.set_defaults(seeds=1, max_train=200, max_test=400)
     args = options.parse_args()
-    results = run_table(args, measure, jobs_of)
+    results = run_table(args, measure, trainings_of)
     for figure in ("touching", "recall_at_limit", "recall_at_one_false"):
         print_means(results.assign(method="ours"), ["method"], figure)
 

@@ -20,6 +20,7 @@ from anomaly_cli.detector.memory import PrototypeMemory
 from benchmarks import jobs
 from benchmarks.accuracy import ablation, contamination, few_normals, labels, peers, unbalanced
 from benchmarks.accuracy.datasets import AnomalySet, TestImage, read_mvtec
+from benchmarks.jobs import Training
 
 
 def made_up_set() -> AnomalySet:
@@ -189,7 +190,7 @@ def test_each_type_is_left_out_once_and_normal_images_are_mislabelled(
     data = read_mvtec(write_texture_set(tmp_path / "texture", kinds=("square", "hole"), each=8))
     config = DetectorConfig(image_size=64, prototypes=50, effort=Effort.QUICK)
 
-    rows = labels.measure(labels.Job(data, config))
+    rows = labels.measure(Training(data, config))
 
     left_out = [row for row in rows if row["left_out"]]
     assert [(row["left_out"], row["labelled"]) for row in left_out[::2]] == [
