@@ -189,8 +189,8 @@ SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 6_0
 SHARES = (4, 10)  # one of at least and at most so many normal images is left out of stage 1, to measure what it learned
 UNSEEN = 100  # images that are left out, between these shares
 MIN_LEARNED = 50  # normal images, below which none is left out
-MAX_REPEATS = 5  # times as often as a normal image a labelled anomaly is drawn, at most
-NORMAL_PER_LABELLED = 3  # normal images drawn for one labelled anomaly, about, at least
+LABELLED_REPEATS = 5  # a labelled anomaly is drawn as often as up to so many normal images …
+LABELLED_PART = 3  # … as long as there are so many normal images among the drawn ones for each anomalous one
 
 
 def learn_from_scratch(
@@ -232,18 +232,12 @@ def learn_from_scratch(
 
 
 def labelled_repeats(normal: int, labelled: int) -> int:
-    """Choose how many times as often as a normal image stage 1 draws a labelled anomaly, from 1 to `MAX_REPEATS`.
+    """Choose how many times as often as a normal image stage 1 draws a labelled anomaly, from 1 to 5.
 
-    Drawn like normal images, a few anomalies are missing from most batches. At most about a quarter of what is drawn
-    is anomalous, so that the turns are learned, and far less where there is only a handful, some of which may be
-    labelled by mistake.
-
-    Args:
-        normal: images, at least 1.
-        labelled: anomalies, 0 or more.
+    Anomalies are few: drawn like normal images, most batches would hold none of most types. Neither should a handful
+    of them, which may be labelled by mistake, be seen in every batch, nor more than about a quarter of all views.
     """
-    wanted = -(-normal // (NORMAL_PER_LABELLED * max(labelled, 1)))
-    return min(max(wanted, 1), MAX_REPEATS)
+    return min(max(-(-normal // (LABELLED_PART * max(labelled, 1))), 1), LABELLED_REPEATS)
 
 
 @torch.inference_mode()

@@ -20,10 +20,8 @@ from anomaly_cli.training import stage1
 from anomaly_cli.training.run import TrainingContext
 from anomaly_cli.training.stage1 import (
     AVERAGING,
-    MAX_REPEATS,
     WARM_UP,
     StageOneImages,
-    labelled_repeats,
     learn_backbone,
     learn_from_scratch,
     turn_information,
@@ -58,18 +56,11 @@ def test_some_normal_images_are_left_out_of_stage_one_to_calibrate_on(
     to_calibrate = learn_from_scratch(backbone, paths, [anomaly], RUN)
 
     (images,) = seen
-    assert images.normal.tolist() == [True] * (normal - left_out) + [False] * MAX_REPEATS
-    assert len(images.learned) == normal - left_out + MAX_REPEATS
+    assert images.normal.tolist() == [True] * (normal - left_out) + [False]
+    assert len(images.learned) == normal - left_out + 1
     assert len(images.unseen) == left_out
     assert len(to_calibrate) == (left_out or normal)
     assert 0 <= float(backbone.turn_information) < 1
-
-
-@pytest.mark.parametrize(
-    ("normal", "labelled", "repeats"), [(2250, 132, 5), (2250, 1, 5), (60, 12, 2), (60, 40, 1), (8, 100, 1), (8, 0, 3)]
-)
-def test_labelled_anomalies_are_drawn_more_often_where_they_are_few(normal: int, labelled: int, repeats: int) -> None:
-    assert labelled_repeats(normal, labelled) == repeats
 
 
 def test_images_beyond_the_limit_of_memory_calibrate_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
