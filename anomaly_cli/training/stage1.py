@@ -189,8 +189,6 @@ SCRATCH_STEPS = {Effort.QUICK: 300, Effort.STANDARD: 2_000, Effort.THOROUGH: 6_0
 SHARES = (4, 10)  # one of at least and at most so many normal images is left out of stage 1, to measure what it learned
 UNSEEN = 100  # images that are left out, between these shares
 MIN_LEARNED = 50  # normal images, below which none is left out
-LABELLED_REPEATS = 5  # a labelled anomaly is drawn as often as up to so many normal images …
-LABELLED_PART = 3  # … as long as there are so many normal images among the drawn ones for each anomalous one
 
 
 def learn_from_scratch(
@@ -222,22 +220,12 @@ def learn_from_scratch(
         load_all(chosen) for chosen in (learned, anomalies, left_out[:: max(1, len(left_out) // UNSEEN)])
     )
     if normal:  # where there are none, `sample_cells` raises the error
-        odd *= labelled_repeats(len(normal), len(odd))
         labels = torch.arange(len(normal) + len(odd)) < len(normal)
         images = StageOneImages(normal + odd, labels, unseen)
         learn_backbone(backbone, images, Schedule(SCRATCH_STEPS[run.config.effort], TURNED_SIDE), run)
         backbone.turn_information.fill_(turn_information(backbone, unseen or normal, run))
     backbone.prepare_for_inference()
     return sorted({*paths}.difference(learned)) or paths
-
-
-def labelled_repeats(normal: int, labelled: int) -> int:
-    """Choose how many times as often as a normal image stage 1 draws a labelled anomaly, from 1 to 5.
-
-    Anomalies are few: drawn like normal images, most batches would hold none of most types. Neither should a handful
-    of them, which may be labelled by mistake, be seen in every batch, nor more than about a quarter of all views.
-    """
-    return min(max(-(-normal // (LABELLED_PART * max(labelled, 1))), 1), LABELLED_REPEATS)
 
 
 @torch.inference_mode()
