@@ -68,8 +68,7 @@ class LabelledAnomalyClassifier(nn.Module):
         count = len(self.looks)
         if count == 1:
             return 1.0  # there is nothing to check it by
-        separation = cross_validated_separation(self.normal, self.looks)
-        missing = min(max((FULL_SEPARATION - separation) / (FULL_SEPARATION - MIN_SEPARATION), 0.0), 1.0)
+        missing = 1 - distinct_share(cross_validated_separation(self.normal, self.looks))
         return 1 - missing * min((count - 1) / (ENOUGH_TO_CHECK - 1), 1.0)
 
 
@@ -117,6 +116,11 @@ def cross_validated_separation(normal: Tensor, anomalous: Tensor) -> float:
         for values, own, numbers in zip((normal, anomalous), logs, part_of, strict=True):
             own[numbers == part] = (values[numbers == part] @ weights + offset).clamp(-REACH, REACH)
     return float((logs[1].mean() - logs[0].mean()) / logs[0].std().clamp(min=1e-6))
+
+
+def distinct_share(separation: float) -> float:
+    """Turn a cross-validated separation into the share to which labels count: 0 up to ½, 1 from 1 on."""
+    return min(max((separation - MIN_SEPARATION) / (FULL_SEPARATION - MIN_SEPARATION), 0.0), 1.0)
 
 
 def _fit_half(whitened: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from anomaly_cli.scoring.parallel import parallel_map
 from anomaly_cli.scoring.pixels import pixels_to_tensor
 from anomaly_cli.training.augmentation import random_view
 from anomaly_cli.training.distributed import Processes, share_statistics
+from anomaly_cli.training.labelled_draws import JUDGED_AFTER, LabelledDraws
 from anomaly_cli.training.run import TrainingContext
 
 LEARNING_RATE = 2e-3
@@ -40,16 +41,16 @@ SAVED = "stage-1"  # name of the cached step
 
 @dataclass(frozen=True)
 class StageOneImages:
-    """What stage 1 sees.
+    """What stage 1 sees: (h, w, 3) uint8 at network size.
 
     Attributes:
-        learned: (h, w, 3) uint8 at network size.
-        normal: (N,) bool of those; false for labelled anomalies.
+        normal: what it learns from.
+        labelled: anomalies, drawn as `LabelledDraws` says.
         unseen: other normal images, which measure what is learned; where there are none, all steps are made.
     """
 
-    learned: list[NDArray[np.uint8]]
-    normal: Tensor
+    normal: list[NDArray[np.uint8]]
+    labelled: list[NDArray[np.uint8]]
     unseen: list[NDArray[np.uint8]]
 
 
@@ -79,9 +80,9 @@ class BestWeights:
 def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedule, run: TrainingContext) -> None:
     """Train the whole backbone in place with stage 1.
 
-    Kept is the moving average of the weights, from the step after which most was known about unseen images. The random
-    numbers of a step depend on the seed and the number of the step only, so that a resumed run, and several processes,
-    draw what one uninterrupted process draws.
+    Kept is the moving average of the weights, from the step after which most was known about unseen images; where
+    labelled anomalies join, of the steps from there on. The random numbers of a step depend on the seed and the number
+    of the step only, so that a resumed run, and several processes, draw what one uninterrupted process draws.
 
     Args:
         backbone: with its starting weights; left in eval mode.
@@ -92,23 +93,21 @@ def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedul
     device = next(backbone.parameters()).device
     learner = StageOne(backbone, run.processes.all_gather_rows)
     share_statistics(backbone, run.processes)
-    averaged, best = deepcopy(backbone).eval(), BestWeights()
+    averaged, best, draws = deepcopy(backbone).eval(), BestWeights(), LabelledDraws()
     optimiser = torch.optim.AdamW(learner.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=schedule.steps))
-    parts: dict[str, Any] = {
-        "learner": learner,
-        "averaged": averaged,
-        "best": best,
-        "optimiser": optimiser,
-        "rate": rate,
-    }
+    parts: dict[str, Any] = {"learner": learner, "averaged": averaged, "best": best, "draws": draws}
+    parts |= {"optimiser": optimiser, "rate": rate}
     step = _load_training_state(parts, schedule, run)
     learner.train()
     loss_of = DistributedDataParallel(learner) if run.processes.count > 1 else learner
     patience = max(PATIENCE * schedule.steps, 2 * STEPS_BETWEEN_SAVES)
     while step < schedule.steps and step - best.steps < patience:
-        views, chosen = draw_batch(images.learned, schedule.crop, (run.config.seed, step), run.processes)
-        loss = loss_of(views.to(device), images.normal[chosen].to(device))
+        if draws.repeats is None and step >= JUDGED_AFTER * schedule.steps:
+            _judge(draws, best, averaged, images, step, run)
+        pool = images.normal + images.labelled * (draws.repeats or 0)
+        views, chosen = draw_batch(pool, schedule.crop, (run.config.seed, step), run.processes)
+        loss = loss_of(views.to(device), (chosen < len(images.normal)).to(device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -122,6 +121,20 @@ def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedul
         run.progress(PHASE, step, schedule.steps)
     backbone.load_state_dict(best.weights or averaged.state_dict())
     backbone.eval()
+
+
+def _judge(
+    draws: LabelledDraws,
+    best: BestWeights,
+    averaged: Backbone,
+    images: StageOneImages,
+    steps: int,
+    run: TrainingContext,
+) -> None:
+    """Judge the labelled anomalies; where they are learned from, forget the weights of the steps without them."""
+    draws.judge(averaged, images.labelled, images.unseen, len(images.normal), run)
+    if draws.repeats:
+        best.information, best.steps, best.weights = -1.0, steps, None
 
 
 def _compare(best: BestWeights, averaged: Backbone, unseen: list[Any], steps: int, run: TrainingContext) -> None:
@@ -216,12 +229,11 @@ def learn_from_scratch(
     def load_all(chosen: list[Path]) -> list[NDArray[np.uint8]]:
         return [pixels for pixels in parallel_map(load, chosen, run.workers) if pixels is not None]
 
-    normal, odd, unseen = (
+    normal, labelled, unseen = (
         load_all(chosen) for chosen in (learned, anomalies, left_out[:: max(1, len(left_out) // UNSEEN)])
     )
     if normal:  # where there are none, `sample_cells` raises the error
-        labels = torch.arange(len(normal) + len(odd)) < len(normal)
-        images = StageOneImages(normal + odd, labels, unseen)
+        images = StageOneImages(normal, labelled, unseen)
         learn_backbone(backbone, images, Schedule(SCRATCH_STEPS[run.config.effort], TURNED_SIDE), run)
         backbone.turn_information.fill_(turn_information(backbone, unseen or normal, run))
     backbone.prepare_for_inference()

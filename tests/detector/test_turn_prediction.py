@@ -55,9 +55,8 @@ def test_stage_one_changes_a_scratch_backbone_and_repeats_with_its_seed() -> Non
     def learn() -> dict[str, torch.Tensor]:
         backbone = build_backbone("scratch", seed=1)
         schedule = Schedule(2, 64)
-        normal = torch.tensor([True, True, True, False])
         run = TrainingContext(CONFIG, torch.device("cpu"), 1, lambda _phase, done, _total: seen.append(done))
-        learn_backbone(backbone, StageOneImages(images, normal, []), schedule, run)
+        learn_backbone(backbone, StageOneImages(images, [], []), schedule, run)
         assert not backbone.training
         return backbone.state_dict()
 

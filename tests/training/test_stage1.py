@@ -56,9 +56,7 @@ def test_some_normal_images_are_left_out_of_stage_one_to_calibrate_on(
     to_calibrate = learn_from_scratch(backbone, paths, [anomaly], RUN)
 
     (images,) = seen
-    assert images.normal.tolist() == [True] * (normal - left_out) + [False]
-    assert len(images.learned) == normal - left_out + 1
-    assert len(images.unseen) == left_out
+    assert [len(each) for each in (images.normal, images.labelled, images.unseen)] == [normal - left_out, 1, left_out]
     assert len(to_calibrate) == (left_out or normal)
     assert 0 <= float(backbone.turn_information) < 1
 
@@ -89,7 +87,7 @@ def test_training_stops_where_no_more_is_learned_about_unseen_images(
     run = replace(RUN, progress=lambda _phase, done, _total: steps.append(done))
     backbone = build_backbone("scratch", seed=1)
 
-    learn_backbone(backbone, StageOneImages(pixels, torch.ones(3, dtype=torch.bool), pixels), Schedule(10, 64), run)
+    learn_backbone(backbone, StageOneImages(pixels, [], pixels), Schedule(10, 64), run)
 
     assert steps[-1] == made
     for name, value in backbone.state_dict().items():
