@@ -1,9 +1,11 @@
 """Stage 1: a network from random weights learns the form of normal images by telling how a picture was turned.
 
-L = L_turn + λ_E · L_exposed. Every view of an image is turned by 0°, 90°, 180° and 270°. L_turn is the cross entropy of
-a head that says by how many quarters a normal view was turned (Gidaris et al. 2018; Golan & El-Yaniv 2018). L_exposed
-is that of labelled anomalies with the uniform distribution (outlier exposure: Hendrycks et al. 2019, *Deep Anomaly
-Detection with Outlier Exposure*, section 4.3), so that the head is unsure of what looks like them.
+L = L_turn + λ_E · L_exposed + λ_L · L_labelled. Every view of an image is turned by 0°, 90°, 180° and 270°. L_turn is
+the cross entropy of a head that says by how many quarters a normal view was turned (Gidaris et al. 2018; Golan &
+El-Yaniv 2018). L_exposed is that of labelled anomalies with the uniform distribution (outlier exposure: Hendrycks et
+al. 2019, *Deep Anomaly Detection with Outlier Exposure*, section 4.3), so that the head is unsure of what looks like
+them. L_labelled is the cross entropy, balanced between both, of a second head that tells labelled anomalies from normal
+images by the direction of the embedding, so that they differ in it. This head is not kept.
 
 The contrast with memories of the paper is a variant of `benchmarks.accuracy.ablation`: it cost more than it brought
 (docs/method.md).
@@ -15,12 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
 from anomaly_cli.detector.devices import prefers_bfloat16
 
 EXPOSURE_WEIGHT = 0.5  # λ_E (Hendrycks et al. 2019)
+LABELLED_WEIGHT = 0.5  # λ_L
+LENGTH = 8.0  # of what the second head takes: with a length of one it would have to learn large weights first
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,17 @@ class StageOne(nn.Module):
         Args:
             backbone: with its starting weights and a turn head; trained in place.
             gather_rows: joins the rows of all processes, where each has its share of a batch.
+
+        Raises:
+            ValueError: the backbone has no turn head.
         """
         super().__init__()
+        if backbone.turn_head is None:
+            raise ValueError(f"backbone {backbone.name} has no turn head")
         self.backbone = backbone
+        self.labelled_head = nn.Linear(backbone.turn_head.in_features, 1).to(backbone.mean.device)
+        nn.init.zeros_(self.labelled_head.weight)
+        nn.init.zeros_(self.labelled_head.bias)
         self._gather_rows = gather_rows
 
     def forward(self, views: Tensor, normal: Tensor) -> Tensor:
@@ -53,7 +66,7 @@ class StageOne(nn.Module):
             normal: (N,) bool, of the images of the whole batch.
         """
         (pair,) = self.mean_cells(views, -1)
-        return self.turn_loss(torch.cat(pair), normal)
+        return self.embedding_loss(torch.cat(pair), normal)
 
     def mean_cells(self, views: Tensor, first: int) -> list[tuple[Tensor, Tensor]]:
         """Compute the mean cell of each map in every turn of every view.
@@ -77,13 +90,20 @@ class StageOne(nn.Module):
         first, second = (self._gather_rows(half) for half in rows.chunk(2))
         return first, second
 
-    def turn_loss(self, embeddings: Tensor, normal: Tensor) -> Tensor:
+    def embedding_loss(self, embeddings: Tensor, normal: Tensor) -> Tensor:
         """Compute L from (8N, D) embeddings of the turned views and (N,) bool, whether their images are normal."""
         logs = self.backbone.turn_logits(embeddings).log_softmax(dim=1)
         turns = torch.arange(TURNS, device=logs.device).repeat(len(logs) // TURNS)
         of_normal = normal.repeat_interleave(TURNS).repeat(2)
         right = -logs.gather(1, turns[:, None])[:, 0]
-        return _mean_where(right, of_normal) + EXPOSURE_WEIGHT * _mean_where(-logs.mean(dim=1), ~of_normal)
+        turned = _mean_where(right, of_normal) + EXPOSURE_WEIGHT * _mean_where(-logs.mean(dim=1), ~of_normal)
+        return turned + LABELLED_WEIGHT * self._labelled_loss(embeddings[::TURNS], normal.repeat(2))
+
+    def _labelled_loss(self, upright: Tensor, normal: Tensor) -> Tensor:
+        """Compute L_labelled from (2N, D) embeddings of upright views and (2N,) bool; 0 without an anomalous one."""
+        logits = self.labelled_head(LENGTH * F.normalize(upright, dim=1))[:, 0]
+        loss = _mean_where(F.softplus(logits), normal) + _mean_where(F.softplus(-logits), ~normal)
+        return loss * (~normal).any()
 
 
 def _mean_where(losses: Tensor, chosen: Tensor) -> Tensor:

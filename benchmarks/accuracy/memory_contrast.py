@@ -112,4 +112,4 @@ class ContrastedStageOne(StageOne):
             memory_contrast(*pair, kinds, memory, self.contrast)
             for pair, memory in zip(pairs, self.memories, strict=True)
         ]
-        return self.turn_loss(torch.cat(pairs[-1]), normal) + self.contrast.weight * torch.stack(contrasts).mean()
+        return self.embedding_loss(torch.cat(pairs[-1]), normal) + self.contrast.weight * torch.stack(contrasts).mean()
