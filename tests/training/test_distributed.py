@@ -118,7 +118,7 @@ def test_two_processes_have_the_loss_gradients_and_statistics_of_one(tmp_path: P
         assert set(two) == set(one)
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-10, msg=name)
-    assert {"backbone.network.stem.conv.weight", "backbone.turn_head.weight"} <= set(one)
+    assert {"backbone.network.stem.conv.weight", "backbone.turn_head.weight", "labelled_head.weight"} <= set(one)
 
 
 @pytest.mark.parametrize("count", [2, 3, 16, 20])
