@@ -95,7 +95,7 @@ bench-objects: $(INSTALLED)
 	$(BIN)/python -m benchmarks.accuracy.quality --cifar $(CIFAR) --max-train 500 --seeds 1 --out $(RESULTS)/objects_embedded.csv $(BENCH_OPTIONS)
 	$(BIN)/python -m benchmarks.accuracy.quality --cifar $(CIFAR) --max-train 2500 --max-test 500 --seeds 1 --backbone scratch --effort thorough --out $(RESULTS)/objects_scratch.csv $(BENCH_OPTIONS)
 	$(BIN)/python -m benchmarks.accuracy.unbalanced --cifar $(CIFAR) --max-train 2500 --max-test 500 --seeds 1 --rates 0 0.05 --backbone scratch --out $(RESULTS)/unbalanced_scratch.csv $(BENCH_OPTIONS)
-	$(BIN)/python -m benchmarks.accuracy.ablation --cifar $(CIFAR) --max-train 2500 --max-test 500 --out $(RESULTS)/ablation_scratch.csv --variants scratch 'scratch, no stage 1' 'scratch, with memory contrast' 'scratch, with contrast, no memory' 'scratch, with memory contrast, no variance term' $(BENCH_OPTIONS)
+	$(BIN)/python -m benchmarks.accuracy.ablation --cifar $(CIFAR) --max-train 2500 --max-test 500 --out $(RESULTS)/ablation_scratch.csv --variants scratch 'scratch, no stage 1' 'scratch, with memory contrast' 'scratch, with contrast, no memory' 'scratch, with memory contrast, no variance term' 'scratch, with memory contrast of the coarsest scale' $(BENCH_OPTIONS)
 
 bench-page: $(INSTALLED)
 	$(BIN)/python -m benchmarks.page.write_report --results $(RESULTS)
