@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from anomaly_cli.detector.labelled_anomalies import ENOUGH_TO_CHECK, cross_valid
 from anomaly_cli.detector.scales import TURNED_SIDE
 from anomaly_cli.scoring.pixels import pixels_to_tensor
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.step_cache import SavedState
 
 JUDGED_AFTER = 0.3  # of the schedule; at 0.2 twelve anomalies of several types are not yet told from normal images
 MAX_REPEATS = 5  # times as often as a normal image a labelled anomaly is drawn, at most
@@ -23,7 +24,7 @@ NORMAL_PER_LABELLED = 3  # normal images drawn for one labelled anomaly, about, 
 
 
 @dataclass
-class LabelledDraws:
+class LabelledDraws(SavedState):
     """How often a labelled anomaly is drawn.
 
     A network that has learned from labelled anomalies tells them from images that it has not seen, whatever they show.
@@ -58,14 +59,6 @@ class LabelledDraws:
             share = distinct_share(run.processes.broadcast(separation))
             self.repeats = round(share * labelled_repeats(normal, len(labelled)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` restores."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the values of an interrupted run."""
-        self.repeats = state["repeats"]
-
 
 def labelled_repeats(normal: int, labelled: int) -> int:
     """Choose how many times as often as a normal image a labelled anomaly is drawn, from 1 to `MAX_REPEATS`.
@@ -80,8 +73,13 @@ def labelled_repeats(normal: int, labelled: int) -> int:
     return min(max(-(-normal // (NORMAL_PER_LABELLED * labelled)), 1), MAX_REPEATS)
 
 
+def copies_to_turn(images: list[NDArray[np.uint8]], run: TrainingContext) -> Iterator[Tensor]:
+    """Make the reduced copies, (1, 3, h', w'), of (h, w, 3) images that `turned_means` takes."""
+    return (reduced(pixels_to_tensor(pixels, run.device), TURNED_SIDE) for pixels in images)
+
+
 @torch.inference_mode()
 def _embed(backbone: Backbone, images: list[NDArray[np.uint8]], run: TrainingContext) -> Tensor:
     """Compute the learned embedding of (h, w, 3) images: (N, D)."""
-    copies = (reduced(pixels_to_tensor(pixels, run.device), TURNED_SIDE) for pixels in images)
-    return torch.cat([learned_embedding(turned_means(backbone, copy)).flatten(1) for copy in copies])
+    means = (turned_means(backbone, copy) for copy in copies_to_turn(images, run))
+    return torch.cat([learned_embedding(each).flatten(1) for each in means])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from math import cos, log, pi
 from pathlib import Path
@@ -17,16 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from anomaly_cli.config import Effort
 from anomaly_cli.detector.backbones.backbone import TURNS, Backbone
-from anomaly_cli.detector.features import reduced, turn_losses, turned_means
+from anomaly_cli.detector.features import turn_losses, turned_means
 from anomaly_cli.detector.scales import TURNED_SIDE
 from anomaly_cli.detector.turn_prediction import Schedule, StageOne
 from anomaly_cli.errors import UnreadableImageError
 from anomaly_cli.scoring.parallel import parallel_map
-from anomaly_cli.scoring.pixels import pixels_to_tensor
 from anomaly_cli.training.augmentation import random_view
 from anomaly_cli.training.distributed import Processes, share_statistics
-from anomaly_cli.training.labelled_draws import JUDGED_AFTER, LabelledDraws
+from anomaly_cli.training.labelled_draws import JUDGED_AFTER, LabelledDraws, copies_to_turn
 from anomaly_cli.training.run import TrainingContext
+from anomaly_cli.training.step_cache import SavedState
 
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 5e-4
@@ -55,7 +55,7 @@ class StageOneImages:
 
 
 @dataclass
-class BestWeights:
+class BestWeights(SavedState):
     """The weights with which most was known about the turns of unseen images so far.
 
     Attributes:
@@ -67,14 +67,6 @@ class BestWeights:
     information: float = -1.0
     steps: int = 0
     weights: dict[str, Tensor] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` restores."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the values of an interrupted run."""
-        self.__dict__.update(state)
 
 
 def learn_backbone(backbone: Backbone, images: StageOneImages, schedule: Schedule, run: TrainingContext) -> None:
@@ -243,6 +235,6 @@ def learn_from_scratch(
 @torch.inference_mode()
 def turn_information(backbone: Backbone, images: list[NDArray[np.uint8]], run: TrainingContext) -> float:
     """Measure the share of the uncertainty about the turn that the turn head removes in (h, w, 3) images."""
-    copies = (reduced(pixels_to_tensor(pixels, run.device), TURNED_SIDE) for pixels in images)
+    copies = copies_to_turn(images, run)
     squares = [turn_losses(backbone, turned_means(backbone, each)).square() for each in copies]
     return 1 - min(1.0, float(torch.cat(squares).mean()) / log(TURNS))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ FORMAT = 3
 START = b"anomaly training step "  # then format, digest of the identity, digest of the content, content
 DIGEST_LENGTH = 64  # characters
 SUFFIX = ".step"
+
+
+@dataclass
+class SavedState:
+    """Base of a dataclass whose values are a part of a step that `Steps` keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` restores."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the values of an interrupted run."""
+        self.__dict__.update(state)
 
 
 class Steps:
